@@ -1,0 +1,152 @@
+//! The two files: the output, reserved before anything is spent, and the once-marker, durable before the output is filled.
+//!
+//! A program that is killed in between leaves the marker and an output of blanks: nothing was shown, and nothing will be. The
+//! other order could show the secret and leave no trace of it.
+
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::environment::Secret;
+use crate::{Exit, Failure};
+
+/// Nobody else may read the secret, nor the marker.
+const PRIVATE: u32 = 0o600;
+
+/// An output file that nobody had before us, and whose room on the disk is taken.
+pub struct Reservation {
+    path: PathBuf,
+    file: File,
+}
+
+impl Reservation {
+    /// Creates the output - one that exists is never overwritten - with room for `length` bytes, so that a full disk or a quota
+    /// shows now.
+    pub fn create(path: PathBuf, length: usize) -> Result<Reservation, Failure> {
+        let file = create_private(&path).map_err(|cause| match cause.kind() {
+            ErrorKind::AlreadyExists => Failure(Exit::Output, format!("output '{}' exists", path.display())),
+            _ => Failure(Exit::Output, format!("cannot create output '{}': {cause}", path.display())),
+        })?;
+        let mut output = Reservation { path, file };
+        match output.blank_out(length) {
+            Ok(()) => Ok(output),
+            Err(cause) => {
+                let failure =
+                    Failure(Exit::Output, format!("cannot write output '{}': {cause}", output.path.display()));
+                Err(output.withdraw_after(failure))
+            }
+        }
+    }
+
+    fn blank_out(&mut self, length: usize) -> io::Result<()> {
+        // The mode at creation is subject to the umask, which may have taken away more than others' rights.
+        self.file.set_permissions(Permissions::from_mode(PRIVATE))?;
+        io::copy(&mut io::repeat(b' ').take(length as u64), &mut self.file)?;
+        self.file.rewind()
+    }
+
+    /// Writes the QR code. Only to be called once the marker is taken.
+    pub fn fill(mut self, svg: &Secret) -> Result<(), Failure> {
+        match self.file.write_all(svg.expose().as_bytes()).and_then(|()| self.file.sync_all()) {
+            Ok(()) => Ok(()),
+            Err(cause) => {
+                let path = self.path.display();
+                let failure = format!("the once-marker is taken, but output '{path}' cannot be written: {cause}");
+                Err(self.withdraw_after(Failure(Exit::Other, failure)))
+            }
+        }
+    }
+
+    /// Removes the output.
+    pub fn withdraw(self) -> Result<(), Failure> {
+        fs::remove_file(&self.path)
+            .map_err(|cause| Failure(Exit::Other, format!("cannot remove output '{}': {cause}", self.path.display())))
+    }
+
+    /// Removes the output because of `failure`, and returns what there is to report.
+    pub fn withdraw_after(self, Failure(exit, message): Failure) -> Failure {
+        match self.withdraw() {
+            Ok(()) => Failure(exit, message),
+            Err(Failure(exit, second)) => Failure(exit, format!("{message}; and {second}")),
+        }
+    }
+}
+
+/// The once-marker: a file whose existence says that the QR code was issued.
+pub struct Marker {
+    path: PathBuf,
+    reset: bool,
+}
+
+impl Marker {
+    /// With `reset`, that the marker exists is no reason to refuse.
+    pub fn new(path: PathBuf, reset: bool) -> Marker {
+        Marker { path, reset }
+    }
+
+    /// Refuses if the marker exists, be it as a dangling link.
+    pub fn refuse_if_taken(&self) -> Result<(), Failure> {
+        match fs::symlink_metadata(&self.path) {
+            Ok(_) if !self.reset => Err(self.refusal()),
+            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(self.failure("look at", &cause)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the marker: afterwards it exists and will survive a crash. Of two at once, one is refused. With `reset` it is taken
+    /// as well if it is not there yet, so that nothing issues the same QR code later without a reset.
+    pub fn take(&self) -> Result<(), Failure> {
+        let file = match create_private(&self.path) {
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => match self.reset {
+                true => OpenOptions::new().write(true).open(&self.path),
+                false => return Err(self.refusal()),
+            },
+            created => created,
+        };
+        // Nothing was shown if this fails, but the marker stays where it is: that errs on the side of never showing it.
+        file.and_then(|file| sync(&file, &self.path)).map_err(|cause| self.failure("take", &cause))
+    }
+
+    /// Checks that the marker could be created, whether or not it is there.
+    pub fn check_volume(&self) -> Result<(), Failure> {
+        let mut probe = self.path.clone().into_os_string();
+        probe.push(".check");
+        // Not create-exclusive: the probe of a check that was killed must not fail every check after it.
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(PRIVATE)
+            .open(&probe)
+            .and_then(|_| fs::remove_file(&probe))
+            .map_err(|cause| self.failure("take", &cause))
+    }
+
+    fn refusal(&self) -> Failure {
+        Failure(Exit::Refused, format!("once-marker '{}' exists: the QR code was issued before", self.path.display()))
+    }
+
+    fn failure(&self, what: &str, cause: &io::Error) -> Failure {
+        Failure(Exit::Other, format!("cannot {what} once-marker '{}': {cause}", self.path.display()))
+    }
+}
+
+fn create_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
+}
+
+/// Makes a file and its name durable. In a volume, this is the moment at which the new state becomes the only fresh one.
+fn sync(file: &File, path: &Path) -> io::Result<()> {
+    file.sync_all()?;
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    match File::open(directory).and_then(|directory| directory.sync_all()) {
+        Err(cause) if is_unsupported(&cause) => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Some file systems cannot sync a directory, and need not: EINVAL, ENOSYS, ENOTSUP (Linux).
+fn is_unsupported(cause: &io::Error) -> bool {
+    matches!(cause.raw_os_error(), Some(22 | 38 | 95))
+}
