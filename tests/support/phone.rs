@@ -1,0 +1,103 @@
+//! Reads a QR code as a phone would: draws the SVG, finds and decodes the code in the picture, parses the Key URI and computes
+//! codes. It shares no code with what it tests, and takes nothing on trust: what is missing, doubled or contradictory is an error.
+
+use std::fmt;
+
+use percent_encoding::percent_decode_str;
+use resvg::{tiny_skia, usvg};
+use totp_rs::{Algorithm, Secret, TOTP};
+
+/// An authenticator's entry.
+pub struct Account {
+    /// Who accepts the codes.
+    pub issuer: String,
+    /// Whose codes they are.
+    pub login: String,
+    /// The shared secret, in base32, as it stood in the Key URI.
+    pub secret: String,
+    totp: TOTP,
+}
+
+impl Account {
+    /// The code that the authenticator shows at this time, in seconds since 1970.
+    pub fn code_at(&self, unix_seconds: u64) -> String {
+        self.totp.generate(unix_seconds)
+    }
+}
+
+/// Without the secret.
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account").field("issuer", &self.issuer).field("login", &self.login).finish_non_exhaustive()
+    }
+}
+
+/// Scans the one QR code in a picture and makes an entry of it. No error holds the secret.
+pub fn scan(svg: &str) -> Result<Account, String> {
+    parse_key_uri(&decode(&rasterise(svg)?)?)
+}
+
+/// Draws `svg` on black, as a viewer in dark mode does: the picture must bring its own white.
+fn rasterise(svg: &str) -> Result<tiny_skia::Pixmap, String> {
+    let tree = usvg::Tree::from_str(svg, &usvg::Options::default()).map_err(|cause| format!("not an SVG: {cause}"))?;
+    let size = tree.size().to_int_size();
+    let mut picture = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or("the SVG has no area")?;
+    picture.fill(tiny_skia::Color::BLACK);
+    resvg::render(&tree, tiny_skia::Transform::identity(), &mut picture.as_mut());
+    Ok(picture)
+}
+
+fn decode(picture: &tiny_skia::Pixmap) -> Result<String, String> {
+    let (width, height) = (picture.width() as usize, picture.height() as usize);
+    let mut image = rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| {
+        let pixel = picture.pixels()[y * width + x];
+        ((u16::from(pixel.red()) + u16::from(pixel.green()) + u16::from(pixel.blue())) / 3) as u8
+    });
+    match image.detect_grids().as_slice() {
+        [code] => code.decode().map(|(_, text)| text).map_err(|cause| format!("the QR code cannot be read: {cause}")),
+        codes => Err(format!("{} QR codes in the picture", codes.len())),
+    }
+}
+
+/// Reads `otpauth://totp/Issuer:login?…` with all of its parameters.
+pub fn parse_key_uri(uri: &str) -> Result<Account, String> {
+    let rest = uri.strip_prefix("otpauth://totp/").ok_or("not a Key URI of time-based codes")?;
+    let (label, query) = rest.split_once('?').ok_or("no parameters")?;
+    let (issuer, login) = label.split_once(':').ok_or("no issuer in the label")?;
+    let mut parameters: Vec<(&str, String)> = Vec::new();
+    for parameter in query.split('&') {
+        let (name, value) = parameter.split_once('=').ok_or("a parameter without a value")?;
+        parameters.push((name, percent_decode(value)?));
+    }
+    // Each parameter exactly once: takes it out of the list, which is empty in the end.
+    let mut take = |name: &str| {
+        let at = parameters.iter().position(|(known, _)| *known == name).ok_or(format!("no parameter '{name}'"))?;
+        Ok::<String, String>(parameters.swap_remove(at).1)
+    };
+    let secret = take("secret")?;
+    let algorithm = match take("algorithm")?.as_str() {
+        "SHA1" => Algorithm::SHA1,
+        "SHA256" => Algorithm::SHA256,
+        "SHA512" => Algorithm::SHA512,
+        _ => return Err("unknown algorithm".into()),
+    };
+    let digits = take("digits")?.parse().map_err(|_| "digits are not a number")?;
+    let period = take("period")?.parse().map_err(|_| "the period is not a number")?;
+    let issuer = percent_decode(issuer)?;
+    if take("issuer")? != issuer {
+        return Err("label and parameter name different issuers".into());
+    }
+    if let Some((name, _)) = parameters.first() {
+        return Err(format!("a second or unknown parameter '{name}'"));
+    }
+    let bytes = Secret::Encoded(secret.clone()).to_bytes().map_err(|_| "the secret is not base32")?;
+    let totp = TOTP::new(algorithm, digits, 0, period, bytes).map_err(|_| "no authenticator takes such an entry")?;
+    Ok(Account { issuer, login: percent_decode(login)?, secret, totp })
+}
+
+fn percent_decode(text: &str) -> Result<String, String> {
+    match percent_decode_str(text).decode_utf8() {
+        Ok(decoded) => Ok(decoded.into_owned()),
+        Err(_) => Err("not UTF-8".into()),
+    }
+}
