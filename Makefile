@@ -1,0 +1,59 @@
+# What there is to do here. `make help` lists it.
+# Paths are relative throughout: the checkout may lie anywhere, also where a path has spaces or quotes.
+
+HOST   := $(shell rustc -vV | sed -n 's/^host: //p')
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST)
+# Set by DOCKER= (empty) to do without an engine that is there.
+DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check image sim rust-script warm blocks clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: rust-script sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
+	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
+
+test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
+	cargo test --locked --manifest-path otpqr/Cargo.toml
+	cargo test --locked --workspace
+
+check: ## the gate: formatting, lints, documentation
+	cargo fmt --all --check
+	cargo fmt --manifest-path otpqr/Cargo.toml --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-run -p scone-sim --lib
+
+# The image is what `sim` built, so that container and host run the very same files, and measure the same.
+image: sim ## the container image otpqr:sim
+	@docker version >/dev/null 2>&1 || { echo "there is no Docker Engine: apt-get install docker.io, start dockerd" >&2; exit 3; }
+	docker build --quiet --target sim --file Dockerfile.otpqr --tag otpqr:sim .
+
+# One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
+sim: ## the simulator and otpqr as static binaries, in simulator/bin
+	$(STATIC) --package scone-run
+	$(STATIC) --package scone-sim
+	$(STATIC) --manifest-path otpqr/Cargo.toml --target-dir otpqr/target
+	mkdir -p simulator/bin/rootfs/bin simulator/bin/rootfs/out simulator/bin/rootfs/root/single_run simulator/bin/rootfs/.sealed/root/single_run
+	chmod 0755 simulator/bin/rootfs/root
+	install -C target/$(HOST)/release/scone-sim target/$(HOST)/release/scone-run simulator/bin
+	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
+	ln -sf scone-sim simulator/bin/scone
+
+rust-script: ## rust-script, which runs the scripts
+	@command -v rust-script >/dev/null || cargo install --locked rust-script --version 0.36.0
+
+# rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
+warm: rust-script ## compile the scripts now, with the versions that were tested
+	for script in create gen_qr add_auth roll_forward; do \
+	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
+	done
+
+blocks: ## copy the blocks of FROM=scripts/x.rs into the other scripts
+	cargo run --locked --quiet --example copy_blocks -- "$(FROM)"
+
+clean: ## remove what was built; state/ stays
+	cargo clean --quiet
+	rm -rf otpqr/target simulator/bin

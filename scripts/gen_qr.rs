@@ -1,0 +1,911 @@
+#!/usr/bin/env rust-script
+//! Has the account's QR code issued - once, ever.
+//!
+//! Why: whoever scans it can produce the codes; so the confidential program that renders it takes a once-marker, in a volume
+//! that cannot be rolled back, before it writes anything.
+//! Limits: the host that shows the QR code is trusted while it does. The secret passes through no stream of this script.
+//!
+//! ```cargo
+//! [package]
+//! edition = "2024"
+//!
+//! [dependencies]
+//! clap = { version = "=4.6.7", features = ["derive"] }
+//! ctrlc = { version = "=3.5.2", features = ["termination"] }
+//! duct = "=1.1.2"
+//! rustix = { version = "=1.1.6", features = ["process"] }
+//! serde = { version = "=1.0.229", features = ["derive"] }
+//! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
+//! tempfile = "=3.27.0"
+//! which = "=8.0.6"
+//! ```
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use outcome::{Failure, conclude, step};
+use qr_code::Output;
+
+const SCRIPT: &str = "gen_qr";
+
+/// Have the account's QR code issued - once, ever
+#[derive(Debug, Parser)]
+#[command(bin_name = "./scripts/gen_qr.rs", version = env!("CARGO_PKG_VERSION"), after_help = "\
+Exit codes:
+  0 issued   2 usage   3 something is missing, nothing changed   4 stopped part-way
+  5 refused: issued before, or CAS did not trust program or volume   1 anything else
+
+Examples:
+  ./scripts/gen_qr.rs                                    writes qrcode.svg
+  ./scripts/gen_qr.rs --output /media/usb/alice.svg      elsewhere; never overwrites
+  ./scripts/gen_qr.rs --account signing
+  shred -n 3 -z -u qrcode.svg                            once it was scanned")]
+struct Args {
+    /// The account
+    #[arg(long, default_value = "default", value_parser = state::account_name)]
+    account: String,
+    /// Where the QR code (SVG) is written
+    #[arg(long, default_value = "qrcode.svg")]
+    output: PathBuf,
+    /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
+    #[arg(long)]
+    root: Option<PathBuf>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    conclude(|| gen_qr(&args))
+}
+
+fn gen_qr(args: &Args) -> Result<String, Failure> {
+    let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
+    let tools = state.platform.tools(&root)?;
+    tools.check_cas(&state.cas)?;
+    let output = Output::prepare(&args.output, &args.account, state.secret_version)?;
+    if !output.is_complete() {
+        step("starting the confidential program");
+        let config_id = format!("{}/otpqr/otpqr", state.namespace);
+        let finished = output.start(&tools, &root, &state, &config_id)?;
+        if !output.is_complete() {
+            return Err(output.explain(&finished));
+        }
+    }
+    let path = output.deliver()?;
+    Ok(qr_code::report(&path, &state))
+}
+
+// Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
+
+// --- block outcome
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod outcome {
+    //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
+
+    use std::process::ExitCode;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
+    pub const OTHER: u8 = 1;
+    pub const USAGE: u8 = 2;
+    /// Something is missing; nothing was changed.
+    pub const PRECONDITION: u8 = 3;
+    /// Stopped part-way; the state says where.
+    pub const PART_WAY: u8 = 4;
+    /// CAS, the volume or the once-marker said no.
+    pub const REFUSED: u8 = 5;
+    const INTERRUPTED: u8 = 130;
+
+    /// Why a run stops: a lower-case sentence with its object quoted and its cause after a colon, and commands that help.
+    #[derive(Debug)]
+    pub struct Failure {
+        code: u8,
+        message: String,
+        hints: Vec<String>,
+    }
+
+    impl Failure {
+        pub fn new(code: u8, message: impl Into<String>) -> Failure {
+            Failure { code, message: message.into(), hints: Vec::new() }
+        }
+
+        /// For `map_err`: the sentence so far, then the cause.
+        pub fn because<E: std::fmt::Display>(code: u8, message: impl Into<String>) -> impl FnOnce(E) -> Failure {
+            let message = message.into();
+            move |cause| Failure::new(code, format!("{message}: {cause}"))
+        }
+
+        /// Adds a command that helps.
+        pub fn hint(mut self, command: impl Into<String>) -> Failure {
+            self.hints.push(command.into());
+            self
+        }
+    }
+
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
+    /// and what it leaves behind is recorded or removed, before the script ends.
+    pub fn check_interrupted() -> Result<(), Failure> {
+        match STOP.load(Ordering::SeqCst) {
+            true => Err(Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")),
+            false => Ok(()),
+        }
+    }
+
+    /// Says what is being done: on standard error, since it is no result.
+    pub fn step(what: impl std::fmt::Display) {
+        eprintln!("{}: {what}", super::SCRIPT);
+    }
+
+    /// Runs the script and turns its outcome into an exit code. Only here are errors printed. What was done comes back as
+    /// text and is printed last: when something fails, standard output stays empty.
+    pub fn conclude(run: impl FnOnce() -> Result<String, Failure>) -> ExitCode {
+        // The terminal signals the children too; they end, we see it and clean up.
+        let handled = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))
+            .map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
+        match handled.and_then(|()| run()) {
+            Ok(report) => {
+                println!("{report}");
+                ExitCode::SUCCESS
+            }
+            Err(failure) => {
+                eprintln!("{}: error: {}", super::SCRIPT, failure.message);
+                for hint in &failure.hints {
+                    eprintln!("hint: {hint}");
+                }
+                ExitCode::from(failure.code)
+            }
+        }
+    }
+}
+// --- end outcome
+
+// --- block root
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod root {
+    //! Where the bundle is. Nothing is ever created in a place that does not already hold what the script needs.
+
+    use std::env;
+    use std::path::{Path, PathBuf};
+
+    use super::outcome::{Failure, PRECONDITION};
+
+    /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
+    /// user named must hold it: no other is tried then.
+    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+        let named = named.map(Path::to_owned).or_else(|| env::var_os("OTPQR_ROOT").map(PathBuf::from));
+        let candidates = match named {
+            Some(place) => vec![place],
+            // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
+            None => env::var_os("RUST_SCRIPT_BASE_PATH")
+                .map(|scripts| Path::new(&scripts).join(".."))
+                .into_iter()
+                .chain(env::current_dir())
+                .collect(),
+        };
+        let root =
+            candidates.iter().filter_map(|place| place.canonicalize().ok()).find(|place| place.join(needed).exists());
+        root.ok_or_else(|| {
+            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
+            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
+            Failure::new(PRECONDITION, message)
+        })
+    }
+}
+// --- end root
+
+// --- block child
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod child {
+    //! Child processes: found with `which`, run with `duct`, never through a shell. duct's own errors would print the whole
+    //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
+
+    use std::ffi::OsString;
+    use std::path::{Path, PathBuf};
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+
+    /// A program of the host.
+    #[derive(Debug)]
+    pub struct Tool {
+        pub name: &'static str,
+        path: PathBuf,
+    }
+
+    /// What a program printed and how it ended. A code in it is masked.
+    #[derive(Debug)]
+    pub struct Finished {
+        /// `None`: ended by a signal.
+        pub code: Option<i32>,
+        pub stdout: String,
+        pub stderr: String,
+    }
+
+    impl Tool {
+        /// Looks in `first`, then on `PATH`.
+        pub fn find(name: &'static str, first: Option<&Path>) -> Option<Tool> {
+            let beside = first.and_then(|dir| which::which_in(dir.join(name), None::<&str>, dir).ok());
+            let path = beside.or_else(|| which::which(name).ok())?;
+            Some(Tool { name, path })
+        }
+
+        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
+        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let mut command = duct::cmd(&self.path, args).env_remove("SCONE_CONFIG_ID");
+            for (name, value) in environment {
+                command = command.env(name, value);
+            }
+            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
+            check_interrupted()?;
+            let output = output.map_err(|cause| {
+                let path = self.path.display();
+                Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
+            })?;
+            Ok(Finished {
+                code: output.status.code(),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: mask(&String::from_utf8_lossy(&output.stderr)),
+            })
+        }
+    }
+
+    impl Finished {
+        pub fn success(&self) -> bool {
+            self.code == Some(0)
+        }
+
+        /// The one line that says why: the innermost `Caused by:`, else the last line of standard error.
+        pub fn reason(&self) -> String {
+            let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+            let cause =
+                lines().filter_map(|line| line.strip_prefix("Caused by: ")).next_back().or_else(|| lines().next_back());
+            match (cause, self.code) {
+                (Some(cause), _) => cause.to_owned(),
+                (None, Some(code)) => format!("it ended with status {code} and said nothing"),
+                (None, None) => "it was ended by a signal".to_owned(),
+            }
+        }
+    }
+
+    /// SCONE's runtime prints `… using service ID session/service@code`.
+    fn mask(stderr: &str) -> String {
+        let masked = stderr.split_inclusive('\n').map(|line| match (line.contains("service ID"), line.find('@')) {
+            (true, Some(at)) => format!("{}@******\n", &line[..at]),
+            _ => line.to_owned(),
+        });
+        masked.collect()
+    }
+}
+// --- end child
+
+// --- block platform
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod platform {
+    //! The three platforms, and all that differs between them.
+
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Serialize};
+
+    use super::child::{Finished, Tool};
+    use super::outcome::{Failure, OTHER, PRECONDITION};
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Platform {
+        /// SCONE: SGX hardware, the real `scone` command line, SCONE CAS
+        Scone,
+        /// The simulator, programs in containers. Software only: protects nobody from root
+        Sim,
+        /// The simulator, programs on this host, without a Docker Engine. Software only
+        SimNative,
+    }
+
+    /// One row a platform.
+    struct Facts {
+        name: &'static str,
+        /// The image `create` uses unless told: a tag, or natively a directory below the root.
+        image: &'static str,
+        simulator: bool,
+        /// Starts the program: `docker`, or natively the runtime itself.
+        engine: &'static str,
+        engine_missing: &'static str,
+        /// What `docker run` needs on this platform alone.
+        docker: &'static [&'static str],
+        /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path
+        /// the program sees; the simulator keeps the sealed side apart.
+        sealed: &'static str,
+    }
+
+    const SCONE: Facts = Facts {
+        name: "scone",
+        image: "otpqr:scone",
+        simulator: false,
+        engine: "docker",
+        engine_missing: "apt-get install docker.io",
+        // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
+        docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
+        sealed: "/root/single_run",
+    };
+    const SIM: Facts = Facts {
+        name: "sim",
+        image: "otpqr:sim",
+        simulator: true,
+        engine: "docker",
+        engine_missing: "./scripts/create.rs --platform sim-native",
+        docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
+        sealed: "/.sealed/root/single_run",
+    };
+    const SIM_NATIVE: Facts = Facts {
+        name: "sim-native",
+        image: "simulator/bin/rootfs",
+        simulator: true,
+        engine: "scone-run",
+        engine_missing: "make sim",
+        docker: &[],
+        sealed: "/.sealed/root/single_run",
+    };
+
+    const PROGRAM: &str = "/bin/otpqr";
+    const VOLUME: &str = "/root/single_run";
+    const OUTPUT: &str = "/out";
+
+    /// The CAS an account lives on. On SCONE both addresses are the host's name.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Cas {
+        /// Where the `scone` command line finds it.
+        pub address: String,
+        /// Where programs find it (`SCONE_CAS_ADDR`).
+        pub enclave_address: String,
+        /// The hash of its key, pinned when it was attested.
+        pub key: String,
+    }
+
+    /// A start of a service of one of our policies.
+    pub struct Start<'a> {
+        /// `session/service`, followed by `@code` where one is needed.
+        pub config_id: &'a str,
+        pub cas: &'a Cas,
+        pub image_id: &'a str,
+        /// The host's side of the volume.
+        pub volume: &'a Path,
+        /// Where the program leaves its output: mounted at `/out`.
+        pub output: &'a Path,
+    }
+
+    /// The programs of the host that this platform needs.
+    pub struct Tools {
+        facts: &'static Facts,
+        root: PathBuf,
+        pub scone: Tool,
+        engine: Tool,
+        simulator: Option<Tool>,
+    }
+
+    impl std::fmt::Display for Platform {
+        fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str(self.facts().name)
+        }
+    }
+
+    impl Platform {
+        fn facts(self) -> &'static Facts {
+            match self {
+                Platform::Scone => &SCONE,
+                Platform::Sim => &SIM,
+                Platform::SimNative => &SIM_NATIVE,
+            }
+        }
+
+        pub fn default_image(self) -> &'static str {
+            self.facts().image
+        }
+
+        /// Finds the tools, and makes sure that the `scone` found is this platform's: a policy meant for SCONE must not end
+        /// up in the simulator, nor the other way round.
+        pub fn tools(self, root: &Path) -> Result<Tools, Failure> {
+            let facts = self.facts();
+            let bundled = root.join("simulator/bin");
+            let first = facts.simulator.then_some(bundled.as_path());
+            let find = |name, hint: &str| {
+                let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
+                Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
+            };
+            let hint = if facts.simulator {
+                "make sim"
+            } else {
+                "./scripts/create.rs --platform sim   # software only: a rehearsal"
+            };
+            let scone = find("scone", hint)?;
+            let version = scone.run(&["--version".into()], &[])?;
+            let version = version.stdout.trim();
+            if version.starts_with("scone-sim") != facts.simulator {
+                let message = format!("the 'scone' found says it is '{version}', but the platform is '{}'", facts.name);
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
+            Ok(Tools {
+                facts,
+                root: root.to_owned(),
+                scone,
+                engine: find(facts.engine, facts.engine_missing)?,
+                simulator,
+            })
+        }
+    }
+
+    impl Tools {
+        /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
+        pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
+            let Some(simulator) = &self.simulator else { return Ok(None) };
+            let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
+            if !finished.success() {
+                let message = format!("the simulated CAS is not running: {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint("./scripts/create.rs   # starts it and changes nothing else"));
+            }
+            let field = |name: &str| {
+                let value = finished.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                value
+                    .map(str::to_owned)
+                    .ok_or_else(|| Failure::new(OTHER, format!("'scone-sim' did not say its '{name}'")))
+            };
+            Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
+        }
+
+        /// Makes sure that the account's CAS is there and still the one that was pinned.
+        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
+            match self.simulated_cas(false)? {
+                Some(running) if running != *cas => {
+                    let message =
+                        format!("the CAS at '{}' is not the one this account was created on", running.address);
+                    Err(Failure::new(PRECONDITION, message))
+                }
+                // SCONE's own runtime and command line refuse a CAS they do not trust.
+                _ => Ok(()),
+            }
+        }
+
+        /// What the engine calls the image: an ID that no later build can take over. Natively the directory.
+        pub fn image_id(&self, image: &str) -> Result<String, Failure> {
+            if self.engine.name != "docker" {
+                let directory = self.root.join(image);
+                let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
+                let message = format!("the image directory '{}' is not there", directory.display());
+                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint("make sim"));
+            }
+            let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
+            let finished = self.engine.run(&args, &[])?;
+            if !finished.success() {
+                let message = format!("docker has no image '{image}': {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message).hint("make image"));
+            }
+            Ok(finished.stdout.trim().to_owned())
+        }
+
+        /// The measurement (mrenclave) of our program in the image: 64 hex digits or an error, for a program that was not
+        /// sconified ignores `SCONE_HASH`, simply runs, and what it prints must not pass for a measurement.
+        pub fn measure(&self, image_id: &str) -> Result<String, Failure> {
+            let environment = [("SCONE_HASH", "1")];
+            let finished = match self.engine.name {
+                "docker" => {
+                    let args =
+                        ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH", image_id, PROGRAM];
+                    self.engine.run(&args.map(OsString::from), &environment)?
+                }
+                _ => self.engine.run(&["--rootfs", image_id, PROGRAM].map(OsString::from), &environment)?,
+            };
+            let measurement = finished.stdout.trim();
+            if !finished.success() {
+                let message = format!("the image '{image_id}' cannot be measured: {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            if !is_sha256(measurement) {
+                let message =
+                    format!("the image '{image_id}' did not print a measurement: its '{PROGRAM}' is no SCONE program");
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            Ok(measurement.to_owned())
+        }
+
+        /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of
+        /// the container: SCONE's runtime prints the code there.
+        pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
+            let environment = [
+                ("SCONE_CONFIG_ID", start.config_id),
+                ("SCONE_CAS_ADDR", &start.cas.enclave_address),
+                ("SCONE_SIM_CAS_KEY", &start.cas.key),
+            ];
+            let mut args: Vec<OsString> = Vec::new();
+            if self.engine.name == "docker" {
+                let user = rustix::process::geteuid().as_raw();
+                let group = rustix::process::getegid().as_raw();
+                args.extend(
+                    ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
+                        .map(OsString::from),
+                );
+                args.extend(
+                    [format!("--user={user}:{group}"), "-e=SCONE_CONFIG_ID".into(), "-e=SCONE_CAS_ADDR".into()]
+                        .map(OsString::from),
+                );
+                args.extend(self.facts.docker.iter().map(OsString::from));
+                if self.facts.sealed != VOLUME {
+                    args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                }
+                args.extend([mount(start.volume, self.facts.sealed), mount(start.output, OUTPUT)]);
+            } else {
+                args.extend(["--rootfs".into(), start.image_id.into()]);
+                for (host, inside) in [(start.volume, self.facts.sealed), (start.output, OUTPUT)] {
+                    args.push("--bind".into());
+                    args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                }
+            }
+            if self.engine.name == "docker" {
+                args.push(start.image_id.into());
+            }
+            args.push(PROGRAM.into());
+            self.engine.run(&args, &environment)
+        }
+    }
+
+    /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a
+    /// directory that somebody deleted, as root.)
+    fn mount(host: &Path, inside: &str) -> OsString {
+        let source = [b"src=", host.as_os_str().as_bytes()].concat();
+        let quoted: Vec<u8> =
+            source.iter().flat_map(|&byte| if byte == b'"' { vec![b'"', b'"'] } else { vec![byte] }).collect();
+        let argument = [b"--mount=type=bind,\"", quoted.as_slice(), b"\",dst=", inside.as_bytes()].concat();
+        OsString::from_vec(argument)
+    }
+
+    pub fn is_sha256(text: &str) -> bool {
+        text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+// --- end platform
+
+// --- block state
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod state {
+    //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
+
+    use std::fs::{self, DirBuilder, File};
+    use std::io::{self, Write};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Serialize};
+
+    use super::outcome::{Failure, OTHER, PRECONDITION};
+    use super::platform::{Cas, Platform};
+    use super::root;
+
+    const FORMAT: u32 = 1;
+
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct State {
+        format: u32,
+        pub platform: Platform,
+        pub cas: Cas,
+        /// As the user names it, and as the engine identifies it.
+        pub image: String,
+        pub image_id: String,
+        pub mrenclave: String,
+        pub issuer: String,
+        pub login: String,
+        pub language: String,
+        pub namespace: String,
+        /// The hashes of the sessions as CAS last confirmed them; absent: not yet uploaded.
+        pub namespace_hash: Option<String>,
+        pub otpqr_hash: Option<String>,
+        pub reset_hash: Option<String>,
+        pub volume_version: u32,
+        pub secret_version: u32,
+        /// A roll-forward that was begun; recorded before CAS is changed.
+        pub pending: Option<Pending>,
+    }
+
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Pending {
+        pub volume_version: u32,
+        pub secret_version: u32,
+        /// How many of the uploads CAS has confirmed.
+        pub uploads_done: usize,
+    }
+
+    impl State {
+        /// What `create` starts from.
+        pub fn new(platform: Platform, cas: Cas, issuer: String, login: String, namespace: String) -> State {
+            State {
+                format: FORMAT,
+                platform,
+                cas,
+                image: String::new(),
+                image_id: String::new(),
+                mrenclave: String::new(),
+                issuer,
+                login,
+                language: "0.3.10".to_owned(),
+                namespace,
+                namespace_hash: None,
+                otpqr_hash: None,
+                reset_hash: None,
+                volume_version: 1,
+                secret_version: 1,
+                pending: None,
+            }
+        }
+
+        /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
+        pub fn label(&self) -> String {
+            label(&self.login, self.secret_version)
+        }
+    }
+
+    pub fn label(login: &str, secret_version: u32) -> String {
+        match secret_version {
+            1 => login.to_owned(),
+            version => format!("{login} #{version}"),
+        }
+    }
+
+    /// An account's state file, as it was when it was read.
+    #[derive(Debug)]
+    pub struct StateFile {
+        path: PathBuf,
+        content: Option<Vec<u8>>,
+    }
+
+    /// Checks an `--account` before it becomes a file name.
+    pub fn account_name(name: &str) -> Result<String, String> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        match (1..=64).contains(&name.len()) && name.chars().all(valid) {
+            true => Ok(name.to_owned()),
+            false => Err("1 to 64 letters, digits, '-' or '_'".to_owned()),
+        }
+    }
+
+    /// Where an account's state lies, seen from the root.
+    pub fn file_of(account: &str) -> PathBuf {
+        Path::new("state").join(format!("{account}.yml"))
+    }
+
+    /// The host's side of the account's volume. It is made here if it is not there: whether it may be empty is for CAS to say.
+    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<PathBuf, Failure> {
+        let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(Failure::because(
+            PRECONDITION,
+            format!("cannot make the volume's directory '{}'", path.display()),
+        ))?;
+        Ok(path)
+    }
+
+    /// The bundle's root and the state of an account that must exist.
+    pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
+        let create = match account {
+            "default" => "./scripts/create.rs".to_owned(),
+            account => format!("./scripts/create.rs --account {account}"),
+        };
+        let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
+        let (file, state) = read(&root, account)?;
+        let message = format!("the state of account '{account}' vanished");
+        let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
+        Ok((root, file, state))
+    }
+
+    /// Reads the account's state; `None` if there is none. A damaged file is an error, never a fresh start.
+    pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Failure> {
+        let path = root.join(file_of(account));
+        let refuse = |cause: &str| Failure::new(PRECONDITION, format!("state file '{}' {cause}", path.display()));
+        let content = match fs::read(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((StateFile { path, content: None }, None)),
+            Err(e) => return Err(refuse(&format!("cannot be read: {e}"))),
+        };
+        let owner = fs::metadata(&path).map_err(|e| refuse(&format!("cannot be read: {e}")))?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(refuse(&format!("belongs to another user (uid {owner})")));
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        match serde_yaml::from_slice::<Version>(&content) {
+            Ok(Version { format: FORMAT }) => {}
+            Ok(Version { format }) => return Err(refuse(&format!("has format {format}; this script knows {FORMAT}"))),
+            Err(_) => return Err(refuse("is damaged or not ours")),
+        }
+        let state = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        Ok((StateFile { path, content: Some(content) }, Some(state)))
+    }
+
+    impl StateFile {
+        /// Replaces the file as a whole: temporary file, fsync, re-check that nobody else changed it, rename, fsync of the
+        /// directory. The lock is held only here, never at a prompt.
+        pub fn write(&mut self, state: &State) -> Result<(), Failure> {
+            let failed = |path: &Path| {
+                let message = format!("state file '{}' cannot be written", path.display());
+                move |e: io::Error| Failure::new(OTHER, format!("{message}: {e}"))
+            };
+            let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
+            let lock = File::create(self.path.with_extension("lock")).map_err(failed(&self.path))?;
+            lock.lock().map_err(failed(&self.path))?;
+
+            let found = match fs::read(&self.path) {
+                Ok(content) => Some(content),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(failed(&self.path)(e)),
+            };
+            if found != self.content {
+                let message = format!("state file '{}' was changed by another run", self.path.display());
+                return Err(Failure::new(OTHER, message));
+            }
+
+            let text = serde_yaml::to_string(state)
+                .map_err(Failure::because(OTHER, "the state cannot be expressed in YAML"))?;
+            let text = format!("# Written by the scripts; described in state/README.md. Holds no secret.\n{text}");
+            // `tempfile` makes it 0600.
+            let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(failed(&self.path))?;
+            file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed(&self.path))?;
+            file.persist(&self.path).map_err(|e| failed(&self.path)(e.error))?;
+            File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed(&self.path))?;
+            self.content = Some(text.into_bytes());
+            Ok(())
+        }
+    }
+}
+// --- end state
+
+// --- block qr_code
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod qr_code {
+    //! The QR code's way from the program to the user: never overwriting, never in a stream, never lost.
+
+    use std::fs::{self, DirBuilder};
+    use std::io;
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::path::{Path, PathBuf};
+
+    use super::child::Finished;
+    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
+    use super::platform::{Start, Tools};
+    use super::state::{State, volume_directory};
+
+    /// Where the QR code is to be, and the directory beside it that is mounted for the program to write into. Its name says
+    /// whose QR code it holds: what a killed run left there is found by the next one, and by no other account's.
+    pub struct Output {
+        account: String,
+        path: PathBuf,
+        directory: PathBuf,
+    }
+
+    impl Output {
+        /// Checks that the QR code can be delivered to `path`. Repeated at delivery, when it counts; here to refuse early.
+        pub fn prepare(path: &Path, account: &str, secret_version: u32) -> Result<Output, Failure> {
+            let shown = path.display();
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let parent = parent
+                .canonicalize()
+                .map_err(Failure::because(PRECONDITION, format!("no directory for output '{shown}'")))?;
+            let name = path
+                .file_name()
+                .ok_or_else(|| Failure::new(PRECONDITION, format!("output '{shown}' is no file name")))?;
+            let path = parent.join(name);
+            if path.symlink_metadata().is_ok() {
+                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(shred(&path)));
+            }
+            let directory = parent.join(format!(".{}.{account}-{secret_version}.otpqr", name.to_string_lossy()));
+            let failed =
+                |cause: String| Failure::new(PRECONDITION, format!("cannot prepare output '{shown}': {cause}"));
+            match DirBuilder::new().mode(0o700).create(&directory) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e.to_string())),
+                _ => {}
+            }
+            let found = directory.symlink_metadata().map_err(|e| failed(e.to_string()))?;
+            let ours =
+                found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+            if !ours {
+                return Err(failed(format!("'{}' is not a private directory of ours", directory.display())));
+            }
+            Ok(Output { account: account.to_owned(), path, directory })
+        }
+
+        /// Starts `session/service[@code]` with the account's volume, to write here.
+        pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
+            let volume = volume_directory(root, &self.account, state.volume_version)?;
+            let (cas, image_id, output) = (&state.cas, state.image_id.as_str(), self.directory.as_path());
+            tools.start(&Start { config_id, cas, image_id, volume: &volume, output })
+        }
+
+        fn written(&self) -> PathBuf {
+            self.directory.join("qrcode.svg")
+        }
+
+        /// Whether the program wrote a whole QR code - now, or in an earlier run that was cut off before it could deliver.
+        pub fn is_complete(&self) -> bool {
+            fs::read(self.written()).is_ok_and(|svg| svg.ends_with(b"</svg>\n"))
+        }
+
+        /// Moves the QR code to its place; fails rather than replace anything.
+        pub fn deliver(self) -> Result<PathBuf, Failure> {
+            let written = self.written();
+            // A hard link, unlike a rename, never replaces.
+            let linked = fs::hard_link(&written, &self.path);
+            linked.map_err(|e| {
+                let message = format!(
+                    "the QR code is in '{}' and cannot be moved to '{}': {e}",
+                    written.display(),
+                    self.path.display()
+                );
+                Failure::new(PART_WAY, message)
+            })?;
+            let removed = fs::remove_file(&written).and_then(|()| fs::remove_dir(&self.directory));
+            removed.map_err(Failure::because(
+                OTHER,
+                format!("a second name of the QR code, '{}', cannot be removed", written.display()),
+            ))?;
+            Ok(self.path)
+        }
+
+        /// Leaves nothing behind of a start that issued nothing. What cannot be removed is found, and used, by the next run.
+        pub fn discard(&self) {
+            let _ = fs::remove_file(self.written());
+            let _ = fs::remove_dir(&self.directory);
+        }
+
+        /// After a failed start: why, and nothing left behind that is not worth anything.
+        pub fn explain(self, finished: &Finished) -> Failure {
+            let reason = finished.reason();
+            let fatal = finished.stderr.contains("[SCONE|FATAL]");
+            let volume =
+                ["suspected replay attack", "file system protection file", "Verification of file chunk", "volume"];
+            if self.written().exists() && !fatal {
+                let message =
+                    format!("the program started but left an incomplete QR code in '{}'", self.written().display());
+                return Failure::new(PART_WAY, message)
+                    .hint("./scripts/roll_forward.rs   # the once-marker may be taken");
+            }
+            self.discard();
+            match finished.code {
+                _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
+                    Failure::new(REFUSED, format!("the volume was refused: {reason}"))
+                        .hint("./scripts/roll_forward.rs   # new secret, new volume; kills the old codes")
+                }
+                _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
+                Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
+                    .hint("./scripts/add_auth.rs       # with a code: the same secret for another authenticator")
+                    .hint("./scripts/roll_forward.rs   # without: new secret, kills the old codes"),
+                Some(11) => Failure::new(OTHER, format!("the policy does not suit the program: {reason}")),
+                Some(12) => Failure::new(PRECONDITION, format!("the program cannot write its output: {reason}")),
+                Some(125..=127) => Failure::new(PRECONDITION, format!("the program could not be started: {reason}")),
+                _ => Failure::new(PART_WAY, format!("the program ended without a QR code: {reason}"))
+                    .hint("./scripts/roll_forward.rs   # if the once-marker is taken"),
+            }
+        }
+    }
+
+    /// What there is to do with a QR code that was delivered to `path`.
+    pub fn report(path: &Path, state: &State) -> String {
+        let (issuer, login, path_shown) = (&state.issuer, state.label(), path.display());
+        format!(
+            "QR code of '{issuer}', '{login}': {path_shown}\nscan it with the authenticator, then destroy it: {}",
+            shred(path)
+        )
+    }
+
+    /// The command that destroys a QR code once it was scanned.
+    pub fn shred(path: &Path) -> String {
+        format!("shred -n 3 -z -u '{}'", path.display().to_string().replace('\'', r"'\''"))
+    }
+}
+// --- end qr_code
