@@ -863,7 +863,7 @@ mod code {
 mod qr_code {
     //! The QR code's way from the program to the user: never overwriting, never in a stream, never lost.
 
-    use std::fs::{self, DirBuilder};
+    use std::fs::{self, DirBuilder, File};
     use std::io;
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     use std::path::{Path, PathBuf};
@@ -879,6 +879,8 @@ mod qr_code {
         account: String,
         path: PathBuf,
         directory: PathBuf,
+        /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
+        _lock: File,
     }
 
     impl Output {
@@ -909,7 +911,14 @@ mod qr_code {
             if !ours {
                 return Err(failed(format!("'{}' is not a private directory of ours", directory.display())));
             }
-            Ok(Output { account: account.to_owned(), path, directory })
+            let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
+            lock.try_lock().map_err(|_| failed("another run is writing it".to_owned()))?;
+            let output = Output { account: account.to_owned(), path, directory, _lock: lock };
+            if !output.is_complete() && output.written().exists() {
+                // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
+                fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
+            }
+            Ok(output)
         }
 
         /// Starts `session/service[@code]` with the account's volume, to write here.

@@ -1,0 +1,368 @@
+//! A bundle of one's own: a root with templates, simulator and state, a simulated CAS with its own data, ports and clock.
+//! What a test or the demonstration does, it does in one, and all of it is gone when the bundle is dropped.
+
+// Each test binary compiles this for itself and uses a part of it.
+#![allow(dead_code)]
+
+pub mod phone;
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_yaml::Value;
+use tempfile::TempDir;
+
+/// Where the repository lies.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The platforms of the simulator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Platform {
+    Sim,
+    SimNative,
+}
+
+impl Platform {
+    pub fn name(self) -> &'static str {
+        match self {
+            Platform::Sim => "sim",
+            Platform::SimNative => "sim-native",
+        }
+    }
+}
+
+/// Whether the tests that need a Docker Engine can run. Without one they are skipped, loudly; with `REQUIRE_DOCKER=1` they fail.
+pub fn docker_is_there() -> bool {
+    let found = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let there = found.is_ok_and(|status| status.success());
+    if !there {
+        assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "REQUIRE_DOCKER=1 and no Docker Engine");
+        eprintln!("SKIPPED: there is no Docker Engine");
+    }
+    there
+}
+
+/// Whom the commands run as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum User {
+    /// Whoever runs the tests.
+    Caller,
+    /// A user without any right but to use the Docker Engine. Only root can become that user.
+    Ordinary,
+}
+
+const ORDINARY: u32 = 64_999;
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// How a command ended, and all it printed.
+#[derive(Debug)]
+pub struct Outcome {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Outcome {
+    /// Asserts the exit code; shows both streams if it is another. On failure standard output must be empty.
+    #[track_caller]
+    pub fn expect(self, code: i32) -> Outcome {
+        let Outcome { code: found, stdout, stderr } = &self;
+        assert_eq!(*found, Some(code), "\n-- standard output:\n{stdout}\n-- standard error:\n{stderr}");
+        if code != 0 {
+            assert_eq!(stdout, "", "nothing on standard output when something fails; standard error:\n{stderr}");
+        }
+        self
+    }
+
+    /// Asserts that standard error holds `text`.
+    #[track_caller]
+    pub fn saying(self, text: &str) -> Outcome {
+        assert!(self.stderr.contains(text), "'{text}' is not in standard error:\n{}", self.stderr);
+        self
+    }
+
+    /// Both streams.
+    pub fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+/// How a start by hand, past the scripts, differs from theirs.
+pub struct ByHand<'a> {
+    pub account: &'a str,
+    pub environment: &'a [(&'a str, &'a str)],
+    pub program: &'a str,
+    /// Another image (natively: another root) than the account's.
+    pub image: Option<&'a str>,
+    /// Another way to CAS than the direct one.
+    pub cas: Option<&'a str>,
+}
+
+impl Default for ByHand<'_> {
+    fn default() -> Self {
+        ByHand { account: "default", environment: &[], program: "/bin/otpqr", image: None, cas: None }
+    }
+}
+
+pub struct Bundle {
+    _home: TempDir,
+    pub root: PathBuf,
+    pub platform: Platform,
+    user: User,
+    /// The time of the simulated CAS; `None`: the host's.
+    clock: Option<PathBuf>,
+}
+
+impl Bundle {
+    /// Makes a root called `name` and starts a CAS for it, on ports that are free. With `clock`, its time stands still until
+    /// [`Bundle::wait`].
+    pub fn new(name: &str, platform: Platform, user: User, clock: bool) -> Bundle {
+        let bin = repository().join("simulator/bin");
+        assert!(bin.join("scone-sim").exists(), "the simulator is not built: make sim");
+        let home = tempfile::Builder::new().prefix("otpqr-").tempdir().expect("a temporary directory");
+        let root = home.path().join(name);
+        let bundle = Bundle { clock: clock.then(|| root.join("clock")), root, platform, user, _home: home };
+        fs::create_dir(&bundle.root).expect("the root");
+        copy(&repository().join("templates"), &bundle.root.join("templates"));
+        fs::create_dir(bundle.root.join("simulator")).expect("the simulator's directory");
+        copy(&bin, &bundle.root.join("simulator/bin"));
+        if let Some(clock) = &bundle.clock {
+            fs::write(clock, "1800000015").expect("the clock");
+        }
+        if user == User::Ordinary {
+            fs::set_permissions(bundle._home.path(), Permissions::from_mode(0o755)).expect("permissions");
+            give_away(&bundle.root);
+        }
+        let mut up = bundle.simulator(["up", "--client-port", "0", "--enclave-port", "0"]);
+        if let Some(clock) = &bundle.clock {
+            up.arg("--clock").arg(clock);
+        }
+        run(up).expect(0);
+        bundle
+    }
+
+    /// A test's bundle: a hostile path, time standing still.
+    pub fn of_test(platform: Platform, user: User) -> Bundle {
+        Bundle::new("it's a \"bundle\", really", platform, user, true)
+    }
+
+    /// `program` with the bundle's environment, as the bundle's user, in the bundle's root.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match self.user {
+            User::Caller => Command::new(program),
+            User::Ordinary => {
+                let socket = fs::metadata("/var/run/docker.sock").map(|socket| std::os::unix::fs::MetadataExt::gid(&socket));
+                let mut command = Command::new("setpriv");
+                command.args(["--reuid", &ORDINARY.to_string(), "--regid", &ORDINARY.to_string(), "--no-new-privs"]);
+                command.args(["--groups", &socket.unwrap_or(ORDINARY).to_string(), "--"]).arg(program);
+                command
+            }
+        };
+        command.current_dir(&self.root).env("OTPQR_ROOT", &self.root).env("XDG_DATA_HOME", self.root.join("data"));
+        command.env("LOGNAME", "alice").env_remove("SCONE_CONFIG_ID").stdin(Stdio::null());
+        if self.user == User::Ordinary {
+            command.env("HOME", &self.root);
+        }
+        command
+    }
+
+    fn simulator<const N: usize>(&self, args: [&str; N]) -> Command {
+        let mut command = self.command(self.root.join("simulator/bin/scone-sim"));
+        command.args(args);
+        command
+    }
+
+    /// Runs `scone-sim`.
+    pub fn scone_sim<const N: usize>(&self, args: [&str; N]) -> Outcome {
+        run(self.simulator(args))
+    }
+
+    /// Runs the `scone` command line.
+    pub fn scone<const N: usize>(&self, args: [&str; N]) -> Outcome {
+        let mut command = self.command(self.root.join("simulator/bin/scone"));
+        command.args(args);
+        run(command)
+    }
+
+    /// Starts a CAS that is down, with the bundle's clock.
+    pub fn up(&self) {
+        let mut up = self.simulator(["up"]);
+        if let Some(clock) = &self.clock {
+            up.arg("--clock").arg(clock);
+        }
+        run(up).expect(0);
+    }
+
+    /// The account's state file, parsed.
+    pub fn state(&self, account: &str) -> Value {
+        let path = self.state_file(account);
+        serde_yaml::from_str(&fs::read_to_string(path).expect("the state file")).expect("the state is YAML")
+    }
+
+    pub fn state_file(&self, account: &str) -> PathBuf {
+        self.root.join(format!("state/{account}.yml"))
+    }
+
+    /// One value of the account's state, as text.
+    pub fn known(&self, account: &str, keys: &[&str]) -> String {
+        let mut value = &self.state(account)[keys[0]];
+        for key in &keys[1..] {
+            value = &value[*key];
+        }
+        match value {
+            Value::String(text) => text.clone(),
+            other => serde_yaml::to_string(other).expect("YAML").trim().to_owned(),
+        }
+    }
+
+    /// The host's side of the account's current volume.
+    pub fn volume(&self, account: &str) -> PathBuf {
+        let version = self.known(account, &["volume_version"]);
+        self.root.join("state/volumes").join(account).join(format!("single_run_{version}"))
+    }
+
+    /// The time by the CAS's clock, in seconds since 1970.
+    pub fn now(&self) -> u64 {
+        match &self.clock {
+            Some(clock) => fs::read_to_string(clock).expect("the clock").trim().parse().expect("a time"),
+            None => SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs(),
+        }
+    }
+
+    /// Lets time pass for the CAS.
+    pub fn wait(&self, seconds: u64) {
+        let clock = self.clock.as_ref().expect("a clock of one's own");
+        let next = clock.with_extension("next");
+        fs::write(&next, (self.now() + seconds).to_string()).expect("the clock");
+        fs::rename(next, clock).expect("the clock");
+    }
+
+    /// Starts a service as somebody would who knows docker (or the runtime) and not the scripts - or knows them too well.
+    pub fn by_hand(&self, config_id: &str, how: &ByHand) -> Command {
+        let volume = self.volume(how.account);
+        let out = self.root.join("by-hand");
+        for directory in [&volume, &out] {
+            fs::create_dir_all(directory).expect("a directory to mount");
+            if self.user == User::Ordinary {
+                chown(directory, Some(ORDINARY), Some(ORDINARY)).expect("ownership");
+            }
+        }
+        let image = how.image.map_or_else(|| self.known(how.account, &["image_id"]), str::to_owned);
+        let cas = how.cas.map_or_else(|| self.known(how.account, &["cas", "enclave_address"]), str::to_owned);
+        let mut command = match self.platform {
+            Platform::Sim => {
+                let (uid, gid) = self.ids();
+                let mut command = self.command("docker");
+                command.args(["run", "--rm", "--log-driver=none", "--network=host", "--read-only", "--cap-drop=ALL"]);
+                command.arg(format!("--user={uid}:{gid}"));
+                command.arg(format!("--tmpfs=/root/single_run:mode=0700,uid={uid},gid={gid}"));
+                command.arg(mount(&volume, "/.sealed/root/single_run")).arg(mount(&out, "/out"));
+                for name in ["SCONE_CONFIG_ID", "SCONE_CAS_ADDR"].iter().chain(how.environment.iter().map(|(name, _)| name)) {
+                    command.args(["-e", name]);
+                }
+                command.arg(image);
+                command
+            }
+            Platform::SimNative => {
+                let mut command = self.command(self.root.join("simulator/bin/scone-run"));
+                command.arg("--rootfs").arg(image);
+                for (host, inside) in [(&volume, "/.sealed/root/single_run"), (&out, "/out")] {
+                    command.arg("--bind").arg([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect::<OsString>());
+                }
+                command
+            }
+        };
+        command.arg(how.program).env("SCONE_CONFIG_ID", config_id).env("SCONE_CAS_ADDR", cas);
+        command.envs(how.environment.iter().copied());
+        command
+    }
+
+    /// Where starts by hand leave their output.
+    pub fn by_hand_output(&self) -> PathBuf {
+        self.root.join("by-hand/qrcode.svg")
+    }
+
+    fn ids(&self) -> (u32, u32) {
+        match self.user {
+            User::Caller => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            User::Ordinary => (ORDINARY, ORDINARY),
+        }
+    }
+
+    /// Every regular file below the root that the scripts wrote, with its content.
+    pub fn written(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for part in ["state", "by-hand"] {
+            collect(&self.root.join(part), &mut found);
+        }
+        found
+    }
+}
+
+impl Drop for Bundle {
+    fn drop(&mut self) {
+        let down = run(self.simulator(["down"]));
+        if down.code != Some(0) && !std::thread::panicking() {
+            panic!("the simulated CAS does not stop: {}", down.text());
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(mut command: Command) -> Outcome {
+    let output = command.output().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8 output");
+    Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Runs a command with something on its standard input.
+pub fn run_with_input(mut command: Command, input: &str) -> Outcome {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // A child that refuses before it reads closes the pipe: that is no failure of ours.
+    let _ = stdin.write_all(input.as_bytes());
+    drop(stdin);
+    let output = child.wait_with_output().expect("the child's end");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8 output");
+    Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Copies a directory with all below it, permissions and symbolic links included.
+pub fn copy(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
+    assert!(status.success(), "cp -a {} {}", from.display(), to.display());
+}
+
+fn give_away(path: &Path) {
+    let owner = format!("{ORDINARY}:{ORDINARY}");
+    let status = Command::new("chown").args(["-R", "-h", &owner]).arg(path).status().expect("chown");
+    assert!(status.success());
+}
+
+fn collect(directory: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(directory).into_iter().flatten() {
+        let path = entry.expect("a directory entry").path();
+        if path.is_dir() {
+            collect(&path, found);
+        } else {
+            found.insert(path.clone(), fs::read(&path).expect("a file"));
+        }
+    }
+}
+
+/// docker reads `--mount` as CSV.
+fn mount(host: &Path, inside: &str) -> String {
+    format!("--mount=type=bind,\"src={}\",dst={inside}", host.display().to_string().replace('"', "\"\""))
+}
