@@ -7,6 +7,7 @@
 //!
 //! ```cargo
 //! [package]
+//! version = "0.1.0"
 //! edition = "2024"
 //!
 //! [dependencies]
@@ -33,7 +34,11 @@ const SCRIPT: &str = "add_auth";
 
 /// Have the QR code issued again, for another authenticator - against a current code
 #[derive(Debug, Parser)]
-#[command(bin_name = "./scripts/add_auth.rs", version = env!("CARGO_PKG_VERSION"), after_help = "\
+#[command(
+    name = "add_auth",
+    bin_name = "./scripts/add_auth.rs",
+    version,
+    after_help = "\
 Exit codes:
   0 issued   2 usage   3 something is missing, nothing changed   4 stopped part-way
   5 refused: the code, or CAS did not trust program or volume   1 anything else
@@ -42,7 +47,8 @@ Examples:
   ./scripts/add_auth.rs                                  asks for the code on the terminal
   ./scripts/add_auth.rs --otp-file - <code.txt           takes it from standard input
   ./scripts/add_auth.rs --account signing --output second-phone.svg
-  shred -n 3 -z -u qrcode.svg                            once it was scanned")]
+  shred -n 3 -z -u qrcode.svg                            once it was scanned"
+)]
 struct Args {
     /// The account
     #[arg(long, default_value = "default", value_parser = state::account_name)]

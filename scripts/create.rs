@@ -8,6 +8,7 @@
 //!
 //! ```cargo
 //! [package]
+//! version = "0.1.0"
 //! edition = "2024"
 //!
 //! [dependencies]
@@ -39,7 +40,11 @@ const SCRIPT: &str = "create";
 
 /// Create an account: measure the program, write the policies, upload them to CAS
 #[derive(Debug, Parser)]
-#[command(bin_name = "./scripts/create.rs", version = env!("CARGO_PKG_VERSION"), after_help = "\
+#[command(
+    name = "create",
+    bin_name = "./scripts/create.rs",
+    version,
+    after_help = "\
 Exit codes:
   0 created, or already so   2 usage   3 something is missing, nothing changed   5 refused by CAS   1 anything else
 
@@ -48,7 +53,8 @@ Examples:
   ./scripts/create.rs --platform sim                     a rehearsal on the simulator: protects nobody from root
   ./scripts/create.rs --platform sim-native              the same without a Docker Engine
   ./scripts/create.rs --platform sim --account signing --issuer 'Example GmbH' --login alice
-                                                         one account per role or task")]
+                                                         one account per role or task"
+)]
 struct Args {
     /// Where the program runs and which CAS is used. Recorded at the first run
     #[arg(long, value_enum)]

@@ -7,6 +7,7 @@
 //!
 //! ```cargo
 //! [package]
+//! version = "0.1.0"
 //! edition = "2024"
 //!
 //! [dependencies]
@@ -32,7 +33,11 @@ const SCRIPT: &str = "gen_qr";
 
 /// Have the account's QR code issued - once, ever
 #[derive(Debug, Parser)]
-#[command(bin_name = "./scripts/gen_qr.rs", version = env!("CARGO_PKG_VERSION"), after_help = "\
+#[command(
+    name = "gen_qr",
+    bin_name = "./scripts/gen_qr.rs",
+    version,
+    after_help = "\
 Exit codes:
   0 issued   2 usage   3 something is missing, nothing changed   4 stopped part-way
   5 refused: issued before, or CAS did not trust program or volume   1 anything else
@@ -41,7 +46,8 @@ Examples:
   ./scripts/gen_qr.rs                                    writes qrcode.svg
   ./scripts/gen_qr.rs --output /media/usb/alice.svg      elsewhere; never overwrites
   ./scripts/gen_qr.rs --account signing
-  shred -n 3 -z -u qrcode.svg                            once it was scanned")]
+  shred -n 3 -z -u qrcode.svg                            once it was scanned"
+)]
 struct Args {
     /// The account
     #[arg(long, default_value = "default", value_parser = state::account_name)]

@@ -9,6 +9,7 @@
 //!
 //! ```cargo
 //! [package]
+//! version = "0.1.0"
 //! edition = "2024"
 //!
 //! [dependencies]
@@ -40,7 +41,11 @@ const SCRIPT: &str = "roll_forward";
 
 /// Authenticator lost or volume damaged: a new secret, a new volume, and the old codes are dead
 #[derive(Debug, Parser)]
-#[command(bin_name = "./scripts/roll_forward.rs", version = env!("CARGO_PKG_VERSION"), after_help = "\
+#[command(
+    name = "roll_forward",
+    bin_name = "./scripts/roll_forward.rs",
+    version,
+    after_help = "\
 Exit codes:
   0 rolled forward   2 usage   3 something is missing, nothing changed   4 stopped part-way: run it again
   5 refused by CAS   1 anything else
@@ -48,7 +53,8 @@ Exit codes:
 Examples:
   ./scripts/roll_forward.rs                              asks before the old codes die
   ./scripts/roll_forward.rs --yes --account signing      does not ask
-  ./scripts/gen_qr.rs                                    afterwards: the new secret's QR code")]
+  ./scripts/gen_qr.rs                                    afterwards: the new secret's QR code"
+)]
 struct Args {
     /// The account
     #[arg(long, default_value = "default", value_parser = state::account_name)]
@@ -67,7 +73,8 @@ fn main() -> ExitCode {
 }
 
 fn roll_forward(args: &Args) -> Result<String, Failure> {
-    if !args.yes && !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
+    let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
+    if !args.yes && !can_ask {
         return Err(Failure::new(
             USAGE,
             "this kills all codes in use and there is no terminal to ask on: give '--yes'",
