@@ -36,10 +36,11 @@ sim: ## the simulator and otpqr as static binaries, in simulator/bin
 	$(STATIC) --package scone-run
 	$(STATIC) --package scone-sim
 	$(STATIC) --manifest-path otpqr/Cargo.toml --target-dir otpqr/target
-	mkdir -p simulator/bin/rootfs/bin simulator/bin/rootfs/out simulator/bin/rootfs/root/single_run simulator/bin/rootfs/.sealed/root/single_run
-	chmod 0755 simulator/bin/rootfs/root
-	install -C target/$(HOST)/release/scone-sim target/$(HOST)/release/scone-run simulator/bin
+	install -d -m 0755 simulator/bin $(addprefix simulator/bin/rootfs/,bin out root .sealed)
+	install -C target/$(HOST)/release/scone-sim simulator/bin
+	install -C target/$(HOST)/release/scone-run simulator/bin/rootfs
 	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
+	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
 
 rust-script: ## rust-script, which runs the scripts

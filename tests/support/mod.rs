@@ -4,6 +4,7 @@
 // Each test binary compiles this for itself and uses a part of it.
 #![allow(dead_code)]
 
+pub mod attacker;
 pub mod phone;
 
 use std::collections::BTreeMap;
@@ -44,7 +45,10 @@ pub fn docker_is_there() -> bool {
     let found = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
     let there = found.is_ok_and(|status| status.success());
     if !there {
-        assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "REQUIRE_DOCKER=1 and no Docker Engine");
+        assert!(
+            std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"),
+            "REQUIRE_DOCKER=1 and no Docker Engine"
+        );
         eprintln!("SKIPPED: there is no Docker Engine");
     }
     there
@@ -162,7 +166,8 @@ impl Bundle {
         let mut command = match self.user {
             User::Caller => Command::new(program),
             User::Ordinary => {
-                let socket = fs::metadata("/var/run/docker.sock").map(|socket| std::os::unix::fs::MetadataExt::gid(&socket));
+                let socket =
+                    fs::metadata("/var/run/docker.sock").map(|socket| std::os::unix::fs::MetadataExt::gid(&socket));
                 let mut command = Command::new("setpriv");
                 command.args(["--reuid", &ORDINARY.to_string(), "--regid", &ORDINARY.to_string(), "--no-new-privs"]);
                 command.args(["--groups", &socket.unwrap_or(ORDINARY).to_string(), "--"]).arg(program);
@@ -268,7 +273,9 @@ impl Bundle {
                 command.arg(format!("--user={uid}:{gid}"));
                 command.arg(format!("--tmpfs=/root/single_run:mode=0700,uid={uid},gid={gid}"));
                 command.arg(mount(&volume, "/.sealed/root/single_run")).arg(mount(&out, "/out"));
-                for name in ["SCONE_CONFIG_ID", "SCONE_CAS_ADDR"].iter().chain(how.environment.iter().map(|(name, _)| name)) {
+                for name in
+                    ["SCONE_CONFIG_ID", "SCONE_CAS_ADDR"].iter().chain(how.environment.iter().map(|(name, _)| name))
+                {
                     command.args(["-e", name]);
                 }
                 command.arg(image);
@@ -278,7 +285,9 @@ impl Bundle {
                 let mut command = self.command(self.root.join("simulator/bin/scone-run"));
                 command.arg("--rootfs").arg(image);
                 for (host, inside) in [(&volume, "/.sealed/root/single_run"), (&out, "/out")] {
-                    command.arg("--bind").arg([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect::<OsString>());
+                    command
+                        .arg("--bind")
+                        .arg([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect::<OsString>());
                 }
                 command
             }

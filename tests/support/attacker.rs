@@ -1,0 +1,132 @@
+//! What somebody with root on the host can do: everything but run the measured program with other bytes.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use super::{Bundle, Platform, copy, run};
+
+/// Empties a directory.
+pub fn delete_files(directory: &Path) {
+    for entry in fs::read_dir(directory).expect("the directory") {
+        let path = entry.expect("a directory entry").path();
+        if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.expect("deletion");
+    }
+}
+
+/// Puts `copy_of_it` in the place of `directory`.
+pub fn put_back(copy_of_it: &Path, directory: &Path) {
+    fs::remove_dir_all(directory).expect("deletion");
+    copy(copy_of_it, directory);
+}
+
+/// An image whose `/bin/otpqr` was tampered with: one byte more. Gone when dropped.
+pub struct OtherImage {
+    pub name: String,
+    directory: PathBuf,
+    platform: Platform,
+}
+
+impl OtherImage {
+    pub fn of(bundle: &Bundle) -> OtherImage {
+        let directory = bundle.root.join("other-image");
+        copy(&bundle.root.join("simulator/bin/rootfs"), &directory);
+        let program = directory.join("bin/otpqr");
+        let mut file = fs::OpenOptions::new().append(true).open(&program).expect("the program");
+        file.write_all(b"\0").expect("a byte more");
+        let name = match bundle.platform {
+            Platform::SimNative => directory.display().to_string(),
+            Platform::Sim => {
+                // A name of its own, for others may be doing the same.
+                let name = format!("otpqr-other:{}", std::process::id());
+                let dockerfile = format!("FROM {}\nCOPY bin/otpqr /bin/otpqr\n", "otpqr:sim");
+                fs::write(directory.join("Dockerfile"), dockerfile).expect("a Dockerfile");
+                let mut build = Command::new("docker");
+                build.args(["build", "--quiet", "--tag", &name]).arg(&directory);
+                run(build).expect(0);
+                name
+            }
+        };
+        OtherImage { name, directory, platform: bundle.platform }
+    }
+}
+
+impl Drop for OtherImage {
+    fn drop(&mut self) {
+        if self.platform == Platform::Sim {
+            let removed = Command::new("docker").args(["image", "rm", "--force", &self.name]).output();
+            assert!(removed.is_ok(), "docker image rm");
+        }
+        fs::remove_dir_all(&self.directory).expect("deletion");
+    }
+}
+
+/// The line between a program and CAS, in the attacker's hands. It is TLS, so it can only be held up - long enough to do
+/// something meanwhile.
+pub struct Line {
+    /// What to give out as CAS's address.
+    pub address: String,
+    forwarder: thread::JoinHandle<io::Result<()>>,
+}
+
+impl Line {
+    /// Forwards one connection to `cas`. While an answer of CAS is on its way it looks whether it is `time`, and if it is does
+    /// the `deed`, once, before the answer arrives.
+    pub fn hold(cas: String, time: impl Fn() -> bool + Send + 'static, deed: impl FnOnce() + Send + 'static) -> Line {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let forwarder = thread::spawn(move || {
+            let (program, _) = listener.accept()?;
+            let cas = TcpStream::connect(cas)?;
+            let (mut from_program, mut to_cas) = (program.try_clone()?, cas.try_clone()?);
+            let requests = thread::spawn(move || {
+                let copied = io::copy(&mut from_program, &mut to_cas);
+                // Either side may be gone already.
+                let _ = to_cas.shutdown(Shutdown::Write);
+                copied
+            });
+            let mut deed = Some(deed);
+            let mut answers = answers(cas, program, || {
+                if deed.is_some() && time() {
+                    deed.take().expect("a deed not yet done")();
+                }
+            });
+            if let Err(cause) = &answers
+                && matches!(cause.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset)
+            {
+                answers = Ok(());
+            }
+            // The program may end without a word.
+            let _ = requests.join().expect("the forwarder");
+            answers
+        });
+        Line { address, forwarder }
+    }
+
+    /// Waits until the connection has ended.
+    pub fn end(self) {
+        self.forwarder.join().expect("the forwarder").expect("the line");
+    }
+}
+
+fn answers(mut cas: TcpStream, mut program: TcpStream, mut before_each: impl FnMut()) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match cas.read(&mut buffer)? {
+            0 => return program.shutdown(Shutdown::Both),
+            length => {
+                before_each();
+                program.write_all(&buffer[..length])?;
+            }
+        }
+    }
+}
+
+/// Whether a directory holds any file.
+pub fn holds_a_file(directory: &Path) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.is_file() || (path.is_dir() && holds_a_file(&path)))
+}
