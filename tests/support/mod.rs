@@ -209,6 +209,45 @@ impl Bundle {
         run(up).expect(0);
     }
 
+    /// Copies the compiled scripts to where the bundle's user can run them. (A test hands in `scripts!()`.)
+    pub fn install(&self, scripts: &[(&str, &str)]) {
+        fs::create_dir(self.root.join("scripts")).expect("the scripts' directory");
+        for (name, path) in scripts {
+            fs::copy(path, self.root.join("scripts").join(name)).expect("a script");
+        }
+    }
+
+    /// A compiled script, ready to run.
+    pub fn script_command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = self.command(self.root.join("scripts").join(name));
+        command.args(args);
+        command
+    }
+
+    /// Runs a compiled script.
+    pub fn script(&self, name: &str, args: &[&str]) -> Outcome {
+        run(self.script_command(name, args))
+    }
+
+    /// Runs `add_auth` with a code on standard input.
+    pub fn add_auth(&self, code: &str, args: &[&str]) -> Outcome {
+        let args = [&["--otp-file", "-"], args].concat();
+        run_with_input(self.script_command("add_auth", &args), code)
+    }
+
+    /// Creates the account, has its QR code issued as `NAME.svg`, and scans it.
+    pub fn enrol(&self, account: &str) -> phone::Account {
+        self.script("create", &["--platform", self.platform.name(), "--account", account]).expect(0);
+        self.script("gen_qr", &["--account", account, "--output", &format!("{account}.svg")]).expect(0);
+        self.scan(&format!("{account}.svg"))
+    }
+
+    /// Scans a QR code that lies in the root.
+    pub fn scan(&self, name: &str) -> phone::Account {
+        let svg = fs::read_to_string(self.root.join(name)).expect("the QR code");
+        phone::scan(&svg).expect("a QR code that a phone can read")
+    }
+
     /// The account's state file, parsed.
     pub fn state(&self, account: &str) -> Value {
         let path = self.state_file(account);
@@ -326,6 +365,19 @@ impl Drop for Bundle {
             panic!("the simulated CAS does not stop: {}", down.text());
         }
     }
+}
+
+/// Names and paths of the compiled scripts, which only a test knows, for [`Bundle::install`].
+#[macro_export]
+macro_rules! scripts {
+    () => {
+        &[
+            ("create", env!("CARGO_BIN_EXE_create")),
+            ("gen_qr", env!("CARGO_BIN_EXE_gen_qr")),
+            ("add_auth", env!("CARGO_BIN_EXE_add_auth")),
+            ("roll_forward", env!("CARGO_BIN_EXE_roll_forward")),
+        ]
+    };
 }
 
 /// Runs a command to its end.

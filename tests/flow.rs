@@ -1,0 +1,263 @@
+//! The life of an account from end to end, on both platforms of the simulator, as root and as an ordinary user, in a root
+//! whose path has spaces and quotes. Time stands still unless a test lets it pass.
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
+
+use support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
+
+/// The flow itself. Every refusal is asserted before the success it guards, and what must not be seen is looked for everywhere.
+fn the_whole_flow(platform: Platform, user: User) {
+    let bundle = Bundle::of_test(platform, user);
+    bundle.install(scripts!());
+    let mut seen: Vec<Outcome> = Vec::new();
+    let mut note = |outcome: Outcome| seen.push(outcome);
+
+    // Nothing is there yet.
+    let name = platform.name();
+    note(bundle.script("gen_qr", &[]).expect(3).saying("hint: ./scripts/create.rs"));
+    note(bundle.script("create", &["--platform", name, "--issuer", "O'Neil: Co"]).expect(2));
+    assert!(!bundle.root.join("state").exists(), "nothing was created");
+
+    // Created once; then there is nothing left to do.
+    let create = ["--platform", name, "--issuer", "O'Neil & \"Co\" #1"];
+    note(bundle.script("create", &create).expect(0));
+    let hashes = ["namespace_hash", "otpqr_hash", "reset_hash"].map(|key| bundle.known("default", &[key]));
+    let again = bundle.script("create", &create).expect(0);
+    assert!(again.stdout.starts_with("already created"), "{}", again.stdout);
+    note(again);
+    assert_eq!(hashes, ["namespace_hash", "otpqr_hash", "reset_hash"].map(|key| bundle.known("default", &[key])));
+
+    // Issued once, ever.
+    fs::write(bundle.root.join("taken.svg"), "mine").expect("a file");
+    note(bundle.script("gen_qr", &["--output", "taken.svg"]).expect(3).saying("exists already"));
+    assert_eq!(fs::read_to_string(bundle.root.join("taken.svg")).expect("a file"), "mine");
+    note(bundle.script("gen_qr", &[]).expect(0));
+    let mode = fs::metadata(bundle.root.join("qrcode.svg")).expect("the QR code").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let first = bundle.scan("qrcode.svg");
+    assert_eq!((first.issuer.as_str(), first.login.as_str()), ("O'Neil & \"Co\" #1", "alice"));
+    note(bundle.script("gen_qr", &["--output", "second.svg"]).expect(5).saying("issued already"));
+    assert!(!bundle.root.join("second.svg").exists());
+
+    // Again only against a code, and each code once.
+    let code = first.code_at(bundle.now());
+    let wrong = if code == "000000" { "000001" } else { "000000" };
+    note(bundle.script("add_auth", &["--output", "second.svg"]).expect(2).saying("--otp-file"));
+    note(bundle.add_auth("12345", &["--output", "second.svg"]).expect(2).saying("exactly six digits"));
+    note(bundle.add_auth(wrong, &["--output", "second.svg"]).expect(5).saying("One-time Password is invalid"));
+    assert!(!bundle.root.join("second.svg").exists());
+    note(bundle.add_auth(&code, &["--output", "second.svg"]).expect(0));
+    assert_eq!(bundle.scan("second.svg").secret, first.secret);
+    note(bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("already used"));
+    assert!(!bundle.root.join("third.svg").exists());
+
+    // Lost: a new secret, and the old codes are dead.
+    note(bundle.script("roll_forward", &[]).expect(2).saying("--yes"));
+    let rolled = bundle.script("roll_forward", &["--yes"]).expect(0);
+    assert!(
+        rolled.stdout.contains("delete from the authenticators: 'O'Neil & \"Co\" #1', 'alice'"),
+        "{}",
+        rolled.stdout
+    );
+    note(rolled);
+    let old = first.code_at(bundle.now() + 30);
+    note(bundle.add_auth(&old, &["--output", "third.svg"]).expect(5).saying("One-time Password is invalid"));
+    note(bundle.script("gen_qr", &["--output", "new.svg"]).expect(0));
+    let new = bundle.scan("new.svg");
+    assert_eq!(new.login, "alice #2");
+    assert_ne!(new.secret, first.secret);
+    note(bundle.script("gen_qr", &["--output", "third.svg"]).expect(5));
+    note(bundle.add_auth(&new.code_at(bundle.now()), &["--output", "third.svg"]).expect(0));
+
+    // What must not be anywhere is nowhere.
+    let newest = new.code_at(bundle.now());
+    let codes = [&code, &old, &newest].map(String::as_str);
+    let hidden = [first.secret.as_str(), new.secret.as_str()].into_iter().chain(codes);
+    for text in hidden {
+        for outcome in &seen {
+            assert!(!outcome.text().contains(text), "a secret or a code was printed:\n{}", outcome.text());
+        }
+        for (path, content) in bundle.written() {
+            let found = content.windows(text.len()).any(|window| window == text.as_bytes());
+            assert!(!found, "'{}' holds a secret or a code", path.display());
+        }
+    }
+    for (path, _) in bundle.written() {
+        let mode = fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o077, 0, "'{}' is open to others", path.display());
+    }
+    let left: Vec<_> = fs::read_dir(&bundle.root)
+        .expect("the root")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .filter(|name| name.ends_with(".otpqr"))
+        .collect();
+    assert_eq!(left, [""; 0], "working directories are left behind");
+}
+
+#[test]
+fn an_account_lives_natively() {
+    the_whole_flow(Platform::SimNative, User::Caller);
+}
+
+#[test]
+fn an_account_lives_natively_for_an_ordinary_user() {
+    if is_root() {
+        the_whole_flow(Platform::SimNative, User::Ordinary);
+    }
+}
+
+#[test]
+fn an_account_lives_in_containers() {
+    if docker_is_there() {
+        the_whole_flow(Platform::Sim, User::Caller);
+    }
+}
+
+#[test]
+fn an_account_lives_in_containers_for_an_ordinary_user() {
+    if docker_is_there() && is_root() {
+        the_whole_flow(Platform::Sim, User::Ordinary);
+    }
+}
+
+#[test]
+fn the_measurement_is_the_same_in_a_container_and_on_the_host() {
+    if !docker_is_there() {
+        return;
+    }
+    let [container, host] = [Platform::Sim, Platform::SimNative].map(|platform| {
+        let bundle = Bundle::of_test(platform, User::Caller);
+        bundle.install(scripts!());
+        bundle.script("create", &["--platform", platform.name()]).expect(0);
+        bundle.known("default", &["mrenclave"])
+    });
+    assert_eq!(container, host);
+}
+
+/// The one place where SCONE reads a code from is the environment of the one process that needs it.
+#[test]
+fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
+    if !docker_is_there() {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::Sim, User::Caller);
+    bundle.install(scripts!());
+    let account = bundle.enrol("default");
+    let now = bundle.now();
+    let code = account.code_at(now);
+
+    // A pipe is opened when both ends are there: so each of these waits for the other side and for nothing else.
+    let pipe = |name: &str| {
+        let path = bundle.root.join(name);
+        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        path
+    };
+    let (code_pipe, clock_pipe) = (pipe("code"), pipe("clock-pipe"));
+    let mut command = bundle.script_command("add_auth", &["--output", "second.svg", "--otp-file", "code"]);
+    let script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("add_auth");
+    let mut code_writer = OpenOptions::new().write(true).open(code_pipe).expect("the script asks for the code");
+    // From here on CAS, too, waits for us when it looks at the clock.
+    fs::rename(clock_pipe, bundle.root.join("clock")).expect("the clock");
+    code_writer.write_all(code.as_bytes()).expect("the code");
+    drop(code_writer);
+    let mut clock_writer =
+        OpenOptions::new().write(true).open(bundle.root.join("clock")).expect("CAS looks at the clock");
+
+    let mut containers = Command::new("docker");
+    containers.args(["ps", "--quiet", "--no-trunc", "--filter"]);
+    containers.arg(format!("ancestor={}", bundle.known("default", &["image_id"])));
+    let ours = run(containers).expect(0).stdout;
+    let inspected: Vec<String> = ours
+        .lines()
+        .map(|id| {
+            let mut inspect = Command::new("docker");
+            inspect.args(["inspect", id]);
+            run(inspect).expect(0).stdout
+        })
+        .filter(|container| container.contains(&bundle.known("default", &["namespace"])))
+        .collect();
+    let [container] = inspected.as_slice() else { panic!("{} containers of this account", inspected.len()) };
+    let with_code: Vec<&str> = container.lines().filter(|line| line.contains(&code)).collect();
+    assert!(matches!(with_code.as_slice(), [line] if line.trim().starts_with("\"SCONE_CONFIG_ID=")), "{with_code:?}");
+    assert!(container.contains("\"LogPath\": \"\""), "docker keeps a log");
+    assert!(!container.contains(&account.secret));
+    for entry in fs::read_dir("/proc").expect("/proc") {
+        let path = entry.expect("an entry").path().join("cmdline");
+        let mut arguments = Vec::new();
+        // Processes come and go.
+        if fs::File::open(&path).and_then(|mut file| file.read_to_end(&mut arguments)).is_ok() {
+            let arguments = String::from_utf8_lossy(&arguments);
+            assert!(!arguments.contains(&code), "{arguments}");
+            assert!(!arguments.contains(&account.secret));
+        }
+    }
+
+    fs::write(bundle.root.join("clock-file"), now.to_string()).expect("a clock");
+    fs::rename(bundle.root.join("clock-file"), bundle.root.join("clock")).expect("the clock");
+    clock_writer.write_all(now.to_string().as_bytes()).expect("the time");
+    drop(clock_writer);
+    let output = script.wait_with_output().expect("add_auth");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(bundle.scan("second.svg").secret, account.secret);
+}
+
+#[test]
+fn a_scone_that_is_not_the_platforms_is_refused() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.enrol("default");
+    let scone = bundle.root.join("simulator/bin/scone");
+    fs::remove_file(&scone).expect("deletion");
+    fs::write(&scone, "#!/bin/sh\necho scone 5.8.0\n").expect("a script");
+    fs::set_permissions(&scone, fs::Permissions::from_mode(0o755)).expect("permissions");
+    for (script, args) in [
+        ("create", &["--platform", "sim-native"][..]),
+        ("gen_qr", &["--output", "again.svg"]),
+        ("add_auth", &["--output", "again.svg", "--otp-file", "-"]),
+        ("roll_forward", &["--yes"]),
+    ] {
+        bundle.script(script, args).expect(3).saying("scone 5.8.0");
+    }
+}
+
+#[test]
+fn a_cas_that_is_down_is_said_to_be_down_and_create_starts_it() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let account = bundle.enrol("default");
+    bundle.scone_sim(["down"]).expect(0);
+    bundle.script("gen_qr", &["--output", "again.svg"]).expect(3).saying("hint: ./scripts/create.rs");
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    bundle.up();
+    bundle.script("gen_qr", &["--output", "again.svg"]).expect(5).saying("issued already");
+    drop(account);
+}
+
+#[test]
+fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    // The place is taken in the very moment between check and delivery: as good as killed there.
+    let directory = bundle.root.join(".qrcode.svg.default-1.otpqr");
+    bundle.script("gen_qr", &[]).expect(0);
+    let first = bundle.scan("qrcode.svg");
+    fs::create_dir(&directory).expect("the working directory");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
+    fs::rename(bundle.root.join("qrcode.svg"), directory.join("qrcode.svg")).expect("a killed run's QR code");
+    bundle.script("gen_qr", &[]).expect(0);
+    assert_eq!(bundle.scan("qrcode.svg").secret, first.secret);
+    assert!(!directory.exists());
+    // A cut-off one is worth nothing, and the marker is taken.
+    fs::remove_file(bundle.root.join("qrcode.svg")).expect("deletion");
+    fs::create_dir(&directory).expect("the working directory");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
+    fs::write(directory.join("qrcode.svg"), "<svg").expect("a killed run's file");
+    bundle.script("gen_qr", &[]).expect(5).saying("issued already");
+    assert!(!directory.exists());
+}
