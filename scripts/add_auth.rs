@@ -149,6 +149,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Somebody pressed Ctrl-C, or told the run to terminate.
+        pub fn interrupted() -> Failure {
+            Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
+        }
+
         /// Adds a command that helps.
         pub fn hint(mut self, command: impl Into<String>) -> Failure {
             self.hints.push(command.into());
@@ -162,7 +167,7 @@ mod outcome {
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
         match STOP.load(Ordering::SeqCst) {
-            true => Err(Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")),
+            true => Err(Failure::interrupted()),
             false => Ok(()),
         }
     }
@@ -850,7 +855,10 @@ mod code {
     pub fn obtain(file: Option<&Path>, prompt: &str) -> Result<Code, Failure> {
         let Some(path) = file else {
             let typed = dialoguer::Password::new().with_prompt(prompt).interact();
-            return Code::parse(&typed.map_err(Failure::because(OTHER, "no code was entered"))?);
+            return Code::parse(&typed.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
+                io::ErrorKind::Interrupted => Failure::interrupted(),
+                _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
+            })?);
         };
         let mut text = String::new();
         // More than any code, so that a wrong file is seen to be wrong without being read whole.

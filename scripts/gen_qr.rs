@@ -122,6 +122,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Somebody pressed Ctrl-C, or told the run to terminate.
+        pub fn interrupted() -> Failure {
+            Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
+        }
+
         /// Adds a command that helps.
         pub fn hint(mut self, command: impl Into<String>) -> Failure {
             self.hints.push(command.into());
@@ -135,7 +140,7 @@ mod outcome {
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
         match STOP.load(Ordering::SeqCst) {
-            true => Err(Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")),
+            true => Err(Failure::interrupted()),
             false => Ok(()),
         }
     }

@@ -123,9 +123,11 @@ fn confirm(args: &Args, state: &State) -> Result<(), Failure> {
     }
     let prompt = format!("All codes of '{}', '{}' stop working at once. Go on?", state.issuer, state.label());
     let asked = dialoguer::Confirm::new().with_prompt(prompt).default(false).interact();
-    match asked.map_err(Failure::because(OTHER, "no answer"))? {
-        true => Ok(()),
-        false => Err(Failure::new(PRECONDITION, "not confirmed; nothing was changed")),
+    match asked {
+        Ok(true) => Ok(()),
+        Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => Err(Failure::interrupted()),
+        Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
+        Ok(false) => Err(Failure::new(PRECONDITION, "not confirmed; nothing was changed")),
     }
 }
 
@@ -196,6 +198,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Somebody pressed Ctrl-C, or told the run to terminate.
+        pub fn interrupted() -> Failure {
+            Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
+        }
+
         /// Adds a command that helps.
         pub fn hint(mut self, command: impl Into<String>) -> Failure {
             self.hints.push(command.into());
@@ -209,7 +216,7 @@ mod outcome {
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
         match STOP.load(Ordering::SeqCst) {
-            true => Err(Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")),
+            true => Err(Failure::interrupted()),
             false => Ok(()),
         }
     }
