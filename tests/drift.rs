@@ -1,0 +1,248 @@
+//! What the standalone scripts must have in common, and what must hold of all of them, since no compiler sees to it: identical
+//! blocks, one line a dependency, nothing that needs a neighbour. And what must hold of the locks, templates and tracked files.
+
+mod support {
+    pub mod blocks;
+}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use support::blocks;
+
+struct Script {
+    /// `create` for `scripts/create.rs`.
+    name: String,
+    path: PathBuf,
+    text: String,
+}
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = repository().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|cause| panic!("{}: {cause}", path.display()))
+}
+
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repository().join(directory)).unwrap().map(|entry| entry.unwrap().path());
+    let mut found: Vec<_> = entries.filter(|path| path.extension().is_some_and(|found| found == extension)).collect();
+    found.sort();
+    assert!(!found.is_empty(), "no '.{extension}' in {directory}");
+    found
+}
+
+fn scripts() -> Vec<Script> {
+    let script = |path: PathBuf| Script {
+        name: path.file_stem().unwrap().to_str().unwrap().to_owned(),
+        text: read(&path),
+        path,
+    };
+    files("scripts", "rs").into_iter().map(script).collect()
+}
+
+impl Script {
+    /// The embedded manifest, as rust-script reads it.
+    fn manifest(&self) -> String {
+        let lines = self.text.lines().skip_while(|line| *line != "//! ```cargo").skip(1);
+        let lines: Vec<_> = lines.take_while(|line| *line != "//! ```").collect();
+        let text = |line: &str| line.trim_start_matches("//!").trim().to_owned() + "\n";
+        lines.into_iter().map(text).collect()
+    }
+}
+
+/// The lines of a section of a manifest, comments left out.
+fn section<'a>(manifest: &'a str, name: &str) -> Vec<&'a str> {
+    let header = format!("[{name}]");
+    let lines = manifest.lines().skip_while(|line| *line != header).skip(1).take_while(|line| !line.starts_with('['));
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
+}
+
+/// The crate of a dependency's line, as the code names it.
+fn crate_name(line: &str) -> &str {
+    line.split(" = ").next().unwrap()
+}
+
+#[test]
+fn blocks_are_identical_wherever_they_are() {
+    let scripts = scripts();
+    // Block, text, and who has that text.
+    let mut variants: BTreeMap<&str, BTreeMap<&str, Vec<String>>> = BTreeMap::new();
+    for script in &scripts {
+        let found = blocks::blocks(&script.text).unwrap_or_else(|cause| panic!("{}: {cause}", script.path.display()));
+        assert!(!found.is_empty(), "'{}' has no blocks", script.name);
+        for (name, text) in found {
+            let file = format!("scripts/{}.rs", script.name);
+            variants.entry(name).or_default().entry(text).or_default().push(file);
+        }
+    }
+    for (block, texts) in variants {
+        let groups: Vec<_> = texts.values().map(|files| files.join(", ")).collect();
+        assert!(
+            groups.len() == 1,
+            "block '{block}' differs: {}\nchange it in one script, then: make blocks FROM=scripts/THAT_ONE.rs",
+            groups.join(" | ")
+        );
+    }
+}
+
+#[test]
+fn copying_blocks_changes_the_blocks_of_the_same_name_and_nothing_else() {
+    let script = |state: &str, child: &str| {
+        format!(
+            "fn main() {{}}\n// --- block state\n{state}\n// --- end state\n// --- block child\n{child}\n// --- end child\n"
+        )
+    };
+    let source = "// --- block child\nnew\n// --- end child\n// --- block policy\nnew\n// --- end policy\n";
+    assert_eq!(blocks::with_blocks_of(&script("old", "old"), source).unwrap(), script("old", "new"));
+
+    let refused = [
+        "// --- block a\n",
+        "// --- end a\n",
+        "// --- block a\n// --- block b\n// --- end b\n",
+        "// --- block a\n// --- end a\n// --- block a\n// --- end a\n",
+    ];
+    for broken in refused {
+        assert!(blocks::with_blocks_of(&script("old", "old"), broken).is_err(), "{broken}");
+    }
+}
+
+#[test]
+fn manifests_hold_the_harness_s_lines_to_the_letter_all_pinned_and_used() {
+    let root = read("Cargo.toml");
+    let harness = section(&root, "dependencies");
+    // So that a script says the same version whoever built it.
+    let workspace = section(&root, "workspace.package");
+    let mut used = BTreeSet::new();
+    for script in scripts() {
+        let file = format!("scripts/{}.rs", script.name);
+        let manifest = script.manifest();
+        for line in section(&manifest, "package") {
+            assert!(workspace.contains(&line), "{file}: not a line of Cargo.toml's [workspace.package]: {line}");
+        }
+        let lines = section(&manifest, "dependencies");
+        assert!(lines.is_sorted(), "{file}: dependencies in alphabetical order");
+        for line in lines {
+            assert!(harness.contains(&line), "{file}: not a line of Cargo.toml's [dependencies]: {line}");
+            assert!(line.contains("\"="), "{file}: not pinned: {line}");
+            let name = crate_name(line);
+            let code = script.text.contains(&format!("{name}::"));
+            assert!(code, "{file}: says it depends on '{name}', and does not use it");
+            used.insert(line.to_owned());
+        }
+    }
+    for line in harness {
+        assert!(used.contains(line), "Cargo.toml: no script depends on this: {line}");
+    }
+}
+
+#[test]
+fn every_script_is_built_linted_and_warmed() {
+    let (manifest, makefile) = (read("Cargo.toml"), read("Makefile"));
+    let warmed = makefile.lines().find_map(|line| line.trim().strip_prefix("for script in ")?.strip_suffix("; do \\"));
+    let warmed: Vec<_> = warmed.expect("the loop of make warm").split(' ').collect();
+    for Script { name, .. } in scripts() {
+        let entry = format!("[[bin]]\nname = \"{name}\"\npath = \"scripts/{name}.rs\"\n");
+        assert!(manifest.contains(&entry), "Cargo.toml lacks:\n{entry}");
+        assert!(warmed.contains(&name.as_str()), "'make warm' leaves out '{name}'");
+    }
+}
+
+#[test]
+fn a_script_needs_no_file_beside_it_and_silences_no_lint() {
+    for Script { name, text, .. } in scripts() {
+        for forbidden in ["#[path", "include!", "include_str!", "include_bytes!", "path = \"", "git = \"", "unsafe"] {
+            assert!(!text.contains(forbidden), "scripts/{name}.rs: '{forbidden}'");
+        }
+        // A block is the same in every script, and not every script needs all of it: the one exception.
+        let allowed = |line: &str| line.starts_with("#[allow(dead_code)] // identical in every script");
+        let silenced: Vec<_> = text.lines().filter(|line| line.contains("allow(") && !allowed(line)).collect();
+        assert!(silenced.is_empty(), "scripts/{name}.rs: {silenced:?}");
+    }
+}
+
+#[test]
+fn scripts_can_be_started_by_their_name_and_their_help_ends_in_examples() {
+    for Script { name, path, text } in scripts() {
+        assert!(text.starts_with("#!/usr/bin/env rust-script\n//! "), "scripts/{name}.rs: first lines");
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o111, 0o111, "scripts/{name}.rs: executable");
+
+        let program = Path::new(env!("CARGO_BIN_EXE_create")).with_file_name(&name);
+        let output = Command::new(program).arg("--help").output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{name} --help");
+        assert!(help.contains(&format!("Usage: ./scripts/{name}.rs ")), "{help}");
+        assert!(help.contains("\nExit codes:\n  0 "), "{help}");
+        let last = help.trim_end().rsplit("\n\n").next().unwrap();
+        assert!(last.starts_with(&format!("Examples:\n  ./scripts/{name}.rs")), "{help}");
+    }
+}
+
+#[test]
+fn no_lock_holds_a_crate_that_has_only_scone_s_name() {
+    for lock in ["Cargo.lock", "otpqr/Cargo.lock"] {
+        for package in read(lock).split("[[package]]").skip(1) {
+            for name in ["scone", "scone-cli", "scone_cli"] {
+                assert!(
+                    !package.contains(&format!("name = \"{name}\"\n")),
+                    "{lock}: '{name}' is an unrelated project's"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn otpqr_needs_no_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
+    let metadata = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--format-version=1", "--manifest-path"])
+        .arg(repository().join("otpqr/Cargo.toml"))
+        .output()
+        .unwrap();
+    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+    let packages = metadata["packages"].as_array().unwrap();
+    assert!(packages.iter().any(|package| package["name"] == "otpqr" && package["rust_version"] == "1.75"));
+    for package in packages {
+        assert_ne!(package["edition"], "2024", "{} needs rustc 1.85", package["name"]);
+        if let Some(needed) = package["rust_version"].as_str() {
+            let minor: u32 = needed.split('.').nth(1).unwrap().parse().unwrap();
+            assert!(needed.starts_with("1.") && minor <= 75, "{} needs rustc {needed}", package["name"]);
+        }
+    }
+}
+
+#[test]
+fn no_template_switches_attestation_off() {
+    for path in files("templates", "yml") {
+        let code: String =
+            read(&path).lines().map(|line| line.split('#').next().unwrap().replace(' ', "") + "\n").collect();
+        assert!(!code.contains("mode:none"), "{}", path.display());
+        let (services, measured) =
+            (code.matches("image_name:").count(), code.matches("-mrenclave:[\"{{mrenclave}}\"]").count());
+        assert_eq!(services, measured, "{}: every service names the measurement it demands", path.display());
+    }
+}
+
+#[test]
+fn tracked_files_name_no_directory_of_one_machine() {
+    let listed = Command::new("git").arg("-C").arg(repository()).args(["ls-files", "-z"]).output();
+    let Some(listed) = listed.ok().filter(|listed| listed.status.success()) else {
+        eprintln!("SKIPPED: not a git checkout");
+        return;
+    };
+    let places = [concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/Us", "ers/"), concat!("/root/", ".cargo")];
+    for file in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
+        // A file may be listed and deleted, and need not be text.
+        let Ok(text) = fs::read_to_string(repository().join(file)) else { continue };
+        for place in places {
+            assert!(!text.contains(place), "{file} names '{place}'");
+        }
+    }
+}
