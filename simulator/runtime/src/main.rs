@@ -1,1 +1,276 @@
-fn main() {}
+//! `scone-run PROGRAM`: the simulated SCONE runtime. It measures the program, asks CAS for the configuration that
+//! `SCONE_CONFIG_ID` names, opens the volumes and runs the program with that configuration alone.
+//!
+//! Software only: whoever is root on the host can read and change everything. What it simulates is who gets what, when.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use clap::Parser;
+use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
+use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
+
+use scone_run::cas::{self, Address, Cas};
+use scone_run::failure::{self, Failure};
+use scone_run::program::Program;
+use scone_run::protocol::{Configuration, SetTag, VolumeGrant, unhex};
+use scone_run::root::{self, Image};
+use scone_run::supervise::{self, Signals};
+use scone_run::sys;
+use scone_run::volume::Volume;
+
+const WARNING: &str = "[SCONE|WARN] scone-run: Application runs in SGX simulation mode. Its memory can be read by the \
+                       untrusted system! This is not secure! (scone-sim: software only)";
+
+/// The simulated SCONE runtime: measures PROGRAM, attests to CAS, opens sealed volumes, runs it. Software only.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+Environment:
+  SCONE_HASH=1       print the measurement (mrenclave) and do not run
+  SCONE_CONFIG_ID    session/service[@code]; unset: PROGRAM runs unprotected, CAS is not asked
+  SCONE_CAS_ADDR     host[:port] of CAS; default cas:18765
+  SCONE_SIM_CAS_KEY  the key CAS must have, as `scone-sim` prints it
+
+Examples:
+  docker run --rm -e SCONE_HASH=1 IMAGE
+  SCONE_HASH=1 scone-run --rootfs image /bin/otpqr
+  SCONE_CONFIG_ID=ns/otpqr/otpqr scone-run --rootfs image --bind out:/out \\
+      --bind volume:/.sealed/root/single_run /bin/otpqr"
+)]
+struct Args {
+    /// Run on a host, not in a container: DIR, an unpacked image, becomes the program's root
+    #[arg(long, value_name = "DIR")]
+    rootfs: Option<PathBuf>,
+    /// With --rootfs: show the host's directory HOSTDIR at PATH, writable
+    #[arg(long, value_name = "HOSTDIR:PATH", value_parser = parse_bind, requires = "rootfs")]
+    bind: Vec<(PathBuf, PathBuf)>,
+    /// The program as the image has it. Its arguments count only if it runs unprotected
+    #[arg(value_name = "PROGRAM", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
+    command: Vec<OsString>,
+}
+
+fn parse_bind(text: &str) -> Result<(PathBuf, PathBuf), String> {
+    // The last colon: a path in an image is ours to choose, the host's is not.
+    match text.rsplit_once(':') {
+        Some((host, path)) if !host.is_empty() && path.starts_with('/') => Ok((host.into(), path.into())),
+        _ => Err("expected HOSTDIR:PATH, PATH being absolute".to_owned()),
+    }
+}
+
+/// What the caller asks to be run: `session/service[@code]`, and where CAS is.
+struct ConfigId {
+    text: String,
+    address: Address,
+}
+
+impl ConfigId {
+    fn from_environment() -> Result<Option<ConfigId>, Failure> {
+        let Some(text) = env::var_os("SCONE_CONFIG_ID") else { return Ok(None) };
+        let invalid = |what: &str| Failure::while_starting(format!("{what} is unusable"), vec![]);
+        let text = text.into_string().map_err(|_| invalid("SCONE_CONFIG_ID"))?;
+        let address = match env::var_os("SCONE_CAS_ADDR") {
+            None => Address::parse("cas"),
+            Some(address) => address.to_str().and_then(Address::parse),
+        };
+        Ok(Some(ConfigId { text, address: address.ok_or_else(|| invalid("SCONE_CAS_ADDR"))? }))
+    }
+
+    /// Service and code. No name holds an `@`.
+    fn parts(&self) -> (&str, Option<&str>) {
+        self.text.split_once('@').map_or((&self.text, None), |(service, code)| (service, Some(code)))
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config_id = match ConfigId::from_environment() {
+        Ok(config_id) => config_id,
+        Err(failure) => return report(&failure, None),
+    };
+    match run(args, config_id.as_ref()) {
+        Ok(status) => ExitCode::from(status),
+        Err(failure) => report(&failure, config_id.as_ref()),
+    }
+}
+
+fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
+    eprintln!("{failure}");
+    if let Some(ConfigId { text, address }) = config_id {
+        // With the code, as SCONE has it: whoever keeps this line must mask it.
+        let (host, id) = (failure::one_line(&address.host), failure::one_line(text));
+        eprintln!("Note: Connecting to CAS at {host} (port {}) using service ID {id}", address.port);
+    }
+    ExitCode::from(failure::EXIT_STATUS)
+}
+
+fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
+    sys::close_other_descriptors_on_exec().map_err(starting("Closing the caller's files failed"))?;
+    let [program_path, arguments @ ..] = &args.command[..] else {
+        return Err(Failure::while_starting("No program was named", vec![]));
+    };
+    let load = || -> Result<(Option<Image>, Program), Failure> {
+        let image = args.rootfs.as_deref().map(|rootfs| Image::open(rootfs, &args.bind)).transpose();
+        let image = image.map_err(starting("Opening the image failed"))?;
+        let root = image.as_ref().map(|image| &image.directory);
+        let program = Program::open(root, Path::new(program_path)).map_err(starting("Loading the program failed"))?;
+        Ok((image, program))
+    };
+    if env::var_os("SCONE_HASH").is_some_and(|value| value == "1") {
+        println!("{}", load()?.1.mrenclave);
+        return Ok(0);
+    }
+    eprintln!("{WARNING}");
+
+    let signals = Signals::block().map_err(starting("Taking over signals failed"))?;
+    if args.rootfs.is_some() {
+        root::unshare().map_err(starting("Leaving the host's namespaces failed"))?;
+        if let Some(status) = supervise::become_init(&signals).map_err(starting("Becoming an init failed"))? {
+            return Ok(status);
+        }
+    } else if getpid() != Pid::INIT {
+        let hint = "it must be the first process of a container, or be given --rootfs on a host".to_owned();
+        return Err(Failure::while_starting("Not alone in a PID namespace", vec![hint]));
+    }
+    // Keys and code are neither in a core dump nor in a /proc that the program can read.
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(starting("Protecting the runtime's memory failed"))?;
+    let (image, program) = load()?;
+
+    match config_id {
+        Some(config_id) => run_protected(&program, image, config_id, &signals),
+        None => {
+            if let Some(image) = image {
+                image.enter(&[]).map_err(starting("Making the program's root failed"))?;
+            }
+            let mut command = program.command(program_path);
+            command.args(arguments);
+            supervised(command, &signals, &mut || Ok(()))
+        }
+    }
+}
+
+fn run_protected(
+    program: &Program,
+    image: Option<Image>,
+    config_id: &ConfigId,
+    signals: &Signals,
+) -> Result<u8, Failure> {
+    let (service, code) = config_id.parts();
+    let attestation = |error: cas::Error| Failure::attestation(error.causes());
+    let mut cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
+    refuse_unusable_paths(&configuration)?;
+
+    let in_container = image.is_none();
+    if let Some(image) = image {
+        let volumes: Vec<&Path> = configuration.volumes.iter().map(|grant| Path::new(&grant.path)).collect();
+        image.enter(&volumes).map_err(starting("Making the program's root failed"))?;
+    }
+    let mut volumes = Vec::new();
+    for grant in &configuration.volumes {
+        let opening = |causes| Failure::while_starting(format!("Opening volume {} failed", grant.name), causes);
+        if in_container {
+            refuse_disk(&grant.path).map_err(|cause| opening(vec![cause]))?;
+        }
+        let sealed = format!("/.sealed{}", grant.path);
+        let volume = Volume::open(sealed.as_ref(), grant.path.as_ref(), grant);
+        let mut volume = volume.map_err(|error| opening(error.causes()))?;
+        // The first start brings the volume into being, before the program can do anything with it.
+        if grant.tag.is_none() {
+            let sealed = volume.seal(&mut |old, new| set_tag(&mut cas, grant, old, new));
+            sealed.map_err(|error| opening(error.causes()))?;
+        }
+        volumes.push((grant, volume));
+    }
+    let mut seal = || {
+        volumes.iter_mut().try_for_each(|(grant, volume)| {
+            let sealed = volume.seal(&mut |old, new| set_tag(&mut cas, grant, old, new));
+            sealed.map_err(|error| {
+                Failure::while_running(format!("Sealing volume {} failed", grant.name), error.causes())
+            })
+        })
+    };
+
+    let [argv0, arguments @ ..] = &configuration.command[..] else {
+        return Err(Failure::while_starting("CAS sent no command", vec![]));
+    };
+    let directory = configuration.pwd.as_deref().unwrap_or("/");
+    if !Path::new(directory).is_dir() {
+        let cause = format!("the working directory '{directory}' does not exist");
+        return Err(Failure::while_starting("The program cannot start", vec![cause]));
+    }
+    let mut command = program.command(argv0.as_ref());
+    command.args(arguments).current_dir(directory).env_clear();
+    command.envs(configuration.environment.iter().map(|(name, value)| (name, value.expose())));
+    supervised(command, signals, &mut seal)
+}
+
+/// Runs the program to its end. What it left unsynced is sealed before its exit status is believed.
+fn supervised(
+    command: Command,
+    signals: &Signals,
+    seal: &mut dyn FnMut() -> Result<(), Failure>,
+) -> Result<u8, Failure> {
+    if let Some(status) = signals.stop_requested().map_err(starting("Reading signals failed"))? {
+        return Ok(status);
+    }
+    let status = supervise::run(command, signals, seal).map_err(|error| match error {
+        supervise::Error::Sync(failure) => failure,
+        supervise::Error::System(what, error) => {
+            Failure::while_running(format!("Cannot {what}"), vec![error.to_string()])
+        }
+    })?;
+    seal()?;
+    Ok(status)
+}
+
+fn starting<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failure {
+    move |error| Failure::while_starting(what, vec![error.to_string()])
+}
+
+fn set_tag(cas: &mut Cas, grant: &VolumeGrant, old: Option<&str>, new: &str) -> Result<(), Vec<String>> {
+    // Volume::open has refused a key that is not hex.
+    let key = unhex(grant.key.expose()).unwrap_or_default();
+    cas.set_tag(SetTag::new(&grant.session, &grant.name, old, new, &key)).map_err(cas::Error::causes)
+}
+
+fn cas_key() -> Result<Option<String>, Failure> {
+    let Some(key) = env::var_os("SCONE_SIM_CAS_KEY") else { return Ok(None) };
+    let key = key.into_string().ok().filter(|key| unhex(key).is_some_and(|key| key.len() == 32));
+    let unusable =
+        || Failure::while_starting("SCONE_SIM_CAS_KEY is unusable: 64 lower-case hex digits are expected", vec![]);
+    key.map(Some).ok_or_else(unusable)
+}
+
+/// Volume paths are absolute and plain, and none lies within another, whose files it would seem to be.
+fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
+    let paths: Vec<&Path> = configuration.volumes.iter().map(|grant| Path::new(&grant.path)).collect();
+    let plain = |path: &Path| {
+        let mut parts = path.components();
+        parts.next() == Some(Component::RootDir)
+            && parts.as_path() != Path::new("")
+            && parts.all(|part| matches!(part, Component::Normal(_)))
+    };
+    for (index, path) in paths.iter().enumerate() {
+        let nested = paths.iter().enumerate().any(|(other, outer)| other != index && path.starts_with(outer));
+        if nested || !plain(path) {
+            let cause = format!("'{}' cannot be the path of a volume", path.display());
+            return Err(Failure::while_starting("The session's volumes are unusable", vec![cause]));
+        }
+    }
+    Ok(())
+}
+
+/// In a container the volume's plain files must be in memory, or they would reach the host's disk.
+fn refuse_disk(path: &str) -> Result<(), String> {
+    const TMPFS_MAGIC: i64 = 0x0102_1994;
+    let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let kind = directory.and_then(fstatfs).map_err(|errno| format!("cannot open '{path}': {errno}"))?.f_type;
+    match kind == TMPFS_MAGIC {
+        true => Ok(()),
+        false => Err(format!("'{path}' is not in memory: mount a tmpfs there (docker run --tmpfs {path}:mode=0700)")),
+    }
+}

@@ -106,8 +106,7 @@ impl SetTag {
 
     /// Whether whoever made this request knew `key`. Compares in constant time.
     pub fn is_authorised_by(&self, key: &[u8]) -> bool {
-        unhex(&self.mac)
-            .is_some_and(|mac| ring::hmac::verify(&mac_key(key), &self.signed_bytes(), &mac).is_ok())
+        unhex(&self.mac).is_some_and(|mac| ring::hmac::verify(&mac_key(key), &self.signed_bytes(), &mac).is_ok())
     }
 
     fn signed_bytes(&self) -> Vec<u8> {

@@ -1,0 +1,140 @@
+//! The program: found, judged, measured. What is measured is what is run: the same open file.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ring::digest::{Context, SHA256};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+
+use crate::protocol::hex;
+
+/// The settings that change MRENCLAVE on SCONE (`reference/scone.md` section 5.1) and so change the measurement here.
+/// Assumption: as texts; `64M` and `65536K` differ.
+const MEASURED_SETTINGS: [&str; 3] = ["SCONE_HEAP", "SCONE_STACK", "SCONE_ALLOW_DLOPEN"];
+
+/// A measured program.
+pub struct Program {
+    /// The very file that was measured.
+    file: OwnedFd,
+    /// The measurement, 64 lower-case hex digits: what a policy's `mrenclave` names.
+    pub mrenclave: String,
+}
+
+/// Why a program cannot be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be opened or read.
+    #[error("cannot read '{}': {source}", path.display())]
+    Unreadable {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something the simulator cannot vouch for.
+    #[error("'{}' is {what}: not simulated", path.display())]
+    NotSimulated {
+        /// Which program.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+}
+
+impl Program {
+    /// Opens and measures the program at `path`, seen from `root` as a program would see it (`None`: this process's root).
+    pub fn open(root: Option<&OwnedFd>, path: &Path) -> Result<Program, Error> {
+        let unreadable = |path: &Path, source| Error::Unreadable { path: path.to_owned(), source };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = match root {
+            Some(root) => openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT),
+            None => openat(CWD, path, flags, Mode::empty()),
+        };
+        let mut file = File::from(file.map_err(|error| unreadable(path, error.into()))?);
+        let mut program = Vec::new();
+        file.read_to_end(&mut program).map_err(|error| unreadable(path, error))?;
+        refuse_unmeasured_code(&program).map_err(|what| Error::NotSimulated { path: path.to_owned(), what })?;
+
+        let own = Path::new("/proc/self/exe");
+        let runtime = std::fs::read(own).map_err(|error| unreadable(own, error))?;
+        let settings = MEASURED_SETTINGS.map(|name| (name, env::var_os(name)));
+
+        let mut hash = Context::new(&SHA256);
+        let mut add = |part: &[u8]| {
+            hash.update(&(part.len() as u64).to_be_bytes());
+            hash.update(part);
+        };
+        add(b"scone-sim measurement 1");
+        add(&runtime);
+        add(&program);
+        for (name, value) in settings {
+            if let Some(value) = value {
+                add(name.as_bytes());
+                add(value.as_encoded_bytes());
+            }
+        }
+        Ok(Program { file: file.into(), mrenclave: hex(hash.finish().as_ref()) })
+    }
+}
+
+impl Program {
+    /// The command that runs this program under the name `argv0`. By descriptor: nothing can take its place in between.
+    pub fn command(&self, argv0: &OsStr) -> Command {
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        command.arg0(argv0);
+        command
+    }
+}
+
+/// A dynamically linked program runs code that nobody measured; so would a script.
+fn refuse_unmeasured_code(program: &[u8]) -> Result<(), &'static str> {
+    const PT_INTERP: u64 = 3;
+    // ELF-64 header: e_phoff at 32 (8 bytes), e_phentsize at 54, e_phnum at 56; a program header starts with p_type.
+    let field = |at: usize, length: usize| -> Option<u64> {
+        let bytes = program.get(at..at.checked_add(length)?)?;
+        Some(bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+    };
+    let not_elf = "no 64-bit x86 ELF program";
+    if !program.starts_with(b"\x7fELF\x02\x01") || field(18, 2) != Some(62) {
+        return Err(not_elf);
+    }
+    let (Some(table), Some(size), Some(count)) = (field(32, 8), field(54, 2), field(56, 2)) else {
+        return Err(not_elf);
+    };
+    for index in 0..count {
+        let at = index.checked_mul(size).and_then(|offset| table.checked_add(offset)).ok_or(not_elf)?;
+        let kind = usize::try_from(at).ok().and_then(|at| field(at, 4)).ok_or(not_elf)?;
+        if kind == PT_INTERP {
+            return Err("dynamically linked, so its libraries would go unmeasured");
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_brings_unmeasured_code_is_refused() {
+        assert_eq!(refuse_unmeasured_code(b"#!/bin/sh\n"), Err("no 64-bit x86 ELF program"));
+        assert_eq!(refuse_unmeasured_code(b"\x7fELF\x02\x01"), Err("no 64-bit x86 ELF program"));
+
+        let mut elf = vec![0; 64 + 2 * 56];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[18], elf[32], elf[54], elf[56]) = (62, 64, 56, 2);
+        elf[64 + 56] = 3;
+        let dynamic = "dynamically linked, so its libraries would go unmeasured";
+        assert_eq!(refuse_unmeasured_code(&elf), Err(dynamic));
+        assert_eq!(refuse_unmeasured_code(&elf[..100]), Err("no 64-bit x86 ELF program"));
+
+        elf[64 + 56] = 1;
+        assert_eq!(refuse_unmeasured_code(&elf), Ok(()));
+    }
+}

@@ -1,0 +1,120 @@
+//! What the tests of the runtime run: a static program that does as its arguments say and tells what came of it. Each
+//! argument is `verb` or `verb=operand[,operand]`; standard library only, since rustc alone compiles it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Command, exit};
+
+unsafe extern "C" {
+    fn getppid() -> i32;
+    fn kill(pid: i32, signal: i32) -> i32;
+    fn syscall(number: i64, ...) -> i64;
+    fn sync();
+    fn signal(number: i32, handler: usize) -> usize;
+    fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
+    fn msync(at: *mut u8, length: usize, flags: i32) -> i32;
+}
+
+const O_SYNC: i32 = 0o4010000;
+
+fn say(text: impl std::fmt::Display) {
+    println!("{text}");
+}
+
+fn main() {
+    for step in std::env::args().skip(1) {
+        let (verb, operands) = step.split_once('=').unwrap_or((&step, ""));
+        let operands: Vec<&str> = operands.split(',').collect();
+        act(verb, &operands);
+    }
+}
+
+fn act(verb: &str, operands: &[&str]) {
+    let path = operands[0];
+    match verb {
+        "environment" => std::env::vars().for_each(|(name, value)| say(format!("{name}={value}"))),
+        "arguments" => std::env::args().for_each(say),
+        "directory" => say(std::env::current_dir().unwrap().display()),
+        "descriptors" => fs::read_dir("/proc/self/fd").unwrap().for_each(|fd| {
+            if let Ok(target) = fs::read_link(fd.unwrap().path()) {
+                say(target.display())
+            }
+        }),
+        "capabilities" => {
+            let status = fs::read_to_string("/proc/self/status").unwrap();
+            status.lines().filter(|line| line.starts_with("Cap")).for_each(say);
+        }
+        "read" => match fs::read_to_string(path) {
+            Ok(text) => say(text),
+            Err(error) => say(format!("no {path}: {:?}", error.kind())),
+        },
+        "write" => fs::write(path, operands[1]).unwrap(),
+        "try-write" => say(format!("{:?}", fs::write(path, "x").map_err(|error| error.raw_os_error()))),
+        "mkdir" => fs::create_dir(path).unwrap(),
+        "link" => std::os::unix::fs::symlink(operands[1], path).unwrap(),
+        "remove" => fs::remove_file(path).unwrap(),
+        "fsync" => {
+            let result = File::open(path).unwrap().sync_all();
+            say(format!("fsync returned {:?}", result.map_err(|error| error.raw_os_error())));
+        }
+        "sync" => {
+            unsafe { sync() };
+            say("sync returned");
+        }
+        // Stores through a mapping that is gone again when the file is synced: no timestamp tells.
+        "map" => {
+            let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+            let at = unsafe { mmap(std::ptr::null_mut(), 1, 3, 1, fd, 0) };
+            for byte in operands[1].bytes() {
+                unsafe { at.write_volatile(byte) };
+                say(format!("msync returned {}", unsafe { msync(at, 1, 4) }));
+            }
+        }
+        // Ways around the barrier.
+        "open-synchronous" => {
+            let opened = OpenOptions::new().write(true).create(true).custom_flags(O_SYNC).open(path);
+            say(format!("{:?}", opened.map(drop).map_err(|error| error.raw_os_error())));
+        }
+        "syscall" => {
+            let number: i64 = path.parse().unwrap();
+            let flags: i64 = operands.get(1).map_or(0, |flags| flags.parse().unwrap());
+            // The last argument is where pwritev2 has its flags.
+            unsafe { syscall(number, -1i64, 0i64, 0i64, 0i64, 0i64, flags) };
+            say(format!("{:?}", std::io::Error::last_os_error().raw_os_error()));
+        }
+        "exit" => exit(path.parse().unwrap()),
+        "die" => {
+            unsafe { kill(std::process::id() as i32, 15) };
+        }
+        // A grandchild that would outlive its parents, and tells so for as long as it lives.
+        "orphan" => {
+            let own = "/proc/self/exe";
+            Command::new(own).arg("linger=".to_owned() + path).spawn().unwrap();
+            while fs::metadata(path).is_err() {}
+        }
+        "linger" => {
+            while unsafe { getppid() } != 1 {
+                fs::write(path, "here").unwrap();
+            }
+            loop {
+                fs::write(path, "still here").unwrap();
+            }
+        }
+        "wait-for-signal" => {
+            extern "C" fn handler(_: i32) {
+                exit(42);
+            }
+            unsafe { signal(15, handler as *const () as usize) };
+            say("ready");
+            std::io::stdout().flush().unwrap();
+            let _ = std::io::stdin().read(&mut [0]);
+            loop {
+                std::thread::park();
+            }
+        }
+        _ => panic!("unknown verb {verb}"),
+    }
+    std::io::stdout().flush().unwrap();
+}

@@ -1,0 +1,556 @@
+//! Whole starts on a host, against a CAS in the test: what reaches the program, what is refused, and that no sync returns
+//! before CAS has the volume's tag. As root and, if the tests run as root, as an ordinary user as well.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread;
+
+use ring::digest::{SHA256, digest};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use scone_run::protocol::*;
+use tempfile::TempDir;
+
+const NOBODY: u32 = 65534;
+const VOLUME_KEY: [u8; 32] = [7; 32];
+const SERVICE: &str = "ns/otpqr/otpqr";
+
+// ---- a CAS ------------------------------------------------------------------------------------------------------------
+
+/// What the CAS does when asked to move a tag.
+enum OnSetTag {
+    Take,
+    Refuse,
+    /// Takes it, and dies before it can say so.
+    TakeAndHangUp,
+    /// Calls this instead of answering.
+    Instead(Box<dyn FnMut() + Send>),
+}
+
+struct CasState {
+    configuration: Option<(Vec<String>, BTreeMap<String, Secret>)>,
+    code: Option<String>,
+    mrenclave: String,
+    tag: Option<String>,
+    tags_set: usize,
+    on_set_tag: OnSetTag,
+    /// Called when asked to move a tag, before anything else.
+    witness: Option<Box<dyn FnMut() + Send>>,
+}
+
+struct TestCas {
+    address: String,
+    key: String,
+    state: Arc<Mutex<CasState>>,
+}
+
+impl TestCas {
+    fn start() -> TestCas {
+        let pair = rcgen::generate_simple_self_signed(["cas".to_owned()]).unwrap();
+        let spki = rcgen::PublicKeyData::subject_public_key_info(&pair.signing_key);
+        let key = PrivateKeyDer::try_from(pair.signing_key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![pair.cert.der().clone()], key)
+            .unwrap();
+        let tls = Arc::new(tls);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let cas = TestCas {
+            address: listener.local_addr().unwrap().to_string(),
+            key: hex(digest(&SHA256, &spki).as_ref()),
+            state: Arc::new(Mutex::new(CasState {
+                configuration: None,
+                code: None,
+                mrenclave: String::new(),
+                tag: None,
+                tags_set: 0,
+                on_set_tag: OnSetTag::Take,
+                witness: None,
+            })),
+        };
+        let state = cas.state.clone();
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let (tls, state) = (tls.clone(), state.clone());
+                // A runtime that goes away, or will not have this CAS, is no failure of the CAS.
+                thread::spawn(move || serve(socket.unwrap(), tls, &state));
+            }
+        });
+        cas
+    }
+
+    fn state(&self) -> MutexGuard<'_, CasState> {
+        self.state.lock().unwrap()
+    }
+}
+
+fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> std::io::Result<()> {
+    let mut stream = StreamOwned::new(ServerConnection::new(tls).unwrap(), socket);
+    let nonce = "5a".repeat(32);
+    send(&mut stream, &Hello { nonce: nonce.clone() })?;
+    loop {
+        let mut length = [0; 4];
+        stream.read_exact(&mut length)?;
+        let mut body = vec![0; u32::from_be_bytes(length) as usize];
+        stream.read_exact(&mut body)?;
+        let refused = |cause: &str| Response::Refused { causes: vec!["outer".into(), cause.into()] };
+        let answer = match serde_json::from_slice(&body)? {
+            Request::Configure { service, code, evidence } => {
+                let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+                assert!(evidence.is_bound_to(&exporter, &nonce));
+                let mut state = state.lock().unwrap();
+                state.mrenclave = evidence.mrenclave;
+                match (&state.configuration, code == state.code && service == SERVICE) {
+                    (Some((command, environment)), true) => Response::Configuration(Configuration {
+                        command: command.clone(),
+                        environment: environment.clone(),
+                        pwd: None,
+                        volumes: vec![VolumeGrant {
+                            session: "ns/otpqr".into(),
+                            name: "single_run_1".into(),
+                            path: "/root/single_run".into(),
+                            key: Secret::new(hex(&VOLUME_KEY)),
+                            tag: state.tag.clone(),
+                        }],
+                    }),
+                    _ => refused("Failed to retrieve service attestation configuration"),
+                }
+            }
+            Request::SetTag(request) => {
+                assert!(request.is_authorised_by(&VOLUME_KEY));
+                let mut state = state.lock().unwrap();
+                if let Some(witness) = &mut state.witness {
+                    witness();
+                }
+                let fits = state.tag == request.old || state.tag.as_ref() == Some(&request.new);
+                if !fits {
+                    send(&mut stream, &refused("stale"))?;
+                    continue;
+                }
+                if let OnSetTag::Instead(act) = &mut state.on_set_tag {
+                    act();
+                    return Ok(());
+                }
+                if matches!(state.on_set_tag, OnSetTag::Refuse) {
+                    send(&mut stream, &refused("not this time"))?;
+                    continue;
+                }
+                state.tag = Some(request.new);
+                state.tags_set += 1;
+                if matches!(state.on_set_tag, OnSetTag::TakeAndHangUp) {
+                    state.on_set_tag = OnSetTag::Take;
+                    return Ok(());
+                }
+                Response::TagSet
+            }
+        };
+        send(&mut stream, &answer)?;
+    }
+}
+
+fn send(stream: &mut impl Write, frame: &impl serde::Serialize) -> std::io::Result<()> {
+    let body = serde_json::to_vec(frame)?;
+    stream.write_all(&u32::try_from(body.len()).unwrap().to_be_bytes())?;
+    stream.write_all(&body)?;
+    stream.flush()
+}
+
+// ---- a host -----------------------------------------------------------------------------------------------------------
+
+/// An unpacked image, a sealed volume, an output directory and a CAS, for one user.
+struct Host {
+    directory: TempDir,
+    cas: TestCas,
+    user: Option<u32>,
+}
+
+/// Runs a test as the user it is run by and, if that is root, as an ordinary one too.
+fn for_each_user(test: impl Fn(Host)) {
+    test(Host::new(None));
+    if rustix::process::geteuid().is_root() {
+        test(Host::new(Some(NOBODY)));
+    }
+}
+
+/// The static program, compiled once.
+fn probe() -> &'static Path {
+    static PROBE: OnceLock<PathBuf> = OnceLock::new();
+    PROBE.get_or_init(|| {
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", std::process::id()));
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program/probe.rs");
+        let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
+        let flags = ["--edition=2024", "-Ctarget-feature=+crt-static", "-Copt-level=1", "-Cstrip=symbols", "-o"];
+        let status = Command::new(rustc).args(flags).arg(&to).arg(source).status().unwrap();
+        assert!(status.success());
+        to
+    })
+}
+
+impl Host {
+    fn new(user: Option<u32>) -> Host {
+        let directory = TempDir::new().unwrap();
+        let host = Host { directory, cas: TestCas::start(), user };
+        for name in ["", "image", "image/bin", "image/root", "volume", "out"] {
+            let path = host.path(name);
+            fs::create_dir_all(&path).unwrap();
+            chown(&path, user, user).unwrap();
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        fs::copy(probe(), host.path("image/bin/probe")).unwrap();
+        fs::copy(env!("CARGO_BIN_EXE_scone-run"), host.path("scone-run")).unwrap();
+        host
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// What the session says is to be run.
+    fn policy(&self, steps: &[&str]) {
+        let command = ["probe"].iter().chain(steps).map(|part| part.to_string()).collect();
+        let environment = BTreeMap::from([("GIVEN".to_owned(), Secret::new("by the policy".to_owned()))]);
+        self.cas.state().configuration = Some((command, environment));
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(self.path("scone-run"));
+        let bind = |host: &str, to: &str| format!("{}:{to}", self.path(host).display());
+        command.arg("--rootfs").arg(self.path("image"));
+        command.args(["--bind", &bind("volume", "/.sealed/root/single_run"), "--bind", &bind("out", "/out")]);
+        command.args(["/bin/probe", "arguments"]);
+        command.env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &self.cas.address);
+        command.env("SCONE_SIM_CAS_KEY", &self.cas.key).stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
+        command
+    }
+
+    fn run(&self, steps: &[&str]) -> Output {
+        self.policy(steps);
+        self.command().output().unwrap()
+    }
+
+    /// Runs, and expects it to go well.
+    fn says(&self, steps: &[&str]) -> String {
+        let output = self.run(steps);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The names in the sealed directory that end like this.
+    fn sealed(&self, end: &str) -> Vec<PathBuf> {
+        let paths = fs::read_dir(self.path("volume")).unwrap().map(|entry| entry.unwrap().path());
+        paths.filter(|path| path.to_str().unwrap().ends_with(end)).collect()
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[track_caller]
+fn assert_fatal(output: &Output, words: &[&str]) {
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(134), "{error}");
+    for word in
+        ["[SCONE|FATAL] ", "\n  Caused by: ", "\nNote: Connecting to CAS at 127.0.0.1 (port "].iter().chain(words)
+    {
+        assert!(error.contains(word), "{word:?} is not in {error}");
+    }
+}
+
+// ---- what reaches the program -----------------------------------------------------------------------------------------
+
+#[test]
+fn the_program_gets_the_policys_configuration_and_nothing_of_the_callers() {
+    for_each_user(|host| {
+        host.policy(&["environment", "arguments", "directory", "descriptors", "capabilities"]);
+        let output = host.command().env("OTP_RESET", "TRUE").arg("mine").output().unwrap();
+        let (said, complained) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{complained}");
+        assert!(!said.contains("OTP_RESET") && !said.contains("SCONE_") && !said.contains("mine"), "{said}");
+        let expected = "GIVEN=by the policy\nprobe\nenvironment\narguments\ndirectory\ndescriptors\ncapabilities\n/\n";
+        assert!(said.starts_with(expected), "{said}");
+        let foreign = |line: &&str| line.contains(host.directory.path().to_str().unwrap());
+        assert_eq!(said.lines().find(foreign), None);
+        for line in said.lines().filter(|line| line.starts_with("Cap")) {
+            assert!(line.ends_with(":\t0000000000000000"), "{line}");
+        }
+        assert!(complained.contains("Application runs in SGX simulation mode"), "{complained}");
+    });
+}
+
+#[test]
+fn exit_status_and_signals_pass_through() {
+    for_each_user(|host| {
+        assert_eq!(host.run(&["exit=7"]).status.code(), Some(7));
+        assert_eq!(host.run(&["die"]).status.code(), Some(128 + 15));
+
+        host.policy(&["wait-for-signal"]);
+        let mut child = host.command().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line, "ready\n");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(42));
+    });
+}
+
+#[test]
+fn the_measurement_is_printed_alone_and_is_what_cas_is_told() {
+    for_each_user(|host| {
+        let output = host.command().env("SCONE_HASH", "1").output().unwrap();
+        let measured = text(&output.stdout);
+        assert_eq!(unhex(measured.trim_end()).map(|hash| hash.len()), Some(32), "{measured}");
+        assert_eq!(text(&output.stderr), "");
+        assert!(host.cas.state().mrenclave.is_empty());
+
+        let heap = host.command().env("SCONE_HASH", "1").env("SCONE_HEAP", "1G").output().unwrap();
+        assert_ne!(text(&heap.stdout), measured);
+
+        host.says(&[]);
+        assert_eq!(host.cas.state().mrenclave, measured.trim_end());
+    });
+}
+
+#[test]
+fn without_a_config_id_cas_is_not_asked_and_the_callers_arguments_count() {
+    for_each_user(|host| {
+        let output = host.command().env_remove("SCONE_CONFIG_ID").output().unwrap();
+        assert_eq!(text(&output.stdout), "/bin/probe\narguments\n", "{}", text(&output.stderr));
+        assert!(host.cas.state().mrenclave.is_empty());
+    });
+}
+
+// ---- what is refused --------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_refusal_is_shown_in_scones_frame_and_nothing_runs() {
+    for_each_user(|host| {
+        host.policy(&["arguments"]);
+        host.cas.state().code = Some("123456".into());
+        let output = host.command().env("SCONE_CONFIG_ID", format!("{SERVICE}@654321")).output().unwrap();
+        assert_fatal(
+            &output,
+            &[
+                "[SCONE|FATAL] src/process/init.c:302:__scone_prepare_secure_config(): Could not initialize enclave \
+                 state: Attestation failed\n  Caused by: outer\n  Caused by: Failed to retrieve service attestation \
+                 configuration\nNote: ",
+                "using service ID ns/otpqr/otpqr@654321\n",
+            ],
+        );
+        assert_eq!(text(&output.stdout), "");
+
+        let output = host.command().env("SCONE_CONFIG_ID", format!("{SERVICE}@123456")).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(!text(&output.stderr).contains("123456"));
+    });
+}
+
+#[test]
+fn another_cas_than_the_one_expected_is_told_nothing() {
+    for_each_user(|host| {
+        host.policy(&["arguments"]);
+        let output = host.command().env("SCONE_SIM_CAS_KEY", "00".repeat(32)).output().unwrap();
+        let words = "  Caused by: Failed to establish an encrypted channel to CAS\n  Caused by: I/O error\n  \
+                     Caused by: invalid certificate: UnknownIssuer\nNote: ";
+        assert_fatal(&output, &[words]);
+        assert_eq!(text(&output.stdout), "");
+        assert!(host.cas.state().mrenclave.is_empty());
+    });
+}
+
+#[test]
+fn a_dynamically_linked_program_is_not_simulated() {
+    for_each_user(|host| {
+        // The test itself is one.
+        fs::copy(std::env::current_exe().unwrap(), host.path("image/bin/probe")).unwrap();
+        assert_fatal(&host.run(&[]), &["dynamically linked", "not simulated"]);
+        assert!(host.cas.state().mrenclave.is_empty());
+    });
+}
+
+// ---- volumes and the barrier ------------------------------------------------------------------------------------------
+
+const ONCE: &str = "/root/single_run/once";
+
+#[test]
+fn a_volume_keeps_its_files_from_start_to_start_and_shows_none_of_them() {
+    for_each_user(|host| {
+        let said = host.says(&[&format!("read={ONCE}"), &format!("write={ONCE},secret-in-volume")]);
+        assert!(said.starts_with("no "), "{said}");
+        for path in host.sealed("") {
+            assert!(!text(&fs::read(&path).unwrap()).contains("secret-in-volume"), "{}", path.display());
+        }
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "secret-in-volume\n");
+        // The first start brings the volume into being, its end seals the file; the second start changes nothing.
+        assert_eq!(host.cas.state().tags_set, 2);
+    });
+}
+
+#[test]
+fn no_sync_returns_before_cas_has_the_tag() {
+    for_each_user(|host| {
+        for sync in [format!("fsync={ONCE}"), "fsync=/root/single_run".to_owned(), "sync".to_owned()] {
+            // The program's own account of what it did, up to the moment at which CAS is asked.
+            let (accounts, log) = (Arc::new(Mutex::new(Vec::new())), host.path("out/log"));
+            let witnessed = accounts.clone();
+            host.cas.state().witness = Some(Box::new(move || {
+                witnessed.lock().unwrap().push(fs::read_to_string(&log).unwrap_or_default());
+            }));
+            let write = format!("write={ONCE},{}", sync.len());
+            host.says(&["write=/out/log,before", &write, &sync, "write=/out/log,after", "write=/out/log,"]);
+            let accounts = accounts.lock().unwrap();
+            assert_eq!(accounts.last().map(String::as_str), Some("before"), "{sync}");
+            assert_eq!(fs::read_to_string(host.path("out/log")).unwrap(), "");
+        }
+    });
+}
+
+#[test]
+fn stores_through_a_mapping_are_sealed_by_msync_though_no_timestamp_moves() {
+    for_each_user(|host| {
+        let said = host.says(&[&format!("write={ONCE},-"), &format!("map={ONCE},abc")]);
+        assert_eq!(said, "msync returned 0\n".repeat(3));
+        // The empty volume and three stores.
+        assert_eq!(host.cas.state().tags_set, 4);
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "c\n");
+    });
+}
+
+#[test]
+fn what_would_slip_past_the_barrier_is_denied() {
+    for_each_user(|host| {
+        const RWF_SYNC: i32 = 4;
+        let call = |number: i64, flags: i32| format!("syscall={number},{flags}");
+        let said = host.says(&[
+            &format!("open-synchronous={ONCE}"),
+            &call(libc::SYS_io_uring_setup, 0),
+            &call(libc::SYS_io_setup, 0),
+            &call(libc::SYS_openat2, 0),
+            &call(libc::SYS_pwritev2, RWF_SYNC),
+            &call(libc::SYS_pwritev2, 0),
+        ]);
+        let [absent, unsupported, harmless] =
+            [libc::ENOSYS, libc::EOPNOTSUPP, libc::EBADF].map(|errno| format!("Some({errno})\n"));
+        assert_eq!(said, format!("Err(Some({}))\n{absent}{absent}{absent}{unsupported}{harmless}", libc::EOPNOTSUPP));
+    });
+}
+
+#[test]
+fn a_tag_that_cas_refuses_kills_the_program_in_its_sync() {
+    for_each_user(|host| {
+        host.says(&[]);
+        host.cas.state().on_set_tag = OnSetTag::Refuse;
+        let output = host.run(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}"), "write=/out/after,x"]);
+        assert_fatal(&output, &["Caused by: CAS did not take the volume's new tag", "Caused by: not this time"]);
+        assert_eq!(text(&output.stdout), "");
+        assert!(!host.path("out/after").exists());
+
+        host.cas.state().on_set_tag = OnSetTag::Take;
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), format!("no {ONCE}: NotFound\n"));
+    });
+}
+
+#[test]
+fn a_cas_that_dies_having_taken_the_tag_is_asked_again() {
+    for_each_user(|host| {
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        host.says(&[]);
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        let said = host.says(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}")]);
+        assert_eq!(said, "fsync returned Ok(())\n");
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
+    });
+}
+
+#[test]
+fn a_volume_file_removed_while_the_program_runs_ends_it() {
+    for_each_user(|host| {
+        host.says(&[&format!("write={ONCE},x")]);
+        for end in [".blob", ".manifest"] {
+            let kept = tempfile::tempdir().unwrap();
+            host.policy(&["wait-for-signal", "sync"]);
+            let mut child =
+                host.command().stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+            let removed = host.sealed(end).pop().unwrap();
+            let copy = kept.path().join("copy");
+            fs::copy(&removed, &copy).unwrap();
+            fs::remove_file(&removed).unwrap();
+            rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+                .unwrap();
+            let output = child.wait_with_output().unwrap();
+            assert_fatal(&output, &["Caused by: file system protection file was removed: "]);
+            assert_fatal(&host.run(&[]), &["Caused by: file system protection file was removed: "]);
+            fs::copy(&copy, &removed).unwrap();
+            chown(&removed, host.user, host.user).unwrap();
+        }
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
+    });
+}
+
+#[test]
+fn an_older_copy_of_the_volume_is_refused() {
+    for_each_user(|host| {
+        host.says(&[]);
+        let older = host.sealed("").pop().unwrap();
+        let content = fs::read(&older).unwrap();
+        host.says(&[&format!("write={ONCE},x")]);
+        for path in host.sealed("") {
+            fs::remove_file(path).unwrap();
+        }
+        fs::write(&older, content).unwrap();
+        chown(&older, host.user, host.user).unwrap();
+        let output = host.run(&["arguments"]);
+        assert_fatal(&output, &["Caused by: The FSPF tag is not fresh - suspected replay attack\nNote: "]);
+        assert_eq!(text(&output.stdout), "");
+    });
+}
+
+#[test]
+fn killing_the_runtime_kills_the_program_in_its_sync() {
+    for_each_user(|host| {
+        host.says(&[]);
+        let (asked, is_asked) = std::sync::mpsc::channel();
+        let (killed, is_killed) = std::sync::mpsc::channel();
+        host.cas.state().on_set_tag = OnSetTag::Instead(Box::new(move || {
+            asked.send(()).unwrap();
+            is_killed.recv().unwrap();
+        }));
+        host.policy(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}"), "write=/out/after,x"]);
+        let mut child = host.command().stdout(Stdio::piped()).spawn().unwrap();
+        is_asked.recv().unwrap();
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9));
+        // The end of the output is the end of the last process that could write it.
+        let mut said = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        killed.send(()).unwrap();
+        assert_eq!(said, "");
+        assert!(!host.path("out/after").exists());
+    });
+}
+
+#[test]
+fn what_outlives_the_program_is_ended_before_the_volume_is_sealed() {
+    for_each_user(|host| {
+        let output = host.run(&[&format!("orphan={ONCE}")]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert_eq!(host.cas.state().tags_set, 2);
+        let said = host.says(&[&format!("read={ONCE}")]);
+        assert!(["here\n", "still here\n", "\n"].contains(&said.as_str()), "{said}");
+    });
+}
