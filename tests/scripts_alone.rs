@@ -1,0 +1,137 @@
+//! Each script alone: copied into an empty directory it builds, says what it is for, and without a bundle says what is missing -
+//! and leaves nothing behind. rust-script does the building, as it does for a user.
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Whether rust-script is installed. Without it these tests are skipped, loudly; in CI they fail.
+fn rust_script_is_there() -> bool {
+    let there = which::which("rust-script").is_ok();
+    if !there {
+        let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
+        let required = required.iter().any(|(name, value)| env::var_os(name).is_some_and(|found| found == *value));
+        assert!(!required, "there is no rust-script: make rust-script");
+        eprintln!("SKIPPED: there is no rust-script: make rust-script");
+    }
+    there
+}
+
+/// A script, alone in a directory.
+struct Alone {
+    name: &'static str,
+    directory: PathBuf,
+}
+
+impl Alone {
+    /// Copies the script. The directory is the same at every run, since rust-script keeps a project for each path it has seen.
+    fn copy(name: &'static str) -> Alone {
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone").join(name);
+        match fs::remove_dir_all(&directory) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => panic!("{}: {cause}", directory.display()),
+            _ => fs::create_dir_all(&directory).unwrap(),
+        }
+        let alone = Alone { name, directory };
+        let file = format!("{name}.rs");
+        fs::copy(repository().join("scripts").join(&file), alone.directory.join(&file)).unwrap();
+        // As `make warm` does: with the versions that were tested, and without asking a registry for newer ones.
+        let package = alone.command("rust-script").arg("--package").arg(alone.script()).output().unwrap();
+        assert!(package.status.success(), "{}", String::from_utf8_lossy(&package.stderr));
+        let package = String::from_utf8(package.stdout).unwrap();
+        fs::copy(repository().join("Cargo.lock"), Path::new(package.trim()).join("Cargo.lock")).unwrap();
+        alone
+    }
+
+    fn script(&self) -> String {
+        format!("./{}.rs", self.name)
+    }
+
+    /// A command in the directory, with nothing to tell it where a bundle is, and without what cargo set for this test.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.directory).stdin(Stdio::null()).env_remove("OTPQR_ROOT");
+        for (name, _) in env::vars_os() {
+            if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" {
+                command.env_remove(name);
+            }
+        }
+        command
+    }
+
+    fn run(&self, args: &[&str]) -> Output {
+        self.command(&self.script()).args(args).output().unwrap()
+    }
+
+    /// Asserts that the script refuses, saying `reason`, and that it made nothing.
+    fn refuses(&self, args: &[&str], code: i32, reason: &str) {
+        let output = self.run(args);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{} {args:?}: {stderr}", self.name);
+        assert!(stderr.starts_with(&format!("{}: error: ", self.name)) && stderr.contains(reason), "{stderr}");
+        assert!(output.stdout.is_empty());
+        let found: Vec<_> = fs::read_dir(&self.directory).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(found, [format!("{}.rs", self.name).as_str()], "{} {args:?} left something behind", self.name);
+    }
+}
+
+/// Builds the script and reads its help, twice: the second time nothing is left to build.
+fn builds_and_helps(name: &'static str) -> Alone {
+    let alone = Alone::copy(name);
+    let first = alone.run(&["--help"]);
+    let (help, stderr) = (String::from_utf8_lossy(&first.stdout), String::from_utf8_lossy(&first.stderr));
+    assert!(first.status.success(), "{stderr}");
+    assert_eq!(stderr, "", "an operator sees the compiler's warnings at the first start");
+    assert!(help.contains(&format!("Usage: ./scripts/{name}.rs ")) && help.contains("\nExamples:\n"), "{help}");
+
+    // The shebang's `env` needs rust-script, and nobody cargo.
+    let without_cargo = tempfile::tempdir().unwrap();
+    let rust_script = which::which("rust-script").unwrap();
+    std::os::unix::fs::symlink(rust_script, without_cargo.path().join("rust-script")).unwrap();
+    let second = alone.command(&alone.script()).arg("--help").env("PATH", without_cargo.path()).output().unwrap();
+    assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
+    assert_eq!(second.stdout, first.stdout);
+    alone
+}
+
+#[test]
+fn create_alone_builds_helps_and_names_the_templates_it_lacks() {
+    if rust_script_is_there() {
+        let create = builds_and_helps("create");
+        create.refuses(&[], 3, "there is no 'templates' in ");
+        create.refuses(&["--platform", "sim"], 3, "there is no 'templates' in ");
+        create.refuses(&["--root", "elsewhere"], 3, "there is no 'templates' in 'elsewhere'");
+    }
+}
+
+#[test]
+fn gen_qr_alone_builds_helps_and_names_the_state_it_lacks() {
+    if rust_script_is_there() {
+        let gen_qr = builds_and_helps("gen_qr");
+        gen_qr.refuses(&[], 3, "there is no 'state/default.yml' in ");
+        gen_qr.refuses(&["--account", "signing"], 3, "hint: ./scripts/create.rs --account signing");
+    }
+}
+
+#[test]
+fn add_auth_alone_builds_helps_and_names_the_terminal_or_the_state_it_lacks() {
+    if rust_script_is_there() {
+        let add_auth = builds_and_helps("add_auth");
+        add_auth.refuses(&[], 2, "give '--otp-file FILE'");
+        add_auth.refuses(&["--otp-file", "-"], 3, "there is no 'state/default.yml' in ");
+    }
+}
+
+#[test]
+fn roll_forward_alone_builds_helps_and_names_the_terminal_or_the_state_it_lacks() {
+    if rust_script_is_there() {
+        let roll_forward = builds_and_helps("roll_forward");
+        roll_forward.refuses(&[], 2, "give '--yes'");
+        roll_forward.refuses(&["--yes"], 3, "there is no 'state/default.yml' in ");
+    }
+}
