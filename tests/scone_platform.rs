@@ -1,0 +1,1077 @@
+//! `--platform scone`, pinned by fakes: programs named `scone` and `docker` that record how they were called and answer as
+//! SCONE's documentation and docker say. What the scripts ask of SCONE, in which order, and what they make of every
+//! documented answer. Nothing here was ever run against a live CAS.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_yaml::Value;
+use support::{Outcome, copy, is_root, repository, run, run_with_input};
+use tempfile::TempDir;
+
+const MEASUREMENT: &str = "d08b7351eeb8d5c0653d32794218f183ac9c6fa3923b67052752f78a3559de61";
+const IMAGE_ID: &str = "sha256:4e5aaaf3d0d4a5ae0d4ef8a3c2a1c5f2b6d7e8f90a1b2c3d4e5f60718293a4b5";
+const SCRIPTS: [&str; 4] = ["create", "gen_qr", "add_auth", "roll_forward"];
+
+/// Each call is a directory `calls/NNN` with its argument vector and environment as the kernel has them, the policy it was
+/// given, and the account's state at that moment. A test replaces answers by `instead-of-PROGRAM`, which is sourced first.
+const RECORD: &str = r#"#!/bin/bash
+shopt -s nullglob
+here=${0%/bin/*} program=${0##*/}
+calls=("$here"/calls/*)
+call=$here/calls/$(printf %03d "${#calls[@]}")
+mkdir "$call"
+echo "$program" >"$call/program"
+printf '%s\0' "$@" >"$call/args"
+cat "/proc/$$/environ" >"$call/environment"
+cp "$OTPQR_ROOT/state/default.yml" "$call/state" 2>/dev/null
+last=${!#}
+creates=$(grep -lzx create "$here"/calls/*/args | wc -l)
+before_answer() { :; }
+[ -f "$here/instead-of-$program" ] && . "$here/instead-of-$program"
+"#;
+
+/// A CAS that keeps a hash for each session, and the documented answers of the command line.
+const SCONE: &str = r#"
+refuse() { printf 'Error: %s session failed\n' "$1" >&2; shift; printf 'Caused by: %s\n' "$@" >&2; exit 1; }
+http_400="CAS at 'https://cas.example.com:8081/' returned HTTP error status code 400 Bad Request"
+if [ "$1" = session ] && [ "$2" != read ]; then
+  cp -p "$last" "$call/policy"
+  name=$(sed -n 's/^name: "\(.*\)"$/\1/p' "$last")
+  predecessor=$(sed -n 's/^predecessor: //p' "$last")
+  hash=$(grep -v '^predecessor:' "$last" | sha256sum | cut -c 1-64)
+else
+  name=$last
+fi
+held=$here/cas/${name//\//+}
+case "$1 $2" in
+  '--version ') echo 'scone 5.9.0' ;;
+  'cas attest')
+    echo "CAS $3 at https://$3:8081/ is trustworthy"
+    echo 'Version of attested CAS: 5.9.0 (2024-07-02 10:28:04)' ;;
+  'cas show-identification') echo 2nTWZuJbeXgLPEE6TqR1RWaZkkBJKzVUy7t4bxHZAfSRYVhVTf ;;
+  'session create')
+    if [ -f "$held" ]; then
+      [ "$predecessor" != '~' ] || refuse Creating "$http_400" 'Session already exists, please specify predecessor hash'
+      [ "$predecessor" = "$(cat "$held")" ] || refuse Creating "$http_400" 'The predecessor is not the current session'
+    else
+      [ "$predecessor" = '~' ] || refuse Creating "$http_400" 'The session to update does not exist'
+    fi
+    echo "$hash" >"$held"
+    before_answer
+    echo "$hash" ;;
+  'session verify')
+    [ "$hash" = "$(cat "$held" 2>/dev/null)" ] || refuse Verifying 'The session differs from the active one'
+    echo "$hash" ;;
+  'session read') [ -f "$held" ] || exit 2 ;;
+  *) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"#;
+
+/// An engine with one image, whose program measures itself, checks, or writes a QR code.
+const DOCKER: &str = r#"
+case " $* " in
+  ' image inspect '*) echo @IMAGE_ID@ ;;
+  ' run '*' -e=SCONE_HASH '*) echo @MEASUREMENT@ ;;
+  ' run '*)
+    for arg; do
+      case "$arg" in
+        '--mount=type=bind,"src='*'",dst=/out')
+          out=${arg#'--mount=type=bind,"src='}
+          out=${out%'",dst=/out'}
+          out=${out//'""'/'"'} ;;
+      esac
+    done
+    case "$SCONE_CONFIG_ID" in
+      */check) ;;
+      *) umask 077 && printf '<svg xmlns="http://www.w3.org/2000/svg"></svg>\n' >"$out/qrcode.svg" ;;
+    esac ;;
+  *) echo "unexpected: $*" >&2; exit 99 ;;
+esac
+"#;
+
+/// A host with SCONE's tools: a root that holds the templates alone, a directory to work in, and the fakes first on `PATH`.
+struct Host {
+    home: TempDir,
+}
+
+/// What a fake recorded.
+#[derive(Debug)]
+struct Call {
+    program: String,
+    args: Vec<String>,
+    environment: BTreeMap<String, String>,
+    policy: Option<(Value, u32)>,
+    /// The account's state when it was called.
+    state: Option<Value>,
+}
+
+impl Host {
+    fn new() -> Host {
+        let host = Host { home: tempfile::Builder::new().prefix("otpqr-").tempdir().unwrap() };
+        for directory in ["bin", "calls", "cas", "desk", "tmp"] {
+            fs::create_dir(host.home.path().join(directory)).unwrap();
+        }
+        fs::create_dir(host.root()).unwrap();
+        copy(&repository().join("templates"), &host.root().join("templates"));
+        let docker = DOCKER.replace("@IMAGE_ID@", IMAGE_ID).replace("@MEASUREMENT@", MEASUREMENT);
+        for (program, answers) in [("scone", SCONE), ("docker", &docker)] {
+            let written = host.home.path().join(program);
+            fs::write(&written, format!("{RECORD}{answers}")).unwrap();
+            fs::set_permissions(&written, Permissions::from_mode(0o755)).unwrap();
+            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            copy(&written, &host.home.path().join("bin").join(program));
+        }
+        host
+    }
+
+    /// A host with an account, and nothing recorded.
+    fn with_account() -> Host {
+        let host = Host::new();
+        host.create().expect(0);
+        host.forget();
+        host
+    }
+
+    fn root(&self) -> PathBuf {
+        self.home.path().join("it's a \"bundle\", really")
+    }
+
+    /// Where the user works.
+    fn desk(&self) -> PathBuf {
+        self.home.path().join("desk")
+    }
+
+    fn command(&self, script: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_create")).with_file_name(script));
+        let home = self.home.path();
+        let path = [home.join("bin").as_os_str(), &std::env::var_os("PATH").unwrap()].join(OsStr::new(":"));
+        command.args(args).current_dir(self.desk()).stdin(std::process::Stdio::null());
+        command.env("PATH", path).env("HOME", home).env("TMPDIR", home.join("tmp"));
+        command.env("OTPQR_ROOT", self.root()).env("LOGNAME", "alice");
+        // What a careless caller has set must reach neither tool.
+        command.env("SCONE_CONFIG_ID", "somebody/else@000000");
+        command
+    }
+
+    fn script(&self, script: &str, args: &[&str]) -> Outcome {
+        run(self.command(script, args))
+    }
+
+    fn create(&self) -> Outcome {
+        self.script("create", &["--cas", "cas.example.com"])
+    }
+
+    fn add_auth(&self, code: &str) -> Outcome {
+        run_with_input(self.command("add_auth", &["--otp-file", "-"]), code)
+    }
+
+    /// Makes a fake do this first. An `exit` in it is the answer.
+    fn instead_of(&self, program: &str, shell: &str) {
+        fs::write(self.home.path().join(format!("instead-of-{program}")), shell).unwrap();
+    }
+
+    /// Makes the program end like this when it is started as a service whose id matches the shell pattern.
+    fn program_ends(&self, service: &str, stderr: &str, code: i32) {
+        fs::write(self.home.path().join("words"), stderr).unwrap();
+        self.instead_of(
+            "docker",
+            &format!(
+                "case \"$SCONE_CONFIG_ID\" in {service})\n\
+                 sed \"s#@ID@#$SCONE_CONFIG_ID#\" \"$here/words\" >&2; exit {code} ;; esac"
+            ),
+        );
+    }
+
+    /// Undoes [`Host::instead_of`].
+    fn as_documented(&self, program: &str) {
+        fs::remove_file(self.home.path().join(format!("instead-of-{program}"))).unwrap();
+    }
+
+    fn calls(&self) -> Vec<Call> {
+        let entries = fs::read_dir(self.home.path().join("calls")).unwrap();
+        let mut calls: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        calls.sort();
+        calls.iter().map(|path| Call::read(path)).collect()
+    }
+
+    fn forget(&self) {
+        let calls = self.home.path().join("calls");
+        fs::remove_dir_all(&calls).unwrap();
+        fs::create_dir(calls).unwrap();
+    }
+
+    fn state_file(&self) -> PathBuf {
+        self.root().join("state/default.yml")
+    }
+
+    fn state(&self) -> Value {
+        serde_yaml::from_slice(&fs::read(self.state_file()).unwrap()).unwrap()
+    }
+
+    fn known(&self, key: &str) -> String {
+        text(&self.state()[key])
+    }
+
+    fn qr_code(&self) -> PathBuf {
+        self.desk().join("qrcode.svg")
+    }
+
+    /// The names in a directory.
+    fn names(&self, directory: &Path) -> Vec<String> {
+        let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = entries.collect();
+        names.sort();
+        names
+    }
+
+    /// Asserts that no account was begun.
+    #[track_caller]
+    fn is_untouched(&self) {
+        assert_eq!(self.names(&self.root()), ["templates"]);
+        assert_eq!(self.names(&self.home.path().join("cas")), [""; 0]);
+        self.has_clean_desk();
+    }
+
+    /// Asserts that no output, and nothing to make it in, is left behind - and no rendered policy.
+    #[track_caller]
+    fn has_clean_desk(&self) {
+        assert_eq!(self.names(&self.desk()), [""; 0]);
+        assert_eq!(self.names(&self.home.path().join("tmp")), [""; 0]);
+    }
+}
+
+impl Call {
+    fn read(path: &Path) -> Call {
+        let file = |name: &str| fs::read_to_string(path.join(name)).unwrap();
+        let parse = |name: &str| {
+            let text = fs::read_to_string(path.join(name)).ok()?;
+            Some(serde_yaml::from_str(&text).unwrap_or_else(|cause| panic!("{name}: {cause}\n{text}")))
+        };
+        let variable = |entry: &str| entry.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let mode = |path: PathBuf| path.metadata().unwrap().permissions().mode() & 0o777;
+        Call {
+            program: file("program").trim().to_owned(),
+            args: file("args").split_terminator('\0').map(str::to_owned).collect(),
+            environment: file("environment").split_terminator('\0').filter_map(variable).collect(),
+            policy: parse("policy").map(|policy| (policy, mode(path.join("policy")))),
+            state: parse("state"),
+        }
+    }
+
+    /// `scone session create`, `docker run`.
+    fn what(&self) -> String {
+        let words = if self.program == "docker" { 1 } else { 2 };
+        let words = self.args.iter().take(words);
+        words.fold(self.program.clone(), |what, word| format!("{what} {word}"))
+    }
+
+    fn has(&self, arg: &str) -> bool {
+        self.args.iter().any(|found| found == arg)
+    }
+
+    #[track_caller]
+    fn policy(&self) -> &Value {
+        &self.policy.as_ref().expect("a call with a policy").0
+    }
+}
+
+/// What was called, in order.
+fn order(calls: &[Call]) -> Vec<String> {
+    calls.iter().map(Call::what).collect()
+}
+
+/// The calls that change what CAS holds.
+fn uploads(calls: Vec<Call>) -> Vec<Call> {
+    calls.into_iter().filter(|call| call.what() == "scone session create").collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "~".to_owned(),
+        other => serde_yaml::to_string(other).unwrap().trim().to_owned(),
+    }
+}
+
+/// The names in a list of a policy.
+fn names(list: &Value) -> Vec<String> {
+    list.as_sequence().unwrap().iter().map(|item| text(&item["name"])).collect()
+}
+
+/// The frame in which SCONE's runtime says why it did not start, with the lines some versions add. `@ID@` is the
+/// `SCONE_CONFIG_ID` it was started with.
+fn frame(lines: &[&str]) -> String {
+    let frame = "[SCONE|FATAL] src/process/init.c:302:__scone_prepare_secure_config(): Could not initialize enclave state: Attestation failed\n";
+    let causes: String = lines.iter().map(|line| format!("  Caused by: {line}\n")).collect();
+    format!("{frame}{causes}{NOTE}{ABORTED}")
+}
+
+const NOTE: &str = "Note: Connecting to CAS at cas.example.com (port 18765) using service ID @ID@\n";
+const ABORTED: &str = "[SCONE|ERROR] tools/starter/signal.c:70:die_by_signal(): Enclave terminated due to signal: Aborted\nAborted (core dumped)\n";
+
+// --- Which platform, which CAS
+
+#[test]
+fn without_scone_on_the_path_nothing_is_created_and_the_simulator_is_only_named() {
+    let host = Host::new();
+    let only_docker = host.home.path().join("only-docker");
+    fs::create_dir(&only_docker).unwrap();
+    symlink(host.home.path().join("bin/docker"), only_docker.join("docker")).unwrap();
+    for args in [&["--cas", "cas.example.com"][..], &["--platform", "scone", "--cas", "cas.example.com"]] {
+        let mut create = host.command("create", args);
+        create.env("PATH", &only_docker);
+        run(create).expect(3).saying("'scone'").saying("./scripts/create.rs --platform sim");
+    }
+    host.is_untouched();
+    assert_eq!(order(&host.calls()), [""; 0]);
+}
+
+#[test]
+fn without_docker_on_the_path_nothing_is_created() {
+    let host = Host::new();
+    let bin = host.home.path().join("only-scone");
+    fs::create_dir(&bin).unwrap();
+    for tool in ["bash", "grep", "wc", "mkdir", "cat", "cp", "sed", "sha256sum", "cut"] {
+        symlink(which::which(tool).unwrap(), bin.join(tool)).unwrap();
+    }
+    copy(&host.home.path().join("bin/scone"), &bin.join("scone"));
+    let mut create = host.command("create", &["--cas", "cas.example.com"]);
+    create.env("PATH", &bin);
+    run(create).expect(3).saying("'docker'").saying("hint: apt-get install docker.io");
+    host.is_untouched();
+}
+
+#[test]
+fn a_scone_that_is_the_simulator_gets_no_policy_meant_for_scone_nor_the_other_way_round() {
+    let host = Host::with_account();
+    host.instead_of("scone", "[ \"$1\" != --version ] || { echo 'scone-sim 0.1.0'; exit; }");
+    for (script, args) in [("gen_qr", &[][..]), ("roll_forward", &["--yes"]), ("create", &[])] {
+        host.script(script, args).expect(3).saying("'scone-sim 0.1.0'").saying("'scone'");
+    }
+    host.add_auth("493817").expect(3).saying("'scone-sim 0.1.0'");
+    assert!(order(&host.calls()).iter().all(|call| call == "scone --version"));
+
+    let host = Host::new();
+    host.script("create", &["--platform", "sim"]).expect(3).saying("'scone 5.9.0'").saying("'sim'");
+    host.is_untouched();
+}
+
+#[test]
+fn the_cas_must_be_named() {
+    let host = Host::new();
+    host.script("create", &[]).expect(2).saying("--cas");
+    host.is_untouched();
+    assert!(!host.calls().iter().any(|call| call.args[0] == "session"));
+}
+
+#[test]
+fn what_a_tool_would_take_for_an_option_or_a_file_of_arguments_is_a_usage_error() {
+    let host = Host::new();
+    for name in ["-debug", "--help", "@arguments", ""] {
+        host.script("create", &["--cas", "cas.example.com", &format!("--image={name}")]).expect(2);
+        host.script("create", &[&format!("--cas={name}")]).expect(2);
+    }
+    for cas in ["cas.example.com --only_for_testing-trust-any", "a@b", "a/b", "a\nb"] {
+        host.script("create", &[&format!("--cas={cas}")]).expect(2);
+    }
+    for account in ["../default", "a/b", "@a", ""] {
+        for script in SCRIPTS {
+            host.script(script, &[&format!("--account={account}")]).expect(2);
+        }
+    }
+    for label in ["a:b", "$HOME", "", " alice", "a\nb"] {
+        host.script("create", &["--cas=cas.example.com", &format!("--issuer={label}")]).expect(2);
+        host.script("create", &["--cas=cas.example.com", &format!("--login={label}")]).expect(2);
+    }
+    host.is_untouched();
+    assert_eq!(order(&host.calls()), [""; 0]);
+}
+
+#[test]
+fn a_cas_that_cannot_be_attested_gets_nothing() {
+    let host = Host::new();
+    host.instead_of(
+        "scone",
+        "[ \"$2\" != attest ] || { printf '%s\\n' 'Error: Error during attestation of CAS' \
+         'Caused by: Enclave hash does not match expectation: 3061b9feb7fa67f3815336a085f629a13f04b0a1667c93b14ff35581dc8271e4' >&2; exit 1; }",
+    );
+    host.create().expect(3).saying("'cas.example.com'").saying("Enclave hash does not match expectation");
+    host.is_untouched();
+    assert!(!host.calls().iter().any(|call| call.args[0] == "session"));
+
+    host.instead_of("scone", "[ \"$2\" != show-identification ] || exit 0");
+    host.create().expect(3).saying("'cas.example.com'");
+    host.is_untouched();
+    assert!(!host.calls().iter().any(|call| call.args[0] == "session"));
+}
+
+#[test]
+fn a_cas_with_another_key_than_the_pinned_one_gets_nothing() {
+    let host = Host::with_account();
+    let before = fs::read(host.state_file()).unwrap();
+    host.instead_of("scone", "[ \"$2\" != show-identification ] || { echo another; exit; }");
+    host.create().expect(3).saying("not the one account 'default' was created on");
+    assert!(!host.calls().iter().any(|call| call.args[0] == "session"));
+    assert_eq!(fs::read(host.state_file()).unwrap(), before);
+}
+
+// --- create
+
+#[test]
+fn what_is_no_measurement_is_not_taken_for_one() {
+    let host = Host::new();
+    let prints = |shell: &str| format!("case \" $* \" in *' -e=SCONE_HASH '*) {shell}; exit ;; esac");
+    for shell in [
+        "echo 'OTP_SECRET is not set'",
+        "true",
+        &format!("printf '{MEASUREMENT}\\r\\n'"),
+        &format!("printf 'hello\\n{MEASUREMENT}\\n'"),
+        &format!("echo {MEASUREMENT}00"),
+        &format!("echo {}", MEASUREMENT.to_uppercase()),
+        &format!("echo {MEASUREMENT}; exit 1"),
+        "kill -9 $$",
+    ] {
+        host.instead_of("docker", &prints(shell));
+        host.create().expect(3).saying("measure");
+        host.is_untouched();
+    }
+    host.instead_of("docker", "[ \"$1\" != image ] || { echo 'Error: No such image: otpqr:scone' >&2; exit 1; }");
+    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("hint: make image");
+    host.is_untouched();
+    assert_eq!(uploads(host.calls()).len(), 0);
+}
+
+#[test]
+fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
+    let host = Host::new();
+    let created = host.create().expect(0);
+    assert!(created.stdout.starts_with("created: account 'default' of 'alice' at 'SCONE OTP'"), "{}", created.stdout);
+    let calls = host.calls();
+    let create = "scone session create";
+    assert_eq!(
+        order(&calls).into_iter().filter(|call| call != "scone session verify").collect::<Vec<_>>(),
+        [
+            "scone --version",
+            "docker image",
+            "docker run",
+            "scone cas attest",
+            "scone cas show-identification",
+            create,
+            create,
+            create
+        ]
+    );
+    let attest = calls.iter().find(|call| call.has("attest")).unwrap();
+    assert_eq!(attest.args, ["cas", "attest", "cas.example.com"]);
+
+    let measure = calls.iter().find(|call| call.what() == "docker run").unwrap();
+    assert_eq!(measure.environment["SCONE_HASH"], "1");
+    assert!(measure.has("--log-driver=none") && measure.has("--network=none") && measure.has("--rm"));
+    assert_eq!(measure.args[measure.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);
+    // Nobody gets what the caller had set.
+    assert!(calls.iter().all(|call| !call.environment.contains_key("SCONE_CONFIG_ID")));
+
+    let uploads = uploads(calls);
+    let namespace = host.known("namespace");
+    let sessions = [namespace.clone(), format!("{namespace}/otpqr"), format!("{namespace}/otpqr-reset")];
+    let hashes = ["namespace_hash", "otpqr_hash", "reset_hash"];
+    for (number, call) in uploads.iter().enumerate() {
+        let (policy, mode) = call.policy.as_ref().unwrap();
+        assert_eq!(text(&policy["name"]), sessions[number]);
+        assert_eq!(policy["predecessor"], Value::Null);
+        assert_eq!(*mode, 0o600);
+        assert_eq!(call.args[2], "--cas=cas.example.com");
+        assert!(!Path::new(&call.args[3]).exists(), "the rendered policy is removed");
+        let state = call.state.as_ref().expect("the state is there before the first upload");
+        assert_eq!(text(&state["namespace"]), namespace);
+        for (earlier, key) in hashes.iter().enumerate() {
+            assert_eq!(state[*key] != Value::Null, earlier < number, "{key} before upload {number}");
+        }
+    }
+    for (session, key) in sessions.iter().zip(hashes) {
+        let held = fs::read_to_string(host.home.path().join("cas").join(session.replace('/', "+"))).unwrap();
+        assert_eq!(host.known(key), held.trim());
+    }
+    assert_eq!((host.known("mrenclave").as_str(), host.known("image_id").as_str()), (MEASUREMENT, IMAGE_ID));
+    assert_eq!(host.state_file().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    host.has_clean_desk();
+}
+
+#[test]
+fn the_policies_demand_the_measured_program_and_a_code_where_one_is_due() {
+    let host = Host::new();
+    host.script("create", &["--cas=cas.example.com", "--issuer=O'Neil & \"Co\" #1", "--login=alice\\n"]).expect(0);
+    let uploads = uploads(host.calls());
+    let [namespace, otpqr, reset] = [0, 1, 2].map(|number| uploads[number].policy());
+    assert_eq!(namespace["services"], Value::Null);
+    for policy in [otpqr, reset] {
+        assert_eq!(text(&policy["version"]), "0.3.10");
+        assert_eq!(text(&policy["security"]["attestation"]["mode"]), "hardware");
+        for service in policy["services"].as_sequence().unwrap() {
+            assert_eq!(text(&service["attestation"][0]["mrenclave"][0]), MEASUREMENT);
+        }
+        let environment = &policy["services"][0]["environment"];
+        assert_eq!(text(&environment["OTP_ACCOUNT_NAME"]), "O'Neil & \"Co\" #1");
+        assert_eq!(text(&environment["OTP_ACCOUNT_LOGIN"]), "alice\\n");
+        assert_eq!(text(&environment["OTP_SECRET"]), "$$SCONE::otp_secret_1:base32nopad$$");
+    }
+    assert_eq!(names(&otpqr["services"]), ["otpqr", "check"]);
+    assert_eq!(otpqr["services"][0]["environment"]["OTP_RESET"], Value::Null);
+    assert_eq!(otpqr["services"][1]["environment"]["OTP_SECRET"], Value::Null);
+    assert_eq!(otpqr["security"]["attestation"]["one_time_password_shared_secret"], Value::Null);
+
+    assert_eq!(names(&reset["services"]), ["otpqr"]);
+    assert_eq!(text(&reset["services"][0]["environment"]["OTP_RESET"]), "TRUE");
+    let demanded = &reset["security"]["attestation"]["one_time_password_shared_secret"];
+    assert_eq!(text(demanded), "$$SCONE::otp_secret_1:base32nopad$$");
+}
+
+#[test]
+fn a_second_run_verifies_and_uploads_nothing() {
+    let host = Host::with_account();
+    let before = fs::read(host.state_file()).unwrap();
+    let again = host.script("create", &[]).expect(0);
+    assert!(again.stdout.starts_with("already created: "), "{}", again.stdout);
+    let calls = host.calls();
+    assert_eq!(calls.iter().filter(|call| call.what() == "scone session verify").count(), 3);
+    assert_eq!(uploads(calls).len(), 0);
+    assert_eq!(fs::read(host.state_file()).unwrap(), before);
+}
+
+#[test]
+fn an_account_keeps_what_it_was_created_with() {
+    let host = Host::with_account();
+    for other in ["--cas=other.example.com", "--issuer=Other", "--login=bob", "--platform=sim"] {
+        host.script("create", &[other]).expect(3).saying("account 'default' has ");
+    }
+    assert_eq!(order(&host.calls()), [""; 0]);
+}
+
+#[test]
+fn another_program_is_uploaded_as_the_successor_of_what_the_state_knows() {
+    let host = Host::with_account();
+    let known = [host.known("otpqr_hash"), host.known("reset_hash")];
+    let other = "0".repeat(64);
+    host.instead_of("docker", &format!("case \" $* \" in *' -e=SCONE_HASH '*) echo {other}; exit ;; esac"));
+    host.script("create", &[]).expect(0).saying(&other);
+    let uploads = uploads(host.calls());
+    let predecessors: Vec<_> = uploads.iter().map(|call| text(&call.policy()["predecessor"])).collect();
+    assert_eq!(predecessors, known);
+    assert_eq!(host.known("mrenclave"), other);
+}
+
+#[test]
+fn an_upload_that_was_cut_off_before_it_was_recorded_is_adopted() {
+    for number in 1..=3 {
+        let host = Host::new();
+        host.instead_of("scone", &format!("before_answer() {{ [ $creates != {number} ] || kill -9 $PPID; }}"));
+        assert_eq!(host.create().code, None, "killed");
+        host.as_documented("scone");
+        host.forget();
+
+        host.script("create", &[]).expect(0);
+        assert!(uploads(host.calls()).iter().any(|call| call.policy()["predecessor"] == Value::Null));
+        for key in ["namespace_hash", "otpqr_hash", "reset_hash"] {
+            assert_eq!(host.known(key).len(), 64, "{key}");
+        }
+        assert_eq!(host.names(&host.home.path().join("cas")).len(), 3);
+    }
+}
+
+#[test]
+fn a_session_that_exists_and_is_not_ours_is_refused_in_cas_s_words() {
+    let host = Host::new();
+    host.instead_of("scone", "[ \"$2\" != create ] || echo somebody-else-s >\"$here/cas/$(sed -n 's/^name: \"\\(.*\\)\"$/\\1/p' \"$last\")\"");
+    host.create().expect(5).saying("Session already exists, please specify predecessor hash");
+    assert_eq!(uploads(host.calls()).len(), 1);
+    assert_eq!(host.state()["namespace_hash"], Value::Null);
+    host.has_clean_desk();
+}
+
+#[test]
+fn what_another_run_uploaded_is_not_overwritten() {
+    let host = Host::with_account();
+    let held = host.home.path().join("cas").join(format!("{}+otpqr", host.known("namespace")));
+    fs::write(&held, format!("{}\n", "f".repeat(64))).unwrap();
+    let before = fs::read(host.state_file()).unwrap();
+    host.script("create", &[]).expect(5).saying("The predecessor is not the current session");
+    assert_eq!(fs::read_to_string(&held).unwrap(), format!("{}\n", "f".repeat(64)));
+    assert_eq!(fs::read(host.state_file()).unwrap(), before);
+}
+
+#[test]
+fn a_wiped_cas_is_not_filled_again_by_itself() {
+    let host = Host::with_account();
+    for session in host.names(&host.home.path().join("cas")) {
+        fs::remove_file(host.home.path().join("cas").join(session)).unwrap();
+    }
+    host.script("create", &[]).expect(3).saying("no longer holds session");
+    assert_eq!(host.names(&host.home.path().join("cas")), [""; 0]);
+}
+
+// --- gen_qr
+
+#[test]
+fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user_alone() {
+    let host = Host::with_account();
+    let issued = host.script("gen_qr", &[]).expect(0);
+    assert!(issued.stdout.starts_with("QR code of 'SCONE OTP', 'alice': "), "{}", issued.stdout);
+    assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
+    assert_eq!(host.qr_code().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
+
+    let calls = host.calls();
+    assert_eq!(order(&calls), ["scone --version", "docker run"]);
+    let start = &calls[1];
+    for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
+        assert!(start.has(arg), "{arg} in {:?}", start.args);
+    }
+    assert_eq!(start.args[start.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);
+    let csv = |path: &Path| path.display().to_string().replace('"', "\"\"");
+    let volume = host.root().canonicalize().unwrap().join("state/volumes/default/single_run_1");
+    let mounts: Vec<_> = start.args.iter().filter(|arg| arg.starts_with("--mount=")).collect();
+    assert_eq!(*mounts[0], format!("--mount=type=bind,\"src={}\",dst=/root/single_run", csv(&volume)));
+    assert!(mounts[1].starts_with(&format!("--mount=type=bind,\"src={}/", csv(&host.desk()))), "{mounts:?}");
+    assert!(mounts[1].ends_with("\",dst=/out") && mounts.len() == 2, "{mounts:?}");
+    assert_eq!(volume.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+
+    let config_id = format!("{}/otpqr/otpqr", host.known("namespace"));
+    assert!(start.has("-e=SCONE_CONFIG_ID") && start.has("-e=SCONE_CAS_ADDR"));
+    assert_eq!(start.environment["SCONE_CONFIG_ID"], config_id);
+    assert_eq!(start.environment["SCONE_CAS_ADDR"], "cas.example.com");
+    assert!(!calls.iter().any(|call| call.args.iter().any(|arg| arg.contains(&config_id))));
+    assert!(!calls[0].environment.contains_key("SCONE_CONFIG_ID"));
+}
+
+#[test]
+fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_is() {
+    let host = Host::with_account();
+    fs::write(host.qr_code(), "mine").unwrap();
+    host.script("gen_qr", &[]).expect(3).saying("'qrcode.svg' exists already");
+    host.add_auth("493817").expect(3).saying("'qrcode.svg' exists already");
+    assert!(!order(&host.calls()).contains(&"docker run".to_owned()));
+    assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine");
+    assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
+
+    // Also one that points nowhere, or appears while the program runs: then the QR code is not lost.
+    fs::remove_file(host.qr_code()).unwrap();
+    symlink("nowhere", host.qr_code()).unwrap();
+    host.script("gen_qr", &[]).expect(3).saying("exists already");
+    fs::remove_file(host.qr_code()).unwrap();
+    host.instead_of("docker", &format!("[ \"$1\" != run ] || echo mine >'{}'", host.qr_code().display()));
+    host.script("gen_qr", &[]).expect(4).saying("cannot be moved");
+    assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine\n");
+    fs::remove_file(host.qr_code()).unwrap();
+    host.as_documented("docker");
+    host.forget();
+    host.script("gen_qr", &[]).expect(0);
+    assert!(!order(&host.calls()).contains(&"docker run".to_owned()), "it was issued once");
+    assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
+}
+
+/// Every refusal that SCONE documents, and what of it the user must read.
+#[test]
+fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
+    let headline = "CAS sent an attestation/configuration error: ";
+    let failed = format!("{headline}Failed to retrieve service attestation configuration");
+    let dcap = format!("{headline}DCAP quote verification failed");
+    let report = "Failed to verify DCAP report";
+    let distrusted = "The program enclave is not trustworthy";
+    let measured = format!(
+        "Unexpected enclave measurement (MRENCLAVE, {MEASUREMENT}) - Expected 3061b9feb7fa67f3815336a085f629a13f04b0a1667c93b14ff35581dc8271e4"
+    );
+    let bare = |line: &str| format!("[SCONE|FATAL] {line}\n{NOTE}{ABORTED}");
+    let frames = [
+        (
+            frame(&[&failed, "An One-time Password is required to access this session"]),
+            "An One-time Password is required",
+        ),
+        (
+            frame(&[&failed, "The given One-time Password is invalid. Please try again."]),
+            "One-time Password is invalid",
+        ),
+        (
+            frame(&[
+                &failed,
+                "A One-time Password was already used within this time-step. Please try again in the next time-step",
+            ]),
+            "was already used within this time-step",
+        ),
+        (
+            frame(&[
+                &dcap,
+                report,
+                distrusted,
+                "None of the required enclave properties are met by the enclave",
+                &measured,
+            ]),
+            &measured,
+        ),
+        (
+            frame(&[
+                &dcap,
+                report,
+                distrusted,
+                "Not all of the required enclave properties are met by the enclave",
+                &format!("Error 1 of 2: {measured}"),
+            ]),
+            "Error 1 of 2: Unexpected enclave measurement",
+        ),
+        (
+            frame(&[
+                &format!("{headline}SCONE quote verification failed"),
+                "Failed to verify SCONE remote attestation report",
+                distrusted,
+                &measured,
+            ]),
+            "Unexpected enclave measurement",
+        ),
+        (frame(&[&dcap, report, "The enclave's TCB is not trustworthy"]), "The enclave's TCB is not trustworthy"),
+        (
+            frame(&[
+                &dcap,
+                report,
+                distrusted,
+                "Debug mode is enabled. Enclave protection is turned off, all secrets can be extracted with a debugger",
+            ]),
+            "Debug mode is enabled",
+        ),
+        (
+            frame(&["the supplied tag is not fresh - suspected replay attack"]),
+            "the volume was refused: the supplied tag is not fresh",
+        ),
+        (
+            frame(&["The FSPF tag is not fresh - suspected replay attack"]),
+            "the volume was refused: The FSPF tag is not fresh",
+        ),
+        (
+            bare(
+                "src/shielding/file_content_processor.c:307:_load_chunk(): Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
+            ),
+            "Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
+        ),
+        (
+            frame(&[
+                "Failed to establish an encrypted channel to CAS",
+                "I/O error",
+                "invalid certificate: UnknownIssuer",
+            ]),
+            "invalid certificate: UnknownIssuer",
+        ),
+        (
+            bare("Could not create enclave: Error opening SGX device"),
+            "Could not create enclave: Error opening SGX device",
+        ),
+        (bare("Cannot sign production enclave: no key provided"), "Cannot sign production enclave: no key provided"),
+    ];
+    let host = Host::with_account();
+    for (words, detail) in frames {
+        host.program_ends("*/otpqr/otpqr", &words, 134);
+        let refused = host.script("gen_qr", &[]).expect(5).saying(detail);
+        assert!(!refused.text().contains("Aborted"), "{}", refused.stderr);
+        host.has_clean_desk();
+
+        // With a code, which SCONE itself prints.
+        host.program_ends("*@493817", &words, 134);
+        let refused = host.add_auth("493817").expect(5).saying(detail);
+        assert!(!refused.text().contains("493817"), "{}", refused.stderr);
+        host.has_clean_desk();
+    }
+}
+
+#[test]
+fn a_code_that_scone_prints_is_masked_also_where_it_is_all_there_is_to_say() {
+    let host = Host::with_account();
+    host.program_ends("*@493817", NOTE, 1);
+    let outcome = host.add_auth("493817").expect(4);
+    assert!(!outcome.text().contains("493817"), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("/otpqr-reset/otpqr@******"), "{}", outcome.stderr);
+}
+
+#[test]
+fn the_program_s_own_words_decide_where_scone_says_nothing() {
+    let host = Host::with_account();
+    let docker = [
+        "docker: Error response from daemon: error gathering device information while adding custom device \"/dev/sgx_enclave\": no such file or directory.\n",
+        // The command line of docker has more to say, of less use.
+        "docker: Error response from daemon: error gathering device information while adding custom device \"/dev/sgx_enclave\": no such file or directory\n\nRun 'docker run --help' for more information\n",
+    ];
+    for words in docker {
+        host.program_ends("*", words, 125);
+        host.script("gen_qr", &[]).expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
+        host.add_auth("493817").expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
+        host.has_clean_desk();
+    }
+    let endings = [
+        (10, "otpqr: once-marker '/root/single_run/once' is there already\n", 5, "issued already"),
+        (11, "otpqr: OTP_SECRET is not set\n", 1, "OTP_SECRET is not set"),
+        (12, "otpqr: output '/out/qrcode.svg' exists\n", 3, "output '/out/qrcode.svg' exists"),
+        (0, "", 4, "ended without a QR code"),
+        (137, "", 4, "ended without a QR code"),
+    ];
+    for (program, words, code, saying) in endings {
+        host.program_ends("*/otpqr/otpqr", words, program);
+        host.script("gen_qr", &[]).expect(code).saying(saying);
+        host.has_clean_desk();
+    }
+}
+
+#[test]
+fn half_a_qr_code_is_not_delivered() {
+    let host = Host::with_account();
+    host.instead_of(
+        "docker",
+        "for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137",
+    );
+    host.script("gen_qr", &[]).expect(4).saying("incomplete QR code").saying("hint: ./scripts/roll_forward.rs");
+    assert!(!host.qr_code().exists());
+    host.program_ends("*", "otpqr: once-marker is there already\n", 10);
+    host.script("gen_qr", &[]).expect(5).saying("issued already");
+    host.has_clean_desk();
+}
+
+// --- add_auth
+
+#[test]
+fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else() {
+    const CODE: &str = "493817";
+    let host = Host::with_account();
+    let file = host.desk().join("code.txt");
+    fs::write(&file, format!("{CODE}\n")).unwrap();
+    let issued = host.script("add_auth", &["--otp-file", "code.txt"]).expect(0);
+    fs::remove_file(file).unwrap();
+    assert!(!issued.text().contains(CODE));
+    assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
+
+    let calls = host.calls();
+    assert_eq!(order(&calls), ["scone --version", "docker run", "docker run"]);
+    let namespace = host.known("namespace");
+    assert_eq!(calls[1].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[2].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[1].args, calls[2].args);
+    for call in &calls {
+        assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
+    }
+    let holding = |call: &Call| {
+        let found = call.environment.iter().filter(|(_, value)| value.contains(CODE));
+        found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!([&calls[0], &calls[1], &calls[2]].map(holding), [vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]);
+    assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
+    assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);
+}
+
+#[test]
+fn a_code_is_asked_for_only_when_program_and_volume_are_right() {
+    let host = Host::with_account();
+    host.program_ends("*/check", &frame(&["The FSPF tag is not fresh - suspected replay attack"]), 134);
+    // The code is not even read: the file is not there.
+    host.script("add_auth", &["--otp-file", "no-such-file"]).expect(5).saying("the volume was refused");
+    host.as_documented("docker");
+    host.script("add_auth", &["--otp-file", "no-such-file"]).expect(2).saying("'no-such-file'");
+    for wrong in ["", "12345", "1234567", "12345a", "٤٩٣٨١٧", "493817 493817"] {
+        let refused = host.add_auth(wrong).expect(2).saying("a code is exactly six digits");
+        assert!(wrong.is_empty() || !refused.text().contains(wrong), "{}", refused.stderr);
+    }
+    host.script("add_auth", &[]).expect(2).saying("--otp-file");
+    host.has_clean_desk();
+    let started = host.calls().into_iter().filter_map(|call| call.environment.get("SCONE_CONFIG_ID").cloned());
+    assert!(started.into_iter().all(|config_id| config_id.ends_with("/otpqr/check")));
+}
+
+#[test]
+fn what_cas_says_of_a_code_comes_with_what_to_do() {
+    let host = Host::with_account();
+    let head = "CAS sent an attestation/configuration error: Failed to retrieve service attestation configuration";
+    for (detail, advice) in [
+        (
+            "The given One-time Password is invalid. Please try again.",
+            "the code is wrong or too late: wait for the next one",
+        ),
+        (
+            "A One-time Password was already used within this time-step. Please try again in the next time-step",
+            "that code was used already: wait for the next one",
+        ),
+    ] {
+        host.program_ends("*@493817", &frame(&[head, detail]), 134);
+        host.add_auth("493817").expect(5).saying(advice).saying(detail).saying("hint: ./scripts/add_auth.rs");
+        host.has_clean_desk();
+    }
+}
+
+// --- roll_forward
+
+/// What a policy's services use of volume, secret and login, and the predecessor it names.
+fn uses(policy: &Value) -> [String; 4] {
+    let environment = &policy["services"][0]["environment"];
+    [
+        text(&policy["images"][0]["volumes"][0]["name"]),
+        text(&environment["OTP_SECRET"]),
+        text(&environment["OTP_ACCOUNT_LOGIN"]),
+        text(&policy["predecessor"]),
+    ]
+}
+
+/// Asserts that the account is wholly on its second secret.
+#[track_caller]
+fn is_rolled_forward(host: &Host) {
+    let versions = ["volume_version", "secret_version", "pending"].map(|key| host.known(key));
+    assert_eq!(versions, ["2", "2", "~"]);
+    host.forget();
+    host.script("create", &[]).expect(0);
+    assert_eq!(uploads(host.calls()).len(), 0, "CAS holds what the state says");
+    host.script("gen_qr", &[]).expect(0);
+    let start = host.calls().into_iter().rfind(|call| call.what() == "docker run").unwrap();
+    assert!(start.args.iter().any(|arg| arg.ends_with("/single_run_2\",dst=/root/single_run")), "{:?}", start.args);
+}
+
+#[test]
+fn rolling_forward_declares_the_new_switches_and_then_drops_the_old() {
+    let host = Host::with_account();
+    host.script("roll_forward", &[]).expect(2).saying("--yes");
+    assert_eq!(order(&host.calls()), [""; 0]);
+
+    let (namespace, hash, reset_hash) = (host.known("namespace"), host.known("otpqr_hash"), host.known("reset_hash"));
+    let done = host.script("roll_forward", &["--yes"]).expect(0);
+    assert!(done.stdout.contains("delete from the authenticators: 'SCONE OTP', 'alice'\n"), "{}", done.stdout);
+    assert!(done.stdout.contains("'alice #2'"), "{}", done.stdout);
+
+    let uploads = uploads(host.calls());
+    assert_eq!(uploads.len(), 3);
+    let [declare, switch, drop] = [0, 1, 2].map(|number| uploads[number].policy());
+    let secret = |version: u32| format!("$$SCONE::otp_secret_{version}:base32nopad$$");
+
+    assert_eq!(text(&declare["name"]), format!("{namespace}/otpqr"));
+    assert_eq!(names(&declare["volumes"]), ["single_run_1", "single_run_2"]);
+    assert_eq!(names(&declare["secrets"]), ["otp_secret_1", "otp_secret_2"]);
+    for list in ["volumes", "secrets"] {
+        for item in declare[list].as_sequence().unwrap() {
+            assert_eq!(text(&item["export"][0]["session"]), format!("{namespace}/otpqr-reset"));
+        }
+    }
+    assert_eq!(uses(declare), ["single_run_1".into(), secret(1), "alice".into(), hash]);
+
+    assert_eq!(text(&switch["name"]), format!("{namespace}/otpqr-reset"));
+    assert_eq!(names(&switch["volumes"]), ["single_run_2"]);
+    assert_eq!(names(&switch["secrets"]), ["otp_secret_2"]);
+    assert_eq!(uses(switch), ["single_run_2".into(), secret(2), "alice #2".into(), reset_hash]);
+    assert_eq!(text(&switch["security"]["attestation"]["one_time_password_shared_secret"]), secret(2));
+
+    assert_eq!(text(&drop["name"]), format!("{namespace}/otpqr"));
+    assert_eq!(names(&drop["volumes"]), ["single_run_2"]);
+    assert_eq!(names(&drop["secrets"]), ["otp_secret_2"]);
+    let declared_hash = text(&uploads[1].state.as_ref().unwrap()["otpqr_hash"]);
+    assert_eq!(uses(drop), ["single_run_2".into(), secret(2), "alice #2".into(), declared_hash]);
+
+    // The intention is recorded before CAS is changed, and each upload before the next.
+    for (number, call) in uploads.iter().enumerate() {
+        let pending = &call.state.as_ref().unwrap()["pending"];
+        assert_eq!(["volume_version", "secret_version"].map(|key| text(&pending[key])), ["2", "2"]);
+        assert_eq!(text(&pending["uploads_done"]), number.to_string());
+    }
+    is_rolled_forward(&host);
+}
+
+#[test]
+fn a_roll_forward_that_cas_interrupts_stops_part_way_and_is_completed_by_the_next_run() {
+    for number in 1..=3 {
+        let host = Host::with_account();
+        host.instead_of(
+            "scone",
+            &format!("[ \"$2\" != create ] || [ $creates != {number} ] || {{ printf 'Error: Creating session failed\\nCaused by: no space left\\n' >&2; exit 1; }}"),
+        );
+        host.script("roll_forward", &["--yes"]).expect(4).saying("no space left");
+        // Nothing else goes on from there.
+        host.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs");
+        host.as_documented("scone");
+        host.script("roll_forward", &["--yes"]).expect(0).saying("going on with a roll-forward that was begun");
+        is_rolled_forward(&host);
+    }
+}
+
+#[test]
+fn a_roll_forward_killed_before_or_after_any_upload_is_completed_by_the_next_run() {
+    for number in 1..=3 {
+        for killed in [
+            format!("[ \"$2\" != create ] || [ $creates != {number} ] || {{ kill -9 $PPID; exit 1; }}"),
+            format!("before_answer() {{ [ $creates != {number} ] || kill -9 $PPID; }}"),
+        ] {
+            let host = Host::with_account();
+            host.instead_of("scone", &killed);
+            assert_eq!(host.script("roll_forward", &["--yes"]).code, None, "killed");
+            assert_ne!(host.state()["pending"], Value::Null);
+            host.as_documented("scone");
+            host.script("roll_forward", &["--yes"]).expect(0);
+            // What a killed run could not remove holds no secret, and nobody else can read it.
+            for policy in host.names(&host.home.path().join("tmp")) {
+                let policy = host.home.path().join("tmp").join(policy);
+                assert_eq!(policy.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+            }
+            is_rolled_forward(&host);
+        }
+    }
+}
+
+#[test]
+fn a_roll_forward_does_not_overwrite_what_another_run_uploaded() {
+    let host = Host::with_account();
+    let held = host.home.path().join("cas").join(format!("{}+otpqr", host.known("namespace")));
+    fs::write(&held, format!("{}\n", "f".repeat(64))).unwrap();
+    host.script("roll_forward", &["--yes"]).expect(4).saying("The predecessor is not the current session");
+    assert_eq!(fs::read_to_string(&held).unwrap(), format!("{}\n", "f".repeat(64)));
+    assert_eq!(uploads(host.calls()).len(), 1);
+}
+
+// --- State
+
+#[test]
+fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
+    let host = Host::with_account();
+    let file = host.state_file();
+    let good = fs::read_to_string(&file).unwrap();
+    let refused = |cause: &str| {
+        for (script, args) in [("create", &[][..]), ("gen_qr", &[]), ("roll_forward", &["--yes"])] {
+            host.script(script, args).expect(3).saying("state/default.yml'").saying(cause);
+        }
+        host.add_auth("493817").expect(3).saying("state/default.yml'").saying(cause);
+        assert_eq!(order(&host.calls()), [""; 0]);
+        host.has_clean_desk();
+    };
+    let damages = [
+        (good[..good.len() / 2].to_owned(), "damaged"),
+        (good[..good.len() - 8].to_owned(), "damaged"),
+        (String::new(), "damaged"),
+        ("\0\0\0\0".to_owned(), "damaged"),
+        ("hello".to_owned(), "not ours"),
+        (good.replace("format: 1", "format: 2"), "has format 2"),
+        (good.replace("platform: scone", "platform: sgx"), "damaged"),
+        (format!("{good}unheard_of: 1\n"), "damaged"),
+    ];
+    for (damaged, cause) in damages {
+        assert_ne!(damaged, good);
+        fs::write(&file, &damaged).unwrap();
+        refused(cause);
+        assert_eq!(fs::read_to_string(&file).unwrap(), damaged);
+    }
+
+    fs::write(&file, &good).unwrap();
+    if is_root() {
+        chown(&file, Some(64_999), None).unwrap();
+        refused("belongs to another user (uid 64999)");
+        assert_eq!(fs::read_to_string(&file).unwrap(), good);
+    } else {
+        eprintln!("SKIPPED: only root can give a file to another user");
+    }
+
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    refused("cannot be read");
+    assert!(file.is_dir());
+}
