@@ -982,8 +982,13 @@ mod qr_code {
         pub fn explain(self, finished: &Finished) -> Failure {
             let reason = finished.reason();
             let fatal = finished.stderr.contains("[SCONE|FATAL]");
-            let volume =
-                ["suspected replay attack", "file system protection file", "Verification of file chunk", "volume"];
+            let volume = [
+                "suspected replay attack",
+                "file system protection file",
+                "Verification of file chunk",
+                "is not part of this volume",
+            ];
+            let unreachable = "Failed to establish an encrypted channel to CAS";
             if self.written().exists() && !fatal {
                 let message =
                     format!("the program started but left an incomplete QR code in '{}'", self.written().display());
@@ -995,6 +1000,9 @@ mod qr_code {
                 _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
                     Failure::new(REFUSED, format!("the volume was refused: {reason}"))
                         .hint("./scripts/roll_forward.rs   # new secret, new volume; kills the old codes")
+                }
+                _ if fatal && finished.stderr.contains(unreachable) => {
+                    Failure::new(PRECONDITION, format!("CAS cannot be reached: {reason}"))
                 }
                 _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
                 Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
