@@ -15,4 +15,5 @@ pub mod store;
 pub mod tls;
 
 /// What whoever starts or attests the simulator is told, once.
-pub const SOFTWARE_ONLY: &str = "scone-sim: WARNING: this CAS is software only: it protects nobody from root and attests nothing in hardware";
+pub const SOFTWARE_ONLY: &str =
+    "scone-sim: WARNING: this CAS is software only: it protects nobody from root and attests nothing in hardware";

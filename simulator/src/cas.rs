@@ -1,0 +1,528 @@
+//! What CAS decides: who may upload and read which session, which program gets which configuration, which tag is fresh.
+//! Each decision is one transaction with its entry in the audit log; refusals are answers, not errors.
+
+use std::path::Path;
+
+use rusqlite::Transaction;
+use scone_run::protocol::{self, Configuration, SetTag, VolumeGrant, hex};
+
+use crate::audit::{self, Event};
+use crate::clock::{Clock, ClockError};
+use crate::codes;
+use crate::session::placeholder::{Part, parts};
+use crate::session::{Kind, Mode, Service, Session, SessionError, decode_shared_secret};
+use crate::store::{self, Store, StoreError, Stored};
+use crate::tls::{self, Identity};
+
+/// The database's name in the data directory.
+pub const DATABASE: &str = "cas.db";
+
+/// CAS itself cannot work; whom it serves is told no more than that.
+#[derive(Debug, thiserror::Error)]
+pub enum CasError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// CAS's own key could not be made or read.
+    #[error(transparent)]
+    Identity(#[from] tls::TlsError),
+    /// A session could not be written as YAML.
+    #[error("cannot write a session down: {0}")]
+    Yaml(#[from] yaml_serde::Error),
+}
+
+impl From<rusqlite::Error> for CasError {
+    fn from(error: rusqlite::Error) -> CasError {
+        StoreError::from(error).into()
+    }
+}
+
+/// Why a decision ended early: a refusal, which is an answer, or a failure of CAS itself.
+enum Stop<R> {
+    Refused(R),
+    Failed(CasError),
+}
+
+impl<R, E: Into<CasError>> From<E> for Stop<R> {
+    fn from(error: E) -> Stop<R> {
+        Stop::Failed(error.into())
+    }
+}
+
+/// Separates the two, so that a refusal's traces (a consumed code, a line in the log) are kept and a failure's undone.
+fn settle<T, R>(result: Result<T, Stop<R>>) -> Result<Result<T, R>, CasError> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(Stop::Refused(refusal)) => Ok(Err(refusal)),
+        Err(Stop::Failed(error)) => Err(error),
+    }
+}
+
+/// Shorthand for a refusal.
+fn refuse<T, R>(refusal: R) -> Result<T, Stop<R>> {
+    Err(Stop::Refused(refusal))
+}
+
+/// CAS: its memory and its clock.
+pub struct Cas {
+    store: Store,
+    clock: Clock,
+}
+
+/// Why the client API says no.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientRefusal {
+    /// Not a session. Nothing of the policy is repeated but the key that is wrong.
+    #[error("Session is not valid: {0}")]
+    Invalid(SessionError),
+    /// No client certificate, where one is needed.
+    #[error("A client certificate is required")]
+    Anonymous,
+    /// The access policy grants it to others.
+    #[error("Permission denied: the access policy of session '{0}' does not grant it")]
+    Denied(String),
+    /// There is no such session, or no such version of it.
+    #[error("Session '{0}' does not exist")]
+    Unknown(String),
+    /// The name's namespace is missing.
+    #[error("Parent session '{0}' does not exist")]
+    NoParent(String),
+    /// SCONE's words (section 4.2).
+    #[error("Session already exists, please specify predecessor hash")]
+    Exists,
+    /// Somebody else was faster, or the hash is of another session.
+    #[error("The given predecessor is not the active session's hash")]
+    WrongPredecessor,
+    /// A predecessor was given for a new name.
+    #[error("A predecessor was given, but session '{0}' does not exist")]
+    NoPredecessor(String),
+    /// The policy says who its creator is, and it is not who uploads it.
+    #[error("The session names another creator")]
+    WrongCreator,
+}
+
+/// What the client API says of a session.
+pub struct SessionAnswer {
+    /// The session hash.
+    pub hash: String,
+    /// The policy's text in normal form.
+    pub text: String,
+}
+
+/// Why the enclave API says no.
+struct Refusal {
+    /// What the runtime prints after `Caused by:`, outermost first.
+    causes: Vec<String>,
+    /// The true reason, for the audit log.
+    reason: String,
+}
+
+impl Refusal {
+    fn new(headline: &str, details: impl IntoIterator<Item = String>, reason: impl Into<String>) -> Refusal {
+        let headline = format!("CAS sent an attestation/configuration error: {headline}");
+        Refusal { causes: std::iter::once(headline).chain(details).collect(), reason: reason.into() }
+    }
+
+    /// A refusal before any evidence was judged.
+    fn no_configuration(detail: impl Into<String>, reason: impl Into<String>) -> Refusal {
+        Refusal::new("Failed to retrieve service attestation configuration", [detail.into()], reason)
+    }
+
+    /// What is configured does not fit together: our own words, and nothing secret in them.
+    fn misconfigured(problem: String) -> Stop<Refusal> {
+        Stop::Refused(Refusal::no_configuration(problem.clone(), problem))
+    }
+}
+
+/// Who asks for a configuration, and with what.
+pub struct Claim<'a> {
+    /// `session/service`.
+    pub service: &'a str,
+    /// What followed the `@`.
+    pub code: Option<&'a str>,
+    /// The measurement.
+    pub mrenclave: &'a str,
+    /// Whether the evidence was made for the connection it came on.
+    pub bound: bool,
+}
+
+impl Cas {
+    /// Opens CAS's memory in the data directory, making it if it is not there.
+    pub fn open(data: &Path, clock: Clock) -> Result<Cas, CasError> {
+        clock.now()?;
+        Ok(Cas { store: Store::open(&data.join(DATABASE))?, clock })
+    }
+
+    /// CAS's own key and certificate, made at the first start.
+    pub fn identity(&self) -> Result<Identity, CasError> {
+        let pem = self
+            .store
+            .write(|tx| store::identity(tx, || Ok::<_, CasError>(Identity::generate("scone-sim CAS")?.to_pem())))?;
+        Ok(Identity::from_pem(&pem)?)
+    }
+
+    /// Writes down that CAS starts or stops.
+    pub fn record(&self, event: Event) -> Result<(), CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| Ok(audit::append(tx, now, event, "", "accepted")?))
+    }
+
+    /// Creates a session, or replaces it if the policy names its predecessor. Answers the hash, and whether the name is new.
+    pub fn upload(
+        &self,
+        text: &str,
+        client: Option<&tls::Client>,
+    ) -> Result<Result<(String, bool), ClientRefusal>, CasError> {
+        let now = self.clock.now()?;
+        let parsed = Session::parse(text);
+        self.store.write(|tx| {
+            let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
+            let result = match parsed {
+                Ok(session) => settle(upload(tx, session, client))?,
+                Err(error) => Err(ClientRefusal::Invalid(error)),
+            };
+            let outcome = match &result {
+                Ok((hash, _)) => format!("accepted: {hash}"),
+                // What is wrong with a policy is told to who wrote it, not written down: it may repeat a value.
+                Err(ClientRefusal::Invalid(_)) => "refused: the session is not valid".into(),
+                Err(refusal) => format!("refused: {refusal}"),
+            };
+            audit::append(tx, now, Event::SessionUploaded, &subject, &outcome)?;
+            Ok(result)
+        })
+    }
+
+    /// The active session of that name, or the version with that hash.
+    pub fn read(
+        &self,
+        name: &str,
+        hash: Option<&str>,
+        client: Option<&tls::Client>,
+    ) -> Result<Result<SessionAnswer, ClientRefusal>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(read(tx, name, hash, client))?;
+            let outcome =
+                result.as_ref().map_or_else(|refusal| format!("refused: {}", refusal.class()), |_| "accepted".into());
+            audit::append(tx, now, Event::SessionRead, name, &outcome)?;
+            Ok(match result {
+                Ok(Stored { hash, session, .. }) => Ok(SessionAnswer { hash, text: session.to_yaml()? }),
+                Err(refusal) => Err(refusal),
+            })
+        })
+    }
+
+    /// The names of the sessions that the client may read.
+    pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
+        self.store.write(|tx| {
+            let mut readable = Vec::new();
+            for name in store::names(tx)? {
+                if settle(read(tx, &name, None, client))?.is_ok() {
+                    readable.push(name);
+                }
+            }
+            Ok(readable)
+        })
+    }
+
+    /// Gives a service its configuration, or the lines of SCONE's error frame.
+    ///
+    /// The order: what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
+    /// attestation); then the evidence is judged. All of it is durable before anything is answered.
+    pub fn configure(&self, claim: &Claim<'_>) -> Result<Result<Configuration, Vec<String>>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(configure(tx, claim, now))?;
+            let outcome = match &result {
+                Ok(_) => format!("accepted: mrenclave {}", claim.mrenclave),
+                Err(refusal) => format!("refused: {}", refusal.reason),
+            };
+            audit::append(tx, now, Event::ServiceAttested, claim.service, &outcome)?;
+            Ok(result.map_err(|refusal| refusal.causes))
+        })
+    }
+
+    /// Moves a volume's tag, or gives the lines of SCONE's error frame.
+    pub fn set_tag(&self, request: &SetTag) -> Result<Result<(), Vec<String>>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(set_tag(tx, request))?;
+            let outcome = match &result {
+                Ok(()) => format!("accepted: {}", request.new),
+                Err(refusal) => format!("refused: {}", refusal.reason),
+            };
+            let subject = format!("{}/{}", request.session, request.volume);
+            audit::append(tx, now, Event::VolumeTagUpdated, &subject, &outcome)?;
+            Ok(result.map_err(|refusal| refusal.causes))
+        })
+    }
+}
+
+impl ClientRefusal {
+    /// The reason without the peer's own words.
+    fn class(&self) -> &'static str {
+        match self {
+            ClientRefusal::Invalid(_) => "the session is not valid",
+            ClientRefusal::Anonymous => "no client certificate",
+            ClientRefusal::Denied(_) => "permission denied",
+            ClientRefusal::Unknown(_) => "no such session",
+            ClientRefusal::NoParent(_) => "no such parent session",
+            ClientRefusal::Exists => "it exists, and no predecessor was given",
+            ClientRefusal::WrongPredecessor => "wrong predecessor",
+            ClientRefusal::NoPredecessor(_) => "a predecessor was given for a new name",
+            ClientRefusal::WrongCreator => "it names another creator",
+        }
+    }
+}
+
+/// Whether `who`, an entry list of the access policy, admits the client.
+fn admits(who: &[String], creator: &str, client: Option<&tls::Client>) -> bool {
+    who.iter().any(|entry| match (entry.as_str(), client) {
+        ("ANY", _) => true,
+        ("NONE", _) | (_, None) => false,
+        ("CREATOR", Some(client)) => client.key_hash == creator,
+        (hash, Some(client)) => client.key_hash == hash,
+    })
+}
+
+fn upload(
+    tx: &Transaction<'_>,
+    mut session: Session,
+    client: Option<&tls::Client>,
+) -> Result<(String, bool), Stop<ClientRefusal>> {
+    let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
+    let predecessor = session.predecessor.take();
+    let before = store::active(tx, &session.name)?;
+    match (&before, predecessor) {
+        (Some(active), predecessor) => {
+            if !admits(&active.session.access_policy.update, &active.creator, Some(client)) {
+                return refuse(ClientRefusal::Denied(session.name));
+            }
+            match predecessor {
+                None => return refuse(ClientRefusal::Exists),
+                Some(hash) if hash != active.hash => return refuse(ClientRefusal::WrongPredecessor),
+                Some(_) => {}
+            }
+        }
+        (None, Some(_)) => return refuse(ClientRefusal::NoPredecessor(session.name)),
+        (None, None) => {
+            if let Some(parent_name) = session.parent() {
+                let Some(parent) = store::active(tx, parent_name)? else {
+                    return refuse(ClientRefusal::NoParent(parent_name.to_owned()));
+                };
+                if !admits(&parent.session.access_policy.create_sessions, &parent.creator, Some(client)) {
+                    return refuse(ClientRefusal::Denied(parent_name.to_owned()));
+                }
+            }
+        }
+    }
+    let creator = session.refers_to_creator().then(|| client.certificate.clone());
+    if session.creator.is_some() && session.creator != creator {
+        return refuse(ClientRefusal::WrongCreator);
+    }
+    session.creator = creator;
+
+    let hash = session.hash();
+    let version = before.as_ref().map_or(1, |before| before.version + 1);
+    let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
+    // The same content again makes no new version.
+    if before.as_ref().is_none_or(|before| before.hash != hash || before.creator != new.creator) {
+        store::activate(tx, &new)?;
+    }
+    // Who may update a session owns its codes: an upload ends the wait after wrong ones.
+    for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
+        // A secret that cannot be had now (its owner is not there yet) has no wait to lift.
+        if let Ok(secret) = settle(shared_secret(tx, &new.session, text))? {
+            codes::lift_wait(tx, &secret)?;
+        }
+    }
+    Ok((hash, before.is_none()))
+}
+
+fn read(
+    tx: &Transaction<'_>,
+    name: &str,
+    hash: Option<&str>,
+    client: Option<&tls::Client>,
+) -> Result<Stored, Stop<ClientRefusal>> {
+    let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
+    let active = store::active(tx, name)?.ok_or_else(unknown)?;
+    if !admits(&active.session.access_policy.read, &active.creator, client) {
+        return refuse(ClientRefusal::Denied(name.to_owned()));
+    }
+    match hash {
+        None => Ok(active),
+        Some(hash) => store::with_hash(tx, name, hash)?.ok_or_else(unknown),
+    }
+}
+
+fn configure(tx: &Transaction<'_>, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
+    // Unknown session and unknown service sound alike (our own words): names are not confidential, but need not be fished for.
+    let unknown = |reason| Stop::Refused(Refusal::no_configuration("Session or service does not exist", reason));
+    let (session_name, service_name) = claim.service.rsplit_once('/').ok_or_else(|| unknown("no service named"))?;
+    let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
+    let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
+
+    let configuration = prepare(tx, &session, service)?;
+    if let Some(text) = session.code_secret(service) {
+        let secret = shared_secret(tx, &session, text)?;
+        let verdict = codes::check(tx, &secret, claim.code, now)?;
+        audit::append(tx, now, Event::CodeChecked, claim.service, &verdict.record())?;
+        if let Some(detail) = verdict.refusal() {
+            return refuse(Refusal::no_configuration(detail, "the code"));
+        }
+    }
+    if session.security.attestation.mode == Mode::Hardware {
+        judge_evidence(service, claim)?;
+    }
+    Ok(configuration)
+}
+
+fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
+    let untrusted = |details: Vec<String>, reason: String| {
+        let chain = ["Failed to verify DCAP report".to_owned()].into_iter().chain(details);
+        refuse(Refusal::new("DCAP quote verification failed", chain, reason))
+    };
+    // Our own words: SCONE has no such case.
+    if !claim.bound || protocol::unhex(claim.mrenclave).is_none_or(|bytes| bytes.len() != 32) {
+        return untrusted(
+            vec!["The evidence was not made for this connection".into()],
+            "evidence of another connection".into(),
+        );
+    }
+    let wanted = service.measurements();
+    if wanted.contains(claim.mrenclave) {
+        return Ok(());
+    }
+    let mut chain = vec![
+        "The program enclave is not trustworthy".to_owned(),
+        "None of the required enclave properties are met by the enclave".to_owned(),
+    ];
+    for (i, want) in wanted.iter().enumerate() {
+        let count = if wanted.len() > 1 { format!("Error {} of {}: ", i + 1, wanted.len()) } else { String::new() };
+        chain.push(format!("{count}Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave));
+    }
+    untrusted(chain, format!("unexpected mrenclave {}", claim.mrenclave))
+}
+
+/// Puts together what the service would get.
+fn prepare(tx: &Transaction<'_>, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
+    let command = service.command.iter().map(|word| substitute(tx, session, word)).collect::<Result<_, _>>()?;
+    let variable =
+        |(name, value): (&String, &String)| Ok((name.clone(), protocol::Secret::new(substitute(tx, session, value)?)));
+    let environment = service.environment.iter().map(variable).collect::<Result<_, Stop<Refusal>>>()?;
+    let mounts = session.mounts(service).iter();
+    let volumes = mounts.map(|mount| grant(tx, session, &mount.name, &mount.path)).collect::<Result<_, _>>()?;
+    Ok(Configuration { command, environment, pwd: service.pwd.clone(), volumes })
+}
+
+/// Puts secrets in the place of placeholders.
+fn substitute(tx: &Transaction<'_>, session: &Session, text: &str) -> Result<String, Stop<Refusal>> {
+    let mut filled = String::new();
+    for part in parts(text).map_err(StoreError::Damaged)? {
+        match part {
+            Part::Text(text) => filled.push_str(text),
+            Part::Secret(name, format) => {
+                let (kind, value) = secret_value(tx, session, name)?;
+                let encoded = format.encode(&value).filter(|_| format.suits(kind));
+                filled.push_str(&encoded.ok_or_else(|| {
+                    Refusal::misconfigured(format!("Secret '{name}' does not have the format it is asked for"))
+                })?);
+            }
+        }
+    }
+    Ok(filled)
+}
+
+fn shared_secret(tx: &Transaction<'_>, session: &Session, text: &str) -> Result<Vec<u8>, Stop<Refusal>> {
+    decode_shared_secret(&substitute(tx, session, text)?).ok_or_else(|| {
+        Refusal::misconfigured("The One-time Password's shared secret is not base32 of at least 128 bits".into())
+    })
+}
+
+/// The bytes of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
+fn secret_value(tx: &Transaction<'_>, session: &Session, name: &str) -> Result<(Kind, Vec<u8>), Stop<Refusal>> {
+    let declared =
+        session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
+    let Some(import) = &declared.import else { return Ok(own_secret_value(tx, session, declared)?) };
+    let (from, there) = (&import.session, &import.secret);
+    let owner = store::active(tx, from)?.map(|owner| owner.session);
+    let offered = owner.as_ref().and_then(|owner| Some((owner, owner.secret(there)?)));
+    let exported = offered.filter(|(_, secret)| secret.export.iter().any(|export| export.session == session.name));
+    let (owner, original) = exported.ok_or_else(|| {
+        Refusal::misconfigured(format!("Session '{from}' does not export secret '{there}' to '{}'", session.name))
+    })?;
+    let agrees = declared.kind.is_none_or(|kind| original.kind == Some(kind))
+        && declared.size.is_none_or(|size| original.size == Some(size));
+    if !agrees {
+        let problem = format!("Secret '{there}' of session '{from}' has another kind or size than its import");
+        return Err(Refusal::misconfigured(problem));
+    }
+    Ok(own_secret_value(tx, owner, original)?)
+}
+
+fn own_secret_value(
+    tx: &Transaction<'_>,
+    session: &Session,
+    secret: &crate::session::Secret,
+) -> Result<(Kind, Vec<u8>), StoreError> {
+    let damaged = || StoreError::Damaged(format!("secret '{}' has no kind or no valid value", secret.name));
+    let kind = secret.kind.ok_or_else(damaged)?;
+    let value = match secret.explicit_value() {
+        Some(value) => value.ok_or_else(damaged)?,
+        None => store::drawn_secret(tx, &session.name, &secret.name)?,
+    };
+    Ok((kind, value))
+}
+
+/// The key and tag of a mounted volume, here or where it is imported from; both sides must agree.
+fn grant(tx: &Transaction<'_>, session: &Session, name: &str, path: &str) -> Result<VolumeGrant, Stop<Refusal>> {
+    let declared =
+        session.volume(name).ok_or_else(|| StoreError::Damaged(format!("volume '{name}' is not declared")))?;
+    let (owner, name) = match &declared.import {
+        None => (session.name.as_str(), name),
+        Some(import) => {
+            let (from, there) = (import.session.as_str(), import.volume.as_str());
+            let owner = store::active(tx, from)?;
+            let original = owner.as_ref().and_then(|owner| owner.session.volume(there));
+            if !original.is_some_and(|volume| volume.export.iter().any(|export| export.session == session.name)) {
+                let problem = format!("Session '{from}' does not export volume '{there}' to '{}'", session.name);
+                return Err(Refusal::misconfigured(problem));
+            }
+            (from, there)
+        }
+    };
+    let volume =
+        store::volume(tx, owner, name)?.ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
+    Ok(VolumeGrant {
+        session: owner.to_owned(),
+        name: name.to_owned(),
+        path: path.to_owned(),
+        key: protocol::Secret::new(hex(&volume.key)),
+        tag: volume.tag,
+    })
+}
+
+fn set_tag(tx: &Transaction<'_>, request: &SetTag) -> Result<(), Stop<Refusal>> {
+    let no = |cause: &str, reason: &str| {
+        Stop::Refused(Refusal { causes: vec![cause.to_owned()], reason: reason.to_owned() })
+    };
+    // An unknown volume and a wrong key sound alike (our own words).
+    let volume = store::volume(tx, &request.session, &request.volume)?
+        .filter(|volume| request.is_authorised_by(&volume.key))
+        .ok_or_else(|| no("The volume's key was not proven", "unknown volume or wrong key"))?;
+    if protocol::unhex(&request.new).is_none_or(|tag| tag.len() != 16) {
+        return Err(no("The FSPF tag is not 32 lower-case hex digits", "malformed tag"));
+    }
+    // The answer to an earlier request may have been lost: asking again is no replay.
+    if volume.tag.as_deref() == Some(&request.new) {
+        return Ok(());
+    }
+    if !store::move_tag(tx, &request.session, &request.volume, request.old.as_deref(), &request.new)? {
+        return Err(no("The FSPF tag is not fresh - suspected replay attack", "stale tag"));
+    }
+    Ok(())
+}

@@ -1,0 +1,489 @@
+//! The `scone` command line, as far as `reference/scone.md` section 4 documents it and the simulator serves it.
+//!
+//! What a command is asked for stands alone on standard output. Errors are SCONE's: `Error: …`, then `Caused by: …` lines.
+//! Exit codes: 0; 2 only for "session not found" of `session read`; 1 for any other error, usage errors too, since scripts
+//! must be able to tell the two apart.
+
+mod client;
+mod config;
+mod variables;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use crate::SOFTWARE_ONLY;
+use crate::server::SessionReply;
+use crate::session::{MAX_TEXT, Session, is_session_name};
+use client::{Peer, Reply};
+use config::{Address, Config};
+
+/// An error as SCONE prints it.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}")]
+struct CliError {
+    what: String,
+    causes: Vec<String>,
+    exit_code: u8,
+}
+
+impl CliError {
+    fn new(what: impl Into<String>, cause: impl Into<String>) -> CliError {
+        CliError { what: what.into(), causes: vec![cause.into()], exit_code: 1 }
+    }
+
+    /// The same, as the cause of `what`.
+    fn during(mut self, what: &str) -> CliError {
+        let inner = std::mem::replace(&mut self.what, what.to_owned());
+        self.causes.insert(0, inner);
+        self
+    }
+}
+
+type Result<T> = std::result::Result<T, CliError>;
+
+/// SCONE's command line, simulated: software only, protects nobody from root
+#[derive(Parser)]
+#[command(name = "scone-sim", bin_name = "scone", version)]
+struct Cli {
+    /// The file with this user's identity and the CASes attested
+    #[arg(short, long, value_name = "FILE", env = "SCONE_CLI_CONFIG")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Create, update, read and verify sessions (policies)
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Attest CASes and list them
+    #[command(subcommand)]
+    Cas(CasCommand),
+    /// Show this user's identity
+    #[command(subcommand, name = "self")]
+    Own(OwnCommand),
+}
+
+#[derive(Subcommand)]
+enum SessionCommand {
+    /// Check a session file, and print the session
+    Check {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Create a session; with the right predecessor, replace it. Prints the session hash
+    Create {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Replace a session; fills the predecessor in if the file has none. Prints the session hash
+    Update {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Compare a file with the active session. Prints the session hash if they are the same
+    Verify {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the active session
+    Read {
+        /// The session's name
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the names of the sessions this user may read
+    List {
+        /// Only this session and those below its name
+        path: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the session hash of a file, without asking CAS
+    CalculateHash {
+        #[command(flatten)]
+        source: Source,
+        /// As if this user had created the session
+        #[arg(long, value_enum)]
+        with_self_as_creator: Option<CreatorKind>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CreatorKind {
+    /// By the TLS client certificate
+    Tls,
+}
+
+#[derive(Args)]
+struct Source {
+    /// The session file (YAML)
+    file: PathBuf,
+    /// Give a variable of the file ($VAR) a value
+    #[arg(short = 'e', value_name = "VAR=VALUE")]
+    variables: Vec<String>,
+    /// Take other variables from the environment
+    #[arg(long)]
+    use_env: bool,
+    /// Another name for the session than the file's
+    #[arg(short, long)]
+    name: Option<String>,
+}
+
+#[derive(Args)]
+struct Target {
+    /// The CAS, as it was attested; otherwise the default one
+    #[arg(short, long)]
+    cas: Option<String>,
+    /// How often to try to connect
+    #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
+    retries: u32,
+    /// Talk to a CAS that was never attested
+    #[arg(long = "only_for_testing-disable-attestation-verification")]
+    unattested: bool,
+}
+
+#[derive(Subcommand)]
+enum CasCommand {
+    /// Look at a CAS's key, and remember it: from then on only that key is this CAS
+    Attest {
+        /// host[:port]
+        address: String,
+        /// The key hash it must have
+        #[arg(short)]
+        cas_key_hash: Option<String>,
+        /// Take whatever key it shows
+        #[arg(long = "only_for_testing-trust-any")]
+        trust_any: bool,
+        /// As in SCONE; a software CAS has nothing to tolerate
+        #[arg(short = 'C', long)]
+        accept_configuration_needed: bool,
+        /// As in SCONE; without effect here
+        #[arg(short = 'G', long)]
+        accept_group_out_of_date: bool,
+        /// As in SCONE; without effect here
+        #[arg(short = 'S', long)]
+        accept_sw_hardening_needed: bool,
+        /// As in SCONE; without effect here
+        #[arg(long = "only_for_testing-debug")]
+        debug: bool,
+        /// As in SCONE; without effect here
+        #[arg(long = "only_for_testing-ignore-signer")]
+        ignore_signer: bool,
+        /// How often to try to connect
+        #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
+        retries: u32,
+    },
+    /// List the CASes attested; the default one has a star
+    List,
+    /// Choose the default CAS
+    SetDefault {
+        /// The CAS
+        cas: String,
+    },
+    /// Print what identifies a CAS
+    ShowIdentification {
+        /// Its key hash alone
+        #[arg(short = 'c')]
+        key_hash: bool,
+        /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+    /// Print the certificate a CAS shows now
+    ShowCertificate {
+        /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+    /// Print a CAS's version
+    Version {
+        /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+enum OwnCommand {
+    /// Print key hash and certificate
+    Show,
+    /// Print the key hash, as access policies name it
+    ShowKeyHash,
+    /// Print the certificate
+    ShowCertificate,
+}
+
+/// Runs the command line `args` (`args[0]` is the program).
+pub fn main(args: Vec<OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            if error.kind() == clap::error::ErrorKind::DisplayVersion {
+                eprintln!("{SOFTWARE_ONLY}");
+            }
+            // Printing fails only if nobody listens.
+            error.print().ok();
+            return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = run(cli).and_then(|output| {
+        let mut out = std::io::stdout().lock();
+        let printed = out.write_all(output.as_bytes()).and_then(|()| out.flush());
+        printed.map_err(|error| CliError::new("Cannot print", error.to_string()))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {}", error.what);
+            for cause in &error.causes {
+                eprintln!("Caused by: {cause}");
+            }
+            ExitCode::from(error.exit_code)
+        }
+    }
+}
+
+/// What is to be printed.
+fn run(cli: Cli) -> Result<String> {
+    let path = match cli.config {
+        Some(path) => path,
+        None => config::default_path()?,
+    };
+    match cli.command {
+        Command::Session(command) => session(command, &path),
+        Command::Cas(command) => cas(command, &path),
+        Command::Own(command) => {
+            let identity = Config::load(&path)?.identity()?;
+            Ok(match command {
+                OwnCommand::ShowKeyHash => identity.key_hash + "\n",
+                OwnCommand::ShowCertificate => identity.certificate_pem,
+                OwnCommand::Show => format!("key hash: {}\n{}", identity.key_hash, identity.certificate_pem),
+            })
+        }
+    }
+}
+
+fn session(command: SessionCommand, config: &Path) -> Result<String> {
+    match command {
+        SessionCommand::Check { source } => yaml(&source.load()?),
+        SessionCommand::CalculateHash { source, with_self_as_creator } => {
+            let mut session = source.load()?;
+            if session.refers_to_creator() && session.creator.is_none() {
+                let Some(CreatorKind::Tls) = with_self_as_creator else {
+                    return Err(CliError {
+                        what: "Cannot calculate session hash! The session, explicitly or through the default access policy, references its creator. The creator is only known once the session was created. You may use --with-self-as-creator to pretend you created the session, or remove all creator references.".into(),
+                        causes: Vec::new(),
+                        exit_code: 1,
+                    });
+                };
+                session.creator = Some(Config::load(config)?.identity()?.certificate_pem);
+            }
+            Ok(session.hash() + "\n")
+        }
+        SessionCommand::Create { source, target } => {
+            let what = "Creating session failed";
+            let session = source.load()?;
+            let peer = target.peer(config).map_err(|error| error.during(what))?;
+            upload(&peer, session).map_err(|error| error.during(what))
+        }
+        SessionCommand::Update { source, target } => {
+            let what = "Updating session failed";
+            let mut session = source.load()?;
+            let peer = target.peer(config).map_err(|error| error.during(what))?;
+            if session.predecessor.is_none() {
+                let active = read(&peer, &session.name).map_err(|error| error.during(what))?;
+                session.predecessor = Some(active.hash);
+            }
+            upload(&peer, session).map_err(|error| error.during(what))
+        }
+        SessionCommand::Verify { source, target } => {
+            let what = "Verifying session failed";
+            let mut session = source.load()?;
+            let peer = target.peer(config).map_err(|error| error.during(what))?;
+            if session.refers_to_creator() && session.creator.is_none() {
+                // Not the active session's: somebody else's session with the same text is not this one.
+                session.creator = Some(peer.identity.certificate_pem.clone());
+            }
+            let active = read(&peer, &session.name).map_err(|error| error.during(what))?;
+            // The hash is computed here from what was read: CAS's word for it is not needed.
+            let actual =
+                Session::parse(&active.session).map_err(|error| CliError::new(what, error.to_string()))?.hash();
+            if actual != session.hash() {
+                return Err(CliError::new(what, format!("The active session is another one, its hash is {actual}")));
+            }
+            Ok(actual + "\n")
+        }
+        SessionCommand::Read { name, target } => {
+            let what = "Reading session failed";
+            let peer = target.peer(config).map_err(|error| error.during(what))?;
+            Ok(read(&peer, &name).map_err(|error| error.during(what))?.session)
+        }
+        SessionCommand::List { path, target } => {
+            let what = "Listing sessions failed";
+            let peer = target.peer(config).map_err(|error| error.during(what))?;
+            let reply = peer
+                .get("/v1/sessions")
+                .and_then(|reply| accepted(&peer, reply))
+                .map_err(|error| error.during(what))?;
+            let names = reply["sessions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let below = |name: &&str| match path.as_deref().map(|path| path.trim_end_matches('/')) {
+                None | Some("") => true,
+                Some(path) => name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            };
+            Ok(names.filter(below).map(|name| format!("{name}\n")).collect())
+        }
+    }
+}
+
+impl Source {
+    /// Reads, fills in and checks the session file.
+    fn load(&self) -> Result<Session> {
+        let failed = |cause: String| {
+            CliError::new(format!("Parsing session from session template file '{}' failed", self.file.display()), cause)
+        };
+        let length = std::fs::metadata(&self.file).map_err(|error| failed(error.to_string()))?.len();
+        if length > MAX_TEXT as u64 {
+            return Err(failed(format!("the session is longer than {MAX_TEXT} bytes")));
+        }
+        let text = std::fs::read_to_string(&self.file).map_err(|error| failed(error.to_string()))?;
+        let text = variables::substitute(text, &self.variables, self.use_env).map_err(failed)?;
+        Session::parse_as(&text, self.name.as_deref()).map_err(|error| failed(error.to_string()))
+    }
+}
+
+impl Target {
+    /// The CAS to talk to: attested, and held to the key it had then.
+    fn peer(&self, path: &Path) -> Result<Peer> {
+        let config = Config::load(path)?;
+        if self.unattested {
+            let address = Address::parse(self.cas.as_deref().or(config.default_cas()).unwrap_or("cas"))?;
+            return Ok(Peer { address, key: None, identity: config.identity()?, retries: self.retries });
+        }
+        attested(&config, self.cas.as_deref(), self.retries)
+    }
+}
+
+fn attested(config: &Config, cas: Option<&str>, retries: u32) -> Result<Peer> {
+    let (address, key) = config.cas(cas)?;
+    Ok(Peer { address, key: Some(key), identity: config.identity()?, retries })
+}
+
+fn yaml(session: &Session) -> Result<String> {
+    session.to_yaml().map_err(|error| CliError::new("Cannot print the session", error.to_string()))
+}
+
+fn upload(peer: &Peer, mut session: Session) -> Result<String> {
+    let reply = accepted(peer, peer.post("/session", yaml(&session)?)?)?;
+    if session.refers_to_creator() {
+        session.creator = Some(peer.identity.certificate_pem.clone());
+    }
+    let expected = session.hash();
+    match reply["hash"].as_str() {
+        Some(hash) if hash == expected => Ok(expected + "\n"),
+        _ => Err(CliError::new("CAS answers the hash of another session", format!("Expected {expected}"))),
+    }
+}
+
+fn read(peer: &Peer, name: &str) -> Result<SessionReply> {
+    if !is_session_name(name) {
+        return Err(CliError::new(
+            format!("'{name}' is not a session's name"),
+            "letters, digits and _-.~, components parted by /",
+        ));
+    }
+    let reply = peer.get(&format!("/v1/sessions/{name}"))?;
+    let not_found = reply.status == 404;
+    let body = accepted(peer, reply).map_err(|error| CliError { exit_code: if not_found { 2 } else { 1 }, ..error })?;
+    serde_json::from_value(body).map_err(|error| CliError::new("CAS's answer is not understood", error.to_string()))
+}
+
+/// The answer's body, or SCONE's error text.
+fn accepted(peer: &Peer, reply: Reply) -> Result<Value> {
+    let Reply { status, reason, body } = reply;
+    if (200..300).contains(&status) {
+        return Ok(body);
+    }
+    let what = format!("CAS at '{}' returned HTTP error status code {status} {reason}", peer.address.url());
+    let causes = body["msg"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    Err(CliError { what, causes, exit_code: 1 })
+}
+
+fn cas(command: CasCommand, path: &Path) -> Result<String> {
+    match command {
+        CasCommand::Attest { address, cas_key_hash, trust_any, retries, .. } => {
+            eprintln!("{SOFTWARE_ONLY}");
+            attest(path, &address, cas_key_hash.as_deref(), trust_any, retries)
+                .map_err(|error| error.during("Error during attestation of CAS"))
+        }
+        CasCommand::List => {
+            let config = Config::load(path)?;
+            let line = |(name, url): (&str, String)| {
+                let mark = if config.default_cas() == Some(name) { "*" } else { " " };
+                format!("{mark} {name}: {url}\n")
+            };
+            Ok(config.list()?.into_iter().map(line).collect())
+        }
+        CasCommand::SetDefault { cas } => {
+            Config::change(path, |config| config.set_default(&cas))?;
+            Ok(String::new())
+        }
+        CasCommand::ShowIdentification { key_hash, cas } => {
+            let (_, key) = Config::load(path)?.cas(cas.as_deref())?;
+            Ok(if key_hash { key + "\n" } else { format!("CAS key hash: {key}\n") })
+        }
+        CasCommand::ShowCertificate { cas } => attested(&Config::load(path)?, cas.as_deref(), 1)?.certificate(),
+        CasCommand::Version { cas } => {
+            let peer = attested(&Config::load(path)?, cas.as_deref(), 1)?;
+            let body = accepted(&peer, peer.get("/v1/version")?)?;
+            match (body["name"].as_str(), body["version"].as_str()) {
+                (Some(name), Some(version)) => Ok(format!("{name} {version}\n")),
+                _ => Err(CliError::new("CAS's answer is not understood", "no version in it")),
+            }
+        }
+    }
+}
+
+fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, retries: u32) -> Result<String> {
+    let address = Address::parse(address)?;
+    if expected.is_none() && !trust_any {
+        return Err(CliError::new(
+            "Nothing is known that the CAS could be compared with",
+            "Give its key hash with -c, or --only_for_testing-trust-any",
+        ));
+    }
+    let config = Config::load(path)?;
+    let peer = Peer { address, key: None, identity: config.identity()?, retries };
+    let key = peer.key_hash()?;
+    if let Some(expected) = expected
+        && expected != key
+    {
+        return Err(CliError::new("CAS key hash does not match expectation:", key));
+    }
+    if let Some(known) = config.known_key(&peer.address)
+        && known != key
+        && expected.is_none()
+    {
+        return Err(CliError::new(
+            "The CAS has another key than when it was attested before",
+            format!("It was {known}, it is {key}. If that is right, give the new one with -c"),
+        ));
+    }
+    let Peer { address, .. } = peer;
+    let text = format!("CAS {} at {} is trustworthy\n", address.name(), address.url());
+    Config::change(path, |config| {
+        config.remember(&address, key);
+        Ok(())
+    })?;
+    Ok(text)
+}

@@ -1,0 +1,255 @@
+//! CAS's two ports. Client API: HTTP/1.1 over TLS, for the CLI (`reference/scone.md` section 4.6). Enclave API:
+//! `scone_run::protocol` over TLS, for runtimes. Every connection is its own task, and a peer that says nothing is let go,
+//! so that nobody can keep others out by holding connections open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response as HttpResponse};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::ServerConfig;
+use scone_run::protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, hex};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::codec::{Framed, LengthDelimitedCodec};
+
+use futures_util::{SinkExt, StreamExt};
+
+use crate::cas::{Cas, CasError, Claim, ClientRefusal, SessionAnswer};
+use crate::session::MAX_TEXT;
+use crate::tls::Client;
+
+/// A handshake, a request's head, a runtime's first request: each must come within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A connection of the client API is closed after this. The CLI makes one for each command.
+const CLIENT_LIFETIME: Duration = Duration::from_secs(60);
+
+/// Connections served at once, on each port; more wait.
+const MAX_CONNECTIONS: usize = 512;
+
+/// Told to a peer when CAS itself fails; the reason goes to CAS's standard error.
+const FAILED: &str = "CAS failed, see its log";
+
+/// Serves the client API; returns only if the listener breaks.
+pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Cas>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/session", post(upload))
+        .route("/v1/sessions", get(list))
+        .route("/v1/sessions/{*name}", get(read))
+        .route("/v1/version", get(version))
+        .layer(DefaultBodyLimit::max(MAX_TEXT))
+        .with_state(cas);
+    serve(listener, tls, move |stream| {
+        let router = router.clone();
+        async move {
+            let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let client = certificate.and_then(Client::from_certificate);
+            let service = TowerToHyperService::new(router.layer(Extension(client)));
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            // How a connection ends concerns the peer only: what it asked for is decided and recorded.
+            timeout(CLIENT_LIFETIME, connection).await.ok();
+        }
+    })
+    .await
+}
+
+/// Serves the enclave API; returns only if the listener breaks.
+pub async fn serve_runtimes(listener: TcpListener, tls: ServerConfig, cas: Arc<Cas>) -> std::io::Result<()> {
+    serve(listener, tls, move |stream| {
+        let cas = cas.clone();
+        async move {
+            // A peer that breaks off or talks nonsense is not answered; what it asked for before is decided and recorded.
+            converse(stream, cas).await.ok();
+        }
+    })
+    .await
+}
+
+async fn serve<F>(
+    listener: TcpListener,
+    tls: ServerConfig,
+    answer: impl Fn(TlsStream<TcpStream>) -> F + Clone + Send + Sync + 'static,
+) -> std::io::Result<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let acceptor = TlsAcceptor::from(Arc::new(tls));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // One peer's failure, or a shortage of file descriptors: it passes, but must not spin.
+                eprintln!("scone-sim: cannot accept a connection: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let (acceptor, answer) = (acceptor.clone(), answer.clone());
+        tokio::spawn(async move {
+            if let Ok(Ok(stream)) = timeout(PATIENCE, acceptor.accept(stream)).await {
+                answer(stream).await;
+            }
+            drop(place);
+        });
+    }
+}
+
+/// The addresses' listener. Loopback only: see the crate's purpose.
+pub async fn listen(port: u16) -> std::io::Result<TcpListener> {
+    TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await
+}
+
+/// Runs a decision where it may block on the disk.
+async fn decide<T: Send + 'static>(
+    cas: Arc<Cas>,
+    work: impl FnOnce(&Cas) -> Result<T, CasError> + Send + 'static,
+) -> Result<T, ()> {
+    match spawn_blocking(move || work(&cas)).await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => {
+            eprintln!("scone-sim: error: {error}");
+            Err(())
+        }
+        Err(panic) => {
+            eprintln!("scone-sim: error: a decision ended early: {panic}");
+            Err(())
+        }
+    }
+}
+
+type Peer = Extension<Option<Client>>;
+
+async fn upload(State(cas): State<Arc<Cas>>, Extension(client): Peer, text: String) -> HttpResponse {
+    match decide(cas, move |cas| cas.upload(&text, client.as_ref())).await {
+        Ok(Ok((hash, new))) => {
+            let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+            (status, Json(json!({ "hash": hash }))).into_response()
+        }
+        Ok(Err(refusal)) => refused(&refusal),
+        Err(()) => failed(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    hash: Option<String>,
+}
+
+/// What `GET /v1/sessions/NAME` answers.
+#[derive(Serialize, Deserialize)]
+pub struct SessionReply {
+    /// The session hash.
+    pub hash: String,
+    /// The policy's text in normal form.
+    pub session: String,
+}
+
+async fn read(
+    State(cas): State<Arc<Cas>>,
+    Extension(client): Peer,
+    Path(name): Path<String>,
+    Query(version): Query<Version>,
+) -> HttpResponse {
+    match decide(cas, move |cas| cas.read(&name, version.hash.as_deref(), client.as_ref())).await {
+        Ok(Ok(SessionAnswer { hash, text })) => Json(SessionReply { hash, session: text }).into_response(),
+        Ok(Err(refusal)) => refused(&refusal),
+        Err(()) => failed(),
+    }
+}
+
+async fn list(State(cas): State<Arc<Cas>>, Extension(client): Peer) -> HttpResponse {
+    match decide(cas, move |cas| cas.list(client.as_ref())).await {
+        Ok(names) => Json(json!({ "sessions": names })).into_response(),
+        Err(()) => failed(),
+    }
+}
+
+async fn version() -> Json<serde_json::Value> {
+    Json(json!({ "version": env!("CARGO_PKG_VERSION"), "name": env!("CARGO_PKG_NAME") }))
+}
+
+fn refused(refusal: &ClientRefusal) -> HttpResponse {
+    let status = match refusal {
+        ClientRefusal::Invalid(_)
+        | ClientRefusal::Exists
+        | ClientRefusal::NoParent(_)
+        | ClientRefusal::WrongCreator => StatusCode::BAD_REQUEST,
+        ClientRefusal::WrongPredecessor => StatusCode::CONFLICT,
+        ClientRefusal::Anonymous => StatusCode::UNAUTHORIZED,
+        ClientRefusal::Denied(_) => StatusCode::FORBIDDEN,
+        ClientRefusal::Unknown(_) | ClientRefusal::NoPredecessor(_) => StatusCode::NOT_FOUND,
+    };
+    (status, Json(json!({ "msg": [refusal.to_string()] }))).into_response()
+}
+
+fn failed() -> HttpResponse {
+    (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({ "msg": [FAILED] }))).into_response()
+}
+
+/// One runtime. Until its first request is granted it must hurry; afterwards it may stay as long as its program runs.
+async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>) -> std::io::Result<()> {
+    let exporter =
+        stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(std::io::Error::other)?;
+    let mut nonce = [0; 32];
+    SystemRandom::new().fill(&mut nonce).map_err(|_| std::io::Error::other("no random bytes"))?;
+    let nonce = hex(&nonce);
+
+    let codec = LengthDelimitedCodec::builder().length_field_length(4).max_frame_length(MAX_FRAME).new_codec();
+    let mut frames = Framed::new(stream, codec);
+    frames.send(Bytes::from(serde_json::to_vec(&Hello { nonce: nonce.clone() })?)).await?;
+    let mut trusted = false;
+    loop {
+        let frame = match trusted {
+            true => frames.next().await,
+            false => timeout(PATIENCE, frames.next()).await?,
+        };
+        let Some(frame) = frame else { return Ok(()) };
+        let request: Request = serde_json::from_slice(&frame?)?;
+        let nonce = nonce.clone();
+        let response = decide(cas.clone(), move |cas| respond(cas, request, &exporter, &nonce)).await;
+        let response = response.unwrap_or_else(|()| Response::Refused { causes: vec![FAILED.to_owned()] });
+        trusted |= !matches!(response, Response::Refused { .. });
+        frames.send(Bytes::from(serde_json::to_vec(&response)?)).await?;
+    }
+}
+
+fn respond(cas: &Cas, request: Request, exporter: &[u8; 32], nonce: &str) -> Result<Response, CasError> {
+    Ok(match request {
+        Request::Configure { service, code, evidence } => {
+            let claim = Claim {
+                service: &service,
+                code: code.as_deref(),
+                mrenclave: &evidence.mrenclave,
+                bound: evidence.is_bound_to(exporter, nonce),
+            };
+            match cas.configure(&claim)? {
+                Ok(configuration) => Response::Configuration(configuration),
+                Err(causes) => Response::Refused { causes },
+            }
+        }
+        Request::SetTag(request) => match cas.set_tag(&request)? {
+            Ok(()) => Response::TagSet,
+            Err(causes) => Response::Refused { causes },
+        },
+    })
+}

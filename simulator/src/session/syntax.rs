@@ -1,0 +1,138 @@
+//! The spellings YAML policies may use: one thing or a list of them, commands as text, four ways to say "no predecessor".
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserialize, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use yaml_serde::Value;
+
+use super::{NOT_SIMULATED, SessionError};
+
+/// A list, one thing, or nothing.
+pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one or a list of them")
+        }
+
+        fn visit_unit<E>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(text.into_deserializer())?])
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
+/// A predecessor: absent, `~`, `null` and empty are the same (section 2.4).
+pub fn predecessor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.filter(|text| !text.is_empty() && text != "~" && text != "null"))
+}
+
+/// A command: a list, or a text that is split at white space, single and double quotes respected (section 2.5).
+pub fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Command;
+
+    impl<'de> Visitor<'de> for Command {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a command, as text or as a list")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+            split(text).ok_or_else(|| E::custom("a quote in the command is not closed"))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+
+    deserializer.deserialize_any(Command)
+}
+
+/// `None`: a quote is not closed.
+fn split(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in text.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '"' || c == '\'' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    quote.is_none().then_some(words)
+}
+
+/// Refuses keys of [`NOT_SIMULATED`], and environment variables without a value, which would else become the text `~`.
+pub fn refuse_what_is_not_simulated(tree: &Value) -> Result<(), SessionError> {
+    walk(tree, "", "")
+}
+
+/// `path` is for the reader, `key` the same without list positions.
+fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
+    match value {
+        Value::Mapping(mapping) => {
+            for (name, value) in mapping {
+                let Some(name) = name.as_str() else { continue };
+                let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
+                let (path, inner) = (join(path), join(key));
+                if key == "services.environment" {
+                    if value.is_null() {
+                        return Err(SessionError::Rule { path, problem: "the variable has no value".into() });
+                    }
+                    continue;
+                }
+                if NOT_SIMULATED.contains(&inner.as_str()) {
+                    return Err(SessionError::NotSimulated(path));
+                }
+                walk(value, &path, &inner)?;
+            }
+        }
+        Value::Sequence(items) => {
+            for (i, item) in items.iter().enumerate() {
+                walk(item, &format!("{path}[{i}]"), key)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn commands_are_split_at_white_space_with_quotes_respected() {
+        assert_eq!(split("a 'b"), None);
+        assert_eq!(split(r#" a  'b c' "d 'e'"f '' "#).unwrap(), ["a", "b c", "d 'e'f", ""]);
+        assert!(split("  ").unwrap().is_empty());
+    }
+}

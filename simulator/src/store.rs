@@ -1,0 +1,262 @@
+//! CAS's database: one SQLite file. A write is durable before the call that made it returns.
+
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use ring::rand::{SecureRandom, SystemRandom};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+
+use crate::session::{Kind, Session};
+
+/// The layout's number, in SQLite's `user_version`.
+const LAYOUT: i64 = 1;
+
+/// `session` keeps every version, the highest is active. `secret` holds what CAS drew. A row of `volume` is never deleted.
+const TABLES: &str = "
+    CREATE TABLE identity (pem TEXT NOT NULL);
+    CREATE TABLE session (
+        name TEXT NOT NULL, version INTEGER NOT NULL, hash TEXT NOT NULL, creator TEXT NOT NULL, content TEXT NOT NULL,
+        PRIMARY KEY (name, version)) STRICT;
+    CREATE TABLE secret (
+        session TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, value BLOB NOT NULL,
+        PRIMARY KEY (session, name)) STRICT;
+    CREATE TABLE volume (
+        session TEXT NOT NULL, name TEXT NOT NULL, key BLOB NOT NULL, tag TEXT,
+        PRIMARY KEY (session, name)) STRICT;
+    CREATE TABLE code (
+        secret TEXT PRIMARY KEY, highest_step INTEGER, failures INTEGER NOT NULL, failed_at INTEGER NOT NULL) STRICT;
+    CREATE TABLE audit (
+        sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, subject TEXT NOT NULL,
+        outcome TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+";
+
+/// The database failed, or is not ours.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// SQLite's word.
+    #[error("the database failed: {0}")]
+    Database(#[from] rusqlite::Error),
+    /// Written by another version.
+    #[error("the database has layout {0}, this program knows layout {LAYOUT} only")]
+    Layout(i64),
+    /// What it holds cannot have been written by us.
+    #[error("the database is damaged: {0}")]
+    Damaged(String),
+    /// The system gave no random bytes.
+    #[error("the system gave no random bytes")]
+    NoRandomness,
+}
+
+/// The open database.
+pub struct Store {
+    connection: Mutex<Connection>,
+}
+
+/// A session as it is kept.
+pub struct Stored {
+    /// Its place in the history of its name: 1, 2, 3, …
+    pub version: i64,
+    /// The session hash.
+    pub hash: String,
+    /// The key hash of who uploaded it.
+    pub creator: String,
+    /// The policy.
+    pub session: Session,
+}
+
+/// A volume as it is kept.
+pub struct StoredVolume {
+    /// 32 bytes.
+    pub key: Vec<u8>,
+    /// The tag of its current state; `None`: never initialised.
+    pub tag: Option<String>,
+}
+
+impl Store {
+    /// Opens the database, making it if it is not there.
+    pub fn open(path: &Path) -> Result<Store, StoreError> {
+        let mut connection = Connection::open(path)?;
+        connection.busy_timeout(Duration::from_secs(10))?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        // What is deleted is overwritten: a dropped secret is gone.
+        connection.pragma_update(None, "secure_delete", true)?;
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        match tx.pragma_query_value(None, "user_version", |row| row.get(0))? {
+            LAYOUT => {}
+            0 => {
+                tx.execute_batch(TABLES)?;
+                tx.pragma_update(None, "user_version", LAYOUT)?;
+            }
+            other => return Err(StoreError::Layout(other)),
+        }
+        tx.commit()?;
+        Ok(Store { connection: Mutex::new(connection) })
+    }
+
+    /// Opens the database of a CAS that may be running, to look only.
+    pub fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
+        Ok(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+    }
+
+    /// Runs `work` alone on the database; what it wrote is durable when this returns `Ok`, and undone otherwise.
+    pub fn write<T, E: From<StoreError>>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
+        // A panic in `work` rolled its transaction back: the connection is as good as before.
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = |error| E::from(StoreError::Database(error));
+        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
+        let result = work(&tx)?;
+        tx.commit().map_err(database)?;
+        Ok(result)
+    }
+}
+
+/// CAS's key and certificate; made by `make` at the first start.
+pub fn identity<E: From<StoreError>>(
+    tx: &Transaction<'_>,
+    make: impl FnOnce() -> Result<String, E>,
+) -> Result<String, E> {
+    let known = tx.query_row("SELECT pem FROM identity", [], |row| row.get(0)).optional();
+    if let Some(pem) = known.map_err(StoreError::from)? {
+        return Ok(pem);
+    }
+    let pem = make()?;
+    tx.execute("INSERT INTO identity (pem) VALUES (?1)", [&pem]).map_err(StoreError::from)?;
+    Ok(pem)
+}
+
+/// The active session of that name.
+pub fn active(tx: &Transaction<'_>, name: &str) -> Result<Option<Stored>, StoreError> {
+    find(
+        tx,
+        "SELECT version, hash, creator, content FROM session WHERE name = ?1 ORDER BY version DESC LIMIT 1",
+        &[name],
+    )
+}
+
+/// The latest version of that name with that hash.
+pub fn with_hash(tx: &Transaction<'_>, name: &str, hash: &str) -> Result<Option<Stored>, StoreError> {
+    find(
+        tx,
+        "SELECT version, hash, creator, content FROM session WHERE name = ?1 AND hash = ?2 ORDER BY version DESC LIMIT 1",
+        &[name, hash],
+    )
+}
+
+fn find(tx: &Transaction<'_>, query: &str, parameters: &[&str]) -> Result<Option<Stored>, StoreError> {
+    let row = tx
+        .prepare_cached(query)?
+        .query_row(rusqlite::params_from_iter(parameters), |row| {
+            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, String>(3)?))
+        })
+        .optional()?;
+    let Some((version, hash, creator, content)) = row else { return Ok(None) };
+    let session =
+        serde_json::from_str(&content).map_err(|_| StoreError::Damaged("a session is not readable".into()))?;
+    Ok(Some(Stored { version, hash, creator, session }))
+}
+
+/// The names of all sessions, in order.
+pub fn names(tx: &Transaction<'_>) -> Result<Vec<String>, StoreError> {
+    let mut statement = tx.prepare_cached("SELECT DISTINCT name FROM session ORDER BY name")?;
+    Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+}
+
+/// Makes `session` the active one of its name, draws the secrets and volume keys it needs and does not have yet, and erases
+/// drawn secrets it no longer declares.
+pub fn activate(tx: &Transaction<'_>, stored: &Stored) -> Result<(), StoreError> {
+    let Stored { version, hash, creator, session } = stored;
+    let content =
+        serde_json::to_string(session).map_err(|_| StoreError::Damaged("a session is not writable".into()))?;
+    tx.execute(
+        "INSERT INTO session (name, version, hash, creator, content) VALUES (?1, ?2, ?3, ?4, ?5)",
+        params![session.name, version, hash, creator, content],
+    )?;
+
+    // A drawn secret is kept as long as name, kind and size stay (section 2.9); else it is gone for good.
+    let mut kept = tx.prepare("SELECT name, kind, length(value) FROM secret WHERE session = ?1")?;
+    let drawn: Vec<(String, String, usize)> = kept
+        .query_map([&session.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
+        .collect::<Result<_, _>>()?;
+    let wanted: Vec<(&str, Kind, usize)> = session
+        .secrets
+        .iter()
+        .filter(|secret| secret.import.is_none() && secret.value.is_none())
+        .filter_map(|secret| Some((secret.name.as_str(), secret.kind?, secret.size?)))
+        .collect();
+    for (name, kind, size) in &drawn {
+        if !wanted.iter().any(|(n, k, s)| n == name && kind_text(*k) == kind && s == size) {
+            tx.execute("DELETE FROM secret WHERE session = ?1 AND name = ?2", [&session.name, name])?;
+        }
+    }
+    for (name, kind, size) in wanted {
+        tx.execute(
+            "INSERT INTO secret (session, name, kind, value) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
+            params![session.name, name, kind_text(kind), draw(kind, size)?],
+        )?;
+    }
+
+    // A volume is initialised once: a name that was dropped and comes back resumes.
+    for volume in session.volumes.iter().filter(|volume| volume.import.is_none()) {
+        tx.execute(
+            "INSERT INTO volume (session, name, key, tag) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO NOTHING",
+            params![session.name, volume.name, draw(Kind::Binary, 32)?],
+        )?;
+    }
+    Ok(())
+}
+
+/// The value CAS drew for a secret.
+pub fn drawn_secret(tx: &Transaction<'_>, session: &str, name: &str) -> Result<Vec<u8>, StoreError> {
+    tx.prepare_cached("SELECT value FROM secret WHERE session = ?1 AND name = ?2")?
+        .query_row([session, name], |row| row.get(0))
+        .optional()?
+        .ok_or_else(|| StoreError::Damaged("a secret is missing".into()))
+}
+
+/// A volume's key and tag; `None`: there never was one.
+pub fn volume(tx: &Transaction<'_>, session: &str, name: &str) -> Result<Option<StoredVolume>, StoreError> {
+    Ok(tx
+        .prepare_cached("SELECT key, tag FROM volume WHERE session = ?1 AND name = ?2")?
+        .query_row([session, name], |row| Ok(StoredVolume { key: row.get(0)?, tag: row.get(1)? }))
+        .optional()?)
+}
+
+/// Moves a volume's tag, if it is `old` now.
+pub fn move_tag(
+    tx: &Transaction<'_>,
+    session: &str,
+    name: &str,
+    old: Option<&str>,
+    new: &str,
+) -> Result<bool, StoreError> {
+    let moved = tx
+        .prepare_cached("UPDATE volume SET tag = ?4 WHERE session = ?1 AND name = ?2 AND tag IS ?3")?
+        .execute(params![session, name, old, new])?;
+    Ok(moved == 1)
+}
+
+fn kind_text(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Ascii => "ascii",
+        Kind::Binary => "binary",
+    }
+}
+
+/// Random bytes; for ascii printable ones without the space, each as likely as any other.
+fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
+    let random = SystemRandom::new();
+    let mut value = vec![0; size];
+    random.fill(&mut value).map_err(|_| StoreError::NoRandomness)?;
+    if kind == Kind::Ascii {
+        // 94 printable characters; 188 is their largest multiple below 256, bytes above are drawn again.
+        for byte in &mut value {
+            while *byte >= 188 {
+                random.fill(std::slice::from_mut(byte)).map_err(|_| StoreError::NoRandomness)?;
+            }
+            *byte = b'!' + *byte % 94;
+        }
+    }
+    Ok(value)
+}
