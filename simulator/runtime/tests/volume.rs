@@ -1,0 +1,387 @@
+//! Sealed volumes against whoever has the disk: only the state whose tag CAS holds is opened, whatever was done to the files
+//! and wherever a seal was cut off.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::fs::{self, Permissions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_run::volume::{Error, Volume};
+use tempfile::TempDir;
+
+/// A disk, and the memory of a CAS.
+struct Disk {
+    directory: TempDir,
+    name: &'static str,
+    tag: Option<String>,
+}
+
+/// An open volume and the program's view of it.
+struct Opened {
+    volume: Volume,
+    plain: TempDir,
+}
+
+impl Disk {
+    fn new() -> Disk {
+        Disk { directory: TempDir::new().unwrap(), name: "v", tag: None }
+    }
+
+    /// A disk with a volume that was sealed with what `fill` puts there.
+    fn with(fill: impl FnOnce(&Path)) -> Disk {
+        let mut disk = Disk::new();
+        let mut opened = disk.open().unwrap();
+        disk.seal(&mut opened).unwrap();
+        fill(opened.plain.path());
+        disk.seal(&mut opened).unwrap();
+        disk
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn open(&self) -> Result<Opened, Error> {
+        let plain = TempDir::new().unwrap();
+        let grant = VolumeGrant {
+            session: "ns/s".into(),
+            name: self.name.into(),
+            path: "/v".into(),
+            key: Secret::new(hex(&[7; 32])),
+            tag: self.tag.clone(),
+        };
+        Volume::open(self.path(), plain.path(), &grant).map(|volume| Opened { volume, plain })
+    }
+
+    fn refusal(&self) -> String {
+        match self.open() {
+            Ok(_) => panic!("the volume was opened"),
+            Err(error) => error.to_string(),
+        }
+    }
+
+    fn seal(&mut self, opened: &mut Opened) -> Result<(), Error> {
+        let tag = &mut self.tag;
+        opened.volume.seal(&mut |old, new| {
+            assert_eq!(old, tag.as_deref());
+            *tag = Some(new.to_owned());
+            Ok(())
+        })
+    }
+
+    fn names(&self) -> BTreeSet<String> {
+        names(self.path())
+    }
+
+    fn find(&self, end: &str) -> PathBuf {
+        let names = self.names();
+        let mut found = names.iter().filter(|name| name.ends_with(end));
+        let path = self.path().join(found.next().unwrap());
+        assert_eq!(found.next(), None);
+        path
+    }
+}
+
+fn names(directory: &Path) -> BTreeSet<String> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn an_older_copy_is_refused_and_the_current_one_opens() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let copies = TempDir::new().unwrap();
+    let copy = |from: &Path, to: &Path| {
+        for name in names(from) {
+            fs::copy(from.join(&name), to.join(&name)).unwrap();
+        }
+    };
+    copy(disk.path(), copies.path());
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("f"), "new").unwrap();
+    disk.seal(&mut opened).unwrap();
+    drop(opened);
+
+    let current = TempDir::new().unwrap();
+    for name in disk.names() {
+        fs::rename(disk.path().join(&name), current.path().join(&name)).unwrap();
+    }
+    copy(copies.path(), disk.path());
+    assert_eq!(disk.refusal(), "The FSPF tag is not fresh - suspected replay attack");
+
+    copy(current.path(), disk.path());
+    let opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"new");
+}
+
+#[test]
+fn a_removed_file_is_named_and_an_emptied_directory_never_starts_anew() {
+    let disk = Disk::with(|plain| fs::write(plain.join("f"), "x").unwrap());
+    let (manifest, blob) = (disk.find(".manifest"), disk.find(".blob"));
+    fs::remove_file(&blob).unwrap();
+    let name = blob.file_name().unwrap().to_str().unwrap();
+    assert_eq!(disk.refusal(), format!("file system protection file was removed: {name} (volume /v)"));
+    fs::remove_file(&manifest).unwrap();
+    let name = manifest.file_name().unwrap().to_str().unwrap();
+    assert_eq!(disk.refusal(), format!("file system protection file was removed: {name} (volume /v)"));
+    assert_eq!(disk.names(), BTreeSet::new());
+}
+
+#[test]
+fn no_byte_can_be_altered_cut_off_or_added() {
+    const CHUNK: usize = 64 * 1024;
+    let disk = Disk::with(|plain| fs::write(plain.join("f"), vec![b'x'; CHUNK + 1]).unwrap());
+    let blob = disk.find(".blob");
+    let good = fs::read(&blob).unwrap();
+    let second = 16 + CHUNK + 16;
+    assert_eq!(good.len(), second + 1 + 16);
+    let failed = |chunk: usize| {
+        let (from, to) = (chunk * CHUNK, (chunk + 1) * CHUNK - 1);
+        format!("Verification of file chunk {chunk} (bytes {from} to {to}) of file /v/f failed.")
+    };
+    // The key's ID, a first chunk and its tag, the last chunk and its tag.
+    for (at, chunk) in [(0, 0), (16, 0), (second - 1, 0), (second, 1), (good.len() - 1, 1)] {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&blob, bad).unwrap();
+        assert_eq!(disk.refusal(), failed(chunk), "byte {at}");
+    }
+    for (length, chunk) in [(0, 0), (15, 0), (16, 0), (17, 0), (second, 0), (second + 16, 1)] {
+        fs::write(&blob, &good[..length]).unwrap();
+        assert_eq!(disk.refusal(), failed(chunk), "cut to {length}");
+    }
+    fs::write(&blob, [&good[..], b"x"].concat()).unwrap();
+    assert_eq!(disk.refusal(), failed(1));
+    fs::write(&blob, [&good[..second], &good[16..]].concat()).unwrap();
+    assert_eq!(disk.refusal(), failed(1));
+    fs::write(&blob, &good).unwrap();
+
+    let manifest = disk.find(".manifest");
+    let good = fs::read(&manifest).unwrap();
+    for at in 0..good.len() {
+        let mut bad = good.clone();
+        bad[at] ^= 0x80;
+        fs::write(&manifest, bad).unwrap();
+        assert!(disk.refusal().starts_with("Verification of file chunk 0 "), "byte {at}");
+    }
+    fs::write(&manifest, &good).unwrap();
+    disk.open().unwrap();
+}
+
+#[test]
+fn a_blob_cannot_stand_in_for_another_of_the_same_volume() {
+    let disk = Disk::with(|plain| {
+        fs::write(plain.join("a"), "a").unwrap();
+        fs::write(plain.join("b"), "b").unwrap();
+    });
+    let blobs: Vec<_> = disk.names().into_iter().filter(|name| name.ends_with(".blob")).collect();
+    fs::copy(disk.path().join(&blobs[0]), disk.path().join(&blobs[1])).unwrap();
+    assert!(disk.refusal().starts_with("Verification of file chunk 0 "));
+}
+
+#[test]
+fn one_volume_does_not_open_as_another_of_the_same_key() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "x").unwrap());
+    disk.name = "w";
+    assert!(disk.refusal().starts_with("Verification of file chunk 0 "));
+    // Not even as what a first start left.
+    fs::remove_file(disk.find(".blob")).unwrap();
+    disk.tag = None;
+    assert!(disk.refusal().contains("is not part of this volume"));
+}
+
+#[test]
+fn a_seal_cut_off_before_cas_took_the_tag_never_happened() {
+    let disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let before = disk.names();
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("f"), "new").unwrap();
+    let path = disk.path().to_owned();
+    let sealed = opened.volume.seal(&mut |old, new| {
+        // Both states are complete at this moment, so either answer would do.
+        assert!(path.join(format!("{}.manifest", old.unwrap())).exists());
+        assert!(path.join(format!("{new}.manifest")).exists());
+        Err(vec!["no".into()])
+    });
+    assert!(matches!(sealed, Err(Error::TagRefused(_))));
+    drop(opened);
+    fs::write(disk.path().join(format!("{}.blob.tmp", "ab".repeat(16))), "a draft").unwrap();
+    assert!(before.is_subset(&disk.names()) && before != disk.names());
+
+    let opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"old");
+    assert_eq!(disk.names(), before);
+}
+
+#[test]
+fn a_seal_whose_tag_cas_took_counts_though_nobody_heard_of_it() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("f"), "new").unwrap();
+    let mut taken = None;
+    let sealed = opened.volume.seal(&mut |_, new| {
+        taken = Some(new.to_owned());
+        Err(vec!["connection lost".into()])
+    });
+    assert!(sealed.is_err());
+    drop(opened);
+    disk.tag = taken;
+    let opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"new");
+    // One manifest, one blob: what the old state needed has gone.
+    assert_eq!(disk.names().len(), 2);
+}
+
+#[test]
+fn a_first_start_that_was_cut_off_is_made_again_but_only_in_its_own_directory() {
+    let mut disk = Disk::new();
+    let mut opened = disk.open().unwrap();
+    assert!(opened.volume.seal(&mut |_, _| Err(vec![])).is_err());
+    drop(opened);
+    assert_eq!(disk.names().len(), 1);
+
+    for foreign in ["once".to_owned(), format!("{}.blob", "ab".repeat(16)), format!("{}.manifest", "ab".repeat(16))] {
+        fs::write(disk.path().join(&foreign), "x").unwrap();
+        let refusal = format!(
+            "'{foreign} (volume /v)' is not part of this volume, which was never used: its directory must be empty"
+        );
+        assert_eq!(disk.refusal(), refusal);
+        fs::remove_file(disk.path().join(&foreign)).unwrap();
+    }
+    let mut opened = disk.open().unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(disk.names().len(), 1);
+}
+
+#[test]
+fn a_second_opener_is_refused_for_as_long_as_the_first_has_the_volume() {
+    let disk = Disk::with(|_| ());
+    let first = disk.open().unwrap();
+    assert_eq!(disk.refusal(), "the volume is in use by another program");
+    drop(first);
+    disk.open().unwrap();
+}
+
+#[test]
+fn files_that_were_there_before_the_volume_are_refused() {
+    let disk = Disk::with(|_| ());
+    let plain = TempDir::new().unwrap();
+    fs::write(plain.path().join("planted"), "x").unwrap();
+    let grant = VolumeGrant {
+        session: "ns/s".into(),
+        name: "v".into(),
+        path: "/v".into(),
+        key: Secret::new(hex(&[7; 32])),
+        tag: disk.tag.clone(),
+    };
+    let error = Volume::open(disk.path(), plain.path(), &grant).err().unwrap();
+    assert_eq!(error.to_string(), "'planted' is in the volume's path before the volume is opened");
+}
+
+#[test]
+fn a_sealed_file_that_goes_while_the_volume_is_open_stops_the_next_seal() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "x").unwrap());
+    for end in [".blob", ".manifest"] {
+        let mut opened = disk.open().unwrap();
+        let (path, away) = (disk.find(end), disk.directory.path().with_extension("away"));
+        fs::rename(&path, &away).unwrap();
+        let error = disk.seal(&mut opened).unwrap_err();
+        assert!(matches!(error, Error::Removed(_)), "{error}");
+        fs::rename(&away, &path).unwrap();
+        disk.seal(&mut opened).unwrap();
+    }
+}
+
+#[test]
+fn all_that_a_volume_can_hold_comes_back_as_it_was() {
+    let strange: Vec<u8> = (1..=255).filter(|&byte| byte != b'/').collect();
+    let large: Vec<u8> = (0..2 * 64 * 1024u32).map(|n| n as u8).collect();
+    let disk = Disk::with(|plain| {
+        for chunk in strange.chunks(100) {
+            fs::write(plain.join(OsStr::from_bytes(chunk)), chunk).unwrap();
+        }
+        fs::create_dir_all(plain.join("a/b/empty")).unwrap();
+        fs::write(plain.join("a/b/none"), "").unwrap();
+        fs::write(plain.join("a/large"), &large).unwrap();
+        fs::write(plain.join("forbidden"), "even to its owner").unwrap();
+        symlink("/nowhere/\u{fc}", plain.join("a/link")).unwrap();
+        fs::set_permissions(plain.join("a/b/none"), Permissions::from_mode(0o4751)).unwrap();
+        fs::set_permissions(plain.join("forbidden"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(plain.join("a/b"), Permissions::from_mode(0o500)).unwrap();
+    });
+    let mut opened = disk.open().unwrap();
+    let plain = opened.plain.path();
+    for chunk in strange.chunks(100) {
+        assert_eq!(fs::read(plain.join(OsStr::from_bytes(chunk))).unwrap(), chunk);
+    }
+    let mode = |path: &str| plain.join(path).metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode("forbidden"), mode("a/b/none"), mode("a/b")), (0, 0o4751, 0o500));
+    assert_eq!(fs::read(plain.join("a/large")).unwrap(), large);
+    assert_eq!(fs::read(plain.join("a/b/none")).unwrap(), b"");
+    assert_eq!(fs::read_dir(plain.join("a/b/empty")).unwrap().count(), 0);
+    assert_eq!(fs::read_link(plain.join("a/link")).unwrap(), Path::new("/nowhere/\u{fc}"));
+    opened.volume.seal(&mut |_, _| panic!("what came back differs from what was sealed")).unwrap();
+    // The test's own clean-up needs it.
+    fs::set_permissions(plain.join("a/b"), Permissions::from_mode(0o700)).unwrap();
+}
+
+#[test]
+fn an_unchanged_volume_is_neither_written_nor_told_to_cas() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "x").unwrap());
+    let mut opened = disk.open().unwrap();
+    let before = (disk.names(), disk.path().metadata().unwrap().mtime_nsec());
+    for _ in 0..3 {
+        opened.volume.seal(&mut |_, _| panic!("nothing has changed")).unwrap();
+        // Not even if a file was touched.
+        fs::File::open(opened.plain.path().join("f")).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    }
+    assert_eq!((disk.names(), disk.path().metadata().unwrap().mtime_nsec()), before);
+    fs::write(opened.plain.path().join("f"), "y").unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_ne!(disk.names(), before.0);
+}
+
+#[test]
+fn only_what_changed_is_sealed_again() {
+    let mut disk = Disk::with(|plain| {
+        fs::write(plain.join("a"), "a").unwrap();
+        fs::write(plain.join("b"), "b").unwrap();
+    });
+    let blobs =
+        |disk: &Disk| -> BTreeSet<_> { disk.names().into_iter().filter(|name| name.ends_with(".blob")).collect() };
+    let before = blobs(&disk);
+    let mut opened = disk.open().unwrap();
+    fs::rename(opened.plain.path().join("a"), opened.plain.path().join("c")).unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(blobs(&disk), before);
+    fs::write(opened.plain.path().join("c"), "changed").unwrap();
+    disk.seal(&mut opened).unwrap();
+    let after = blobs(&disk);
+    assert_eq!((after.len(), after.intersection(&before).count()), (2, 1));
+}
+
+#[test]
+fn a_change_within_one_tick_of_the_clock_and_of_the_same_size_is_not_missed() {
+    let mut disk = Disk::with(|_| ());
+    let mut opened = disk.open().unwrap();
+    for round in 100..300 {
+        fs::write(opened.plain.path().join("f"), round.to_string()).unwrap();
+        let before = disk.tag.clone();
+        disk.seal(&mut opened).unwrap();
+        assert_ne!(disk.tag, before, "round {round}");
+    }
+    drop(opened);
+    assert_eq!(fs::read(disk.open().unwrap().plain.path().join("f")).unwrap(), b"299");
+}
+
+#[test]
+fn what_cannot_be_sealed_is_named() {
+    let mut disk = Disk::with(|_| ());
+    let mut opened = disk.open().unwrap();
+    let _socket = UnixListener::bind(opened.plain.path().join("socket")).unwrap();
+    let error = disk.seal(&mut opened).unwrap_err();
+    assert_eq!(error.to_string(), "'/v/socket' is no file, directory or symbolic link, so it cannot be sealed");
+}
