@@ -5,6 +5,7 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::io::{self, Write};
 use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -98,13 +99,16 @@ fn main() -> ExitCode {
 }
 
 fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
-    eprintln!("{failure}");
-    if let Some(ConfigId { text, address }) = config_id {
+    let mut text = format!("{failure}\n");
+    if let Some(ConfigId { text: id, address }) = config_id {
         // With the code, as SCONE has it: whoever keeps this line must mask it.
-        let (host, id) = (failure::one_line(&address.host), failure::one_line(text));
-        eprintln!("Note: Connecting to CAS at {host} (port {}) using service ID {id}", address.port);
+        let (host, id) = (failure::one_line(&address.host), failure::one_line(id));
+        text += &format!("Note: Connecting to CAS at {host} (port {}) using service ID {id}\n", address.port);
     }
-    ExitCode::from(failure::EXIT_STATUS)
+    match io::stderr().write_all(text.as_bytes()) {
+        // Where standard error is gone, the status has to say it alone.
+        Ok(()) | Err(_) => ExitCode::from(failure::EXIT_STATUS),
+    }
 }
 
 fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
@@ -120,10 +124,12 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
         Ok((image, program))
     };
     if env::var_os("SCONE_HASH").is_some_and(|value| value == "1") {
-        println!("{}", load()?.1.mrenclave);
+        let (_, program) = load()?;
+        writeln!(io::stdout(), "{}", program.mrenclave).map_err(starting("Printing the measurement failed"))?;
         return Ok(0);
     }
-    eprintln!("{WARNING}");
+    // Not run where it cannot be said.
+    writeln!(io::stderr(), "{WARNING}").map_err(starting("Writing to standard error failed"))?;
 
     let signals = Signals::block().map_err(starting("Taking over signals failed"))?;
     if args.rootfs.is_some() {

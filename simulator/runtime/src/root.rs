@@ -61,7 +61,7 @@ impl Image {
         let new = fs::canonicalize(&self.path).map_err(failed(format!("find '{}'", self.path.display())))?;
         // Nothing that is mounted from here on shows outside.
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(failed("keep mounts private"))?;
+            .map_err(failed("change mounts (user namespaces may be restricted on this host)"))?;
         let memory = MountFlags::NOSUID | MountFlags::NODEV;
         mount("tmpfs", &new, "tmpfs", memory, Some(c"mode=0755")).map_err(failed("mount a new root"))?;
 

@@ -44,10 +44,14 @@ pub fn kill_all_others() -> Result<(), Errno> {
     }
 }
 
-/// Blocks `signals` in this and all later threads, and returns the descriptor from which they are read instead.
+/// Blocks `signals` in this and all later threads, and returns the descriptor from which they are read instead. A caller that
+/// ignores SIGCHLD passes that on; children would vanish unseen.
 pub fn block_signals(signals: &[c_int]) -> io::Result<OwnedFd> {
-    // SAFETY: sigset_t is plain data that sigemptyset sets up; the calls write nowhere else.
+    // SAFETY: sigset_t is plain data that sigemptyset sets up; the calls write nowhere else. No handler is installed.
     let fd = unsafe {
+        if libc::signal(libc::SIGCHLD, libc::SIG_DFL) == libc::SIG_ERR {
+            return Err(io::Error::last_os_error());
+        }
         let mut set = zeroed();
         libc::sigemptyset(&mut set);
         for &signal in signals {

@@ -410,6 +410,8 @@ fn the_measurement_is_printed_alone_and_is_what_cas_is_told() {
 
         host.says(&[]);
         assert_eq!(host.cas.state().mrenclave, measured.trim_end());
+        // The same binaries, natively.
+        assert_eq!(text(&host.on_host().arg("/bin/probe").env("SCONE_HASH", "1").output().unwrap().stdout), measured);
     });
 }
 
@@ -466,6 +468,37 @@ fn a_dynamically_linked_program_is_not_simulated() {
         copy("/bin/sh".as_ref(), &host.path("image/bin/probe"));
         assert_fatal(&host.run(&[]), &["dynamically linked", "not simulated"]);
         assert!(host.cas.state().mrenclave.is_empty());
+    });
+}
+
+#[test]
+fn a_host_without_user_namespaces_is_told_so() {
+    on_the_host(|host| {
+        host.policy(&["arguments"]);
+        // The limit is a namespace's own: in one of its own it disturbs nobody.
+        let script = "echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["-Ur", "sh", "-c", script, "-"]).arg(host.path("scone-run"));
+        command.arg("--rootfs").arg(host.path("image")).arg("/bin/probe").env("SCONE_CONFIG_ID", SERVICE);
+        if let Some(user) = host.user {
+            command.uid(user).gid(user);
+        }
+        let output = command.output().unwrap();
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(134), "{error}");
+        assert!(error.contains("cannot create a user namespace (they may be switched off on this host)"), "{error}");
+        assert_eq!(text(&output.stdout), "");
+    });
+}
+
+#[test]
+fn a_runtime_that_is_not_alone_in_a_container_runs_nothing() {
+    on_the_host(|host| {
+        let mut command = Command::new(host.path("scone-run"));
+        let output = command.arg(host.path("image/bin/probe")).arg("arguments").output().unwrap();
+        assert_eq!(output.status.code(), Some(134));
+        assert!(text(&output.stderr).contains("it must be the first process of a container"));
+        assert_eq!(text(&output.stdout), "");
     });
 }
 
@@ -547,6 +580,12 @@ fn what_would_slip_past_the_barrier_is_denied() {
         ]);
         let [absent, unsupported, harmless] =
             [libc::ENOSYS, libc::EOPNOTSUPP, libc::EBADF].map(|errno| format!("Some({errno})\n"));
+        for foreign in ["foreign-call", "x32-call"] {
+            let output = host.run(&[foreign, "write=/out/after,x"]);
+            // SIGSYS; SIGSEGV where the kernel serves no 32-bit programs.
+            assert!([128 + 31, 128 + 11].contains(&output.status.code().unwrap()), "{foreign}: {}", output.status);
+            assert!(!host.path("out/after").exists());
+        }
         assert_eq!(said, format!("Err(Some({}))\n{absent}{absent}{absent}{unsupported}{harmless}", libc::EOPNOTSUPP));
     });
 }

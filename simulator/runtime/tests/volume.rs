@@ -363,6 +363,7 @@ fn only_what_changed_is_sealed_again() {
     assert_eq!((after.len(), after.intersection(&before).count()), (2, 1));
 }
 
+// On a kernel with fine-grained timestamps (Linux 6.13) they tell it; on an older one only that the runtime distrusts them.
 #[test]
 fn a_change_within_one_tick_of_the_clock_and_of_the_same_size_is_not_missed() {
     let mut disk = Disk::with(|_| ());

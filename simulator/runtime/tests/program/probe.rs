@@ -85,6 +85,11 @@ fn act(verb: &str, operands: &[&str]) {
             unsafe { syscall(number, -1i64, 0i64, 0i64, 0i64, 0i64, flags) };
             say(format!("{:?}", std::io::Error::last_os_error().raw_os_error()));
         }
+        // fsync by its number for 32-bit programs, and by that for x32 programs.
+        "foreign-call" => unsafe { std::arch::asm!("int 0x80", inout("eax") 118 => _) },
+        "x32-call" => {
+            unsafe { syscall(0x4000_0000 + 74, 0i64) };
+        }
         "exit" => exit(path.parse().unwrap()),
         "die" => {
             unsafe { kill(std::process::id() as i32, 15) };
