@@ -758,14 +758,6 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
             "Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
         ),
         (
-            frame(&[
-                "Failed to establish an encrypted channel to CAS",
-                "I/O error",
-                "invalid certificate: UnknownIssuer",
-            ]),
-            "invalid certificate: UnknownIssuer",
-        ),
-        (
             bare("Could not create enclave: Error opening SGX device"),
             "Could not create enclave: Error opening SGX device",
         ),
@@ -784,6 +776,19 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
         assert!(!refused.text().contains("493817"), "{}", refused.stderr);
         host.has_clean_desk();
     }
+}
+
+#[test]
+fn a_cas_that_cannot_be_spoken_to_has_refused_nothing() {
+    let host = Host::with_account();
+    let words =
+        frame(&["Failed to establish an encrypted channel to CAS", "I/O error", "invalid certificate: UnknownIssuer"]);
+    host.program_ends("*/otpqr/otpqr", &words, 134);
+    host.script("gen_qr", &[]).expect(3).saying("invalid certificate: UnknownIssuer");
+    host.program_ends("*@493817", &words, 134);
+    let failed = host.add_auth("493817").expect(3).saying("invalid certificate: UnknownIssuer");
+    assert!(!failed.text().contains("493817"), "{}", failed.stderr);
+    host.has_clean_desk();
 }
 
 #[test]
