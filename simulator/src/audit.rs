@@ -127,3 +127,45 @@ pub fn first_break(entries: &[Entry]) -> Option<usize> {
         (!follows).then_some(sequence as usize)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entries(events: u64) -> Vec<Entry> {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(crate::store::TABLES).unwrap();
+        let tx = db.transaction().unwrap();
+        for time in 0..events {
+            append(&tx, time, Event::SessionRead, "ns/a", "accepted").unwrap();
+        }
+        tx.commit().unwrap();
+        read(&db).unwrap()
+    }
+
+    #[test]
+    fn an_entry_altered_removed_or_moved_breaks_the_chain_where_it_was() {
+        let whole = entries(5);
+        let broken = |change: &dyn Fn(&mut Vec<Entry>)| {
+            let mut entries = whole.clone();
+            change(&mut entries);
+            first_break(&entries)
+        };
+        assert_eq!(broken(&|e| e[2].outcome = "refused".into()), Some(3));
+        assert_eq!(broken(&|e| e[2].time += 1), Some(3));
+        assert_eq!(broken(&|e| e[2].subject.push('x')), Some(3));
+        assert_eq!(broken(&|e| drop(e.remove(1))), Some(2));
+        assert_eq!(broken(&|e| drop(e.remove(0))), Some(1));
+        assert_eq!(broken(&|e| e.swap(3, 4)), Some(4));
+        assert_eq!(broken(&|_| ()), None);
+    }
+
+    #[test]
+    fn what_is_no_name_is_not_written_down() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(crate::store::TABLES).unwrap();
+        let tx = db.transaction().unwrap();
+        append(&tx, 1, Event::ServiceAttested, "ns/a/service@123456", "refused").unwrap();
+        assert_eq!(read(&tx).unwrap()[0].subject, "(not a name)");
+    }
+}

@@ -171,3 +171,218 @@ fn load(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<Memory> {
         .optional()
         .map(Option::unwrap_or_default)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+
+    use super::*;
+    use crate::store::{Store, StoreError};
+
+    /// The secret of RFC 4226 appendix D and of RFC 6238 appendix B's SHA-1 rows.
+    const RFC: &[u8] = b"12345678901234567890";
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("cas.db")).unwrap();
+        (directory, store)
+    }
+
+    fn try_code(store: &Store, code: &str, now: u64) -> Verdict {
+        store.write(|tx| Ok::<_, StoreError>(check(tx, RFC, Some(code), now)?)).unwrap()
+    }
+
+    fn code_of(step: u64) -> String {
+        TOTP::new_unchecked(Algorithm::SHA1, 6, 0, STEP, RFC.to_vec()).generate(step * STEP)
+    }
+
+    fn wrong_at(now: u64) -> &'static str {
+        let step = now / STEP;
+        let right: Vec<String> = (step - 1..=step + 1).map(code_of).collect();
+        ["000000", "000001", "000002", "000003"].into_iter().find(|code| !right.contains(&(*code).to_owned())).unwrap()
+    }
+
+    #[test]
+    fn rfc_6238_appendix_b_is_met() {
+        // The last six digits of the SHA-1 rows.
+        for (time, code) in [
+            (59, "287082"),
+            (1111111109, "081804"),
+            (1111111111, "050471"),
+            (1234567890, "005924"),
+            (2000000000, "279037"),
+            (20000000000, "353130"),
+        ] {
+            let (_directory, store) = store();
+            assert_eq!(try_code(&store, wrong_at(time), time), Verdict::Wrong);
+            assert_eq!(try_code(&store, code, time), Verdict::Accepted { step: time / STEP }, "{time}");
+        }
+    }
+
+    #[test]
+    fn rfc_4226_appendix_d_is_met() {
+        let codes =
+            ["755224", "287082", "359152", "969429", "338314", "254676", "287922", "162583", "399871", "520489"];
+        let (_directory, store) = store();
+        for (counter, code) in (0..).zip(codes) {
+            assert_eq!(try_code(&store, code, counter * STEP), Verdict::Accepted { step: counter });
+            assert_eq!(try_code(&store, code, counter * STEP), Verdict::AlreadyUsed);
+        }
+    }
+
+    #[test]
+    fn only_six_ascii_digits_are_a_code_and_anything_else_is_no_try() {
+        let (_directory, store) = store();
+        for spelling in [
+            "",
+            "28708",
+            "2870822",
+            " 287082",
+            "287082 ",
+            "287082\n",
+            "+87082",
+            "-87082",
+            "28708a",
+            "２８７０８２",
+            "287 82",
+            "0x1234",
+        ] {
+            for _ in 0..FREE_TRIES {
+                assert_eq!(try_code(&store, spelling, 59), Verdict::Malformed, "{spelling:?}");
+            }
+        }
+        assert_eq!(try_code(&store, "287082", 59), Verdict::Accepted { step: 1 });
+    }
+
+    #[test]
+    fn the_window_is_one_step_to_either_side() {
+        let now = 100 * STEP + 7;
+        for (step, accepted) in [(98, false), (102, false), (99, true), (100, true), (101, true)] {
+            let (_directory, store) = store();
+            let verdict = try_code(&store, &code_of(step), now);
+            assert_eq!(verdict, if accepted { Verdict::Accepted { step } } else { Verdict::Wrong }, "{step}");
+        }
+    }
+
+    #[test]
+    fn an_accepted_step_closes_those_before_it() {
+        let (_directory, store) = store();
+        let now = 100 * STEP;
+        assert_eq!(try_code(&store, &code_of(101), now), Verdict::Accepted { step: 101 });
+        for step in [99, 100, 101] {
+            assert_eq!(try_code(&store, &code_of(step), now), Verdict::AlreadyUsed);
+        }
+    }
+
+    #[test]
+    fn a_clock_set_back_makes_no_old_code_good() {
+        let (_directory, store) = store();
+        assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::Accepted { step: 100 });
+        for step in [50, 99, 100] {
+            assert_eq!(try_code(&store, &code_of(step), step * STEP), Verdict::AlreadyUsed);
+        }
+        assert_eq!(try_code(&store, &code_of(101), 101 * STEP), Verdict::Accepted { step: 101 });
+    }
+
+    #[test]
+    fn of_many_who_bring_one_code_at_once_one_is_accepted() {
+        let (directory, _store) = store();
+        // Each with a connection of its own: it is the database that decides, not a lock in this process.
+        let stores: Vec<Store> = (0..64).map(|_| Store::open(&directory.path().join("cas.db")).unwrap()).collect();
+        let start = Barrier::new(stores.len());
+        let verdicts: Vec<Verdict> = std::thread::scope(|scope| {
+            let race = |store| {
+                let start = &start;
+                scope.spawn(move || {
+                    start.wait();
+                    try_code(store, &code_of(100), 100 * STEP)
+                })
+            };
+            let racers: Vec<_> = stores.iter().map(race).collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert_eq!(verdicts.iter().filter(|v| **v == Verdict::Accepted { step: 100 }).count(), 1);
+        assert_eq!(verdicts.iter().filter(|v| **v == Verdict::AlreadyUsed).count(), 63);
+    }
+
+    #[test]
+    fn memory_outlives_the_store() {
+        let (directory, store) = store();
+        assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::Accepted { step: 100 });
+        drop(store);
+        let store = Store::open(&directory.path().join("cas.db")).unwrap();
+        assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::AlreadyUsed);
+    }
+
+    #[test]
+    fn what_a_failed_transaction_saw_is_not_remembered() {
+        let (_directory, store) = store();
+        let failed: Result<(), StoreError> = store.write(|tx| {
+            check(tx, RFC, Some(&code_of(100)), 100 * STEP)?;
+            Err(StoreError::NoRandomness)
+        });
+        assert!(failed.is_err());
+        assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::Accepted { step: 100 });
+    }
+
+    #[test]
+    fn after_five_wrong_codes_tries_wait_twice_as_long_each_time_up_to_a_quarter_of_an_hour() {
+        let (_directory, store) = store();
+        let mut now = 1000 * STEP;
+        for _ in 0..4 {
+            assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+        }
+        for wait in [30, 60, 120, 240, 480, 900, 900] {
+            assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+            // While waiting even the right code is not looked at, and not consumed.
+            let right = code_of(now / STEP);
+            assert_eq!(try_code(&store, &right, now), Verdict::MustWait { seconds: wait });
+            now += wait - 1;
+            assert_eq!(try_code(&store, wrong_at(now), now), Verdict::MustWait { seconds: 1 });
+            now += 1;
+        }
+        assert!(matches!(try_code(&store, &code_of(now / STEP), now), Verdict::Accepted { .. }));
+        // A right code ends it.
+        assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+        assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+    }
+
+    #[test]
+    fn the_wait_is_of_the_same_length_when_the_clock_is_set_back() {
+        let (_directory, store) = store();
+        let now = 1000 * STEP;
+        for _ in 0..FREE_TRIES {
+            assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+        }
+        assert_eq!(try_code(&store, "123456", 10 * STEP), Verdict::MustWait { seconds: 30 });
+        assert_eq!(try_code(&store, wrong_at(11 * STEP), 11 * STEP), Verdict::Wrong);
+    }
+
+    #[test]
+    fn a_lifted_wait_forgets_wrong_codes_but_no_accepted_one() {
+        let (_directory, store) = store();
+        let now = 1000 * STEP;
+        assert_eq!(try_code(&store, &code_of(1000), now), Verdict::Accepted { step: 1000 });
+        for _ in 0..FREE_TRIES {
+            assert_eq!(try_code(&store, wrong_at(now), now), Verdict::Wrong);
+        }
+        assert_eq!(try_code(&store, &code_of(1001), now), Verdict::MustWait { seconds: 30 });
+        store.write(|tx| Ok::<_, StoreError>(lift_wait(tx, RFC)?)).unwrap();
+        assert_eq!(try_code(&store, &code_of(1000), now), Verdict::AlreadyUsed);
+        assert_eq!(try_code(&store, &code_of(1001), now), Verdict::Accepted { step: 1001 });
+    }
+
+    #[test]
+    fn scones_three_messages_are_word_for_word() {
+        let said = |verdict: Verdict| verdict.refusal().unwrap();
+        assert_eq!(said(Verdict::Missing), "An One-time Password is required to access this session");
+        for verdict in [Verdict::Wrong, Verdict::Malformed] {
+            assert_eq!(said(verdict), "The given One-time Password is invalid. Please try again.");
+        }
+        assert_eq!(
+            said(Verdict::AlreadyUsed),
+            "A One-time Password was already used within this time-step. Please try again in the next time-step"
+        );
+        assert_eq!(Verdict::Accepted { step: 1 }.refusal(), None);
+    }
+}

@@ -13,7 +13,7 @@ use crate::session::{Kind, Session};
 const LAYOUT: i64 = 1;
 
 /// `session` keeps every version, the highest is active. `secret` holds what CAS drew. A row of `volume` is never deleted.
-const TABLES: &str = "
+pub(crate) const TABLES: &str = "
     CREATE TABLE identity (pem TEXT NOT NULL);
     CREATE TABLE session (
         name TEXT NOT NULL, version INTEGER NOT NULL, hash TEXT NOT NULL, creator TEXT NOT NULL, content TEXT NOT NULL,

@@ -9,13 +9,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName as Dn, Error, PeerIncompatible,
     ServerConfig, SignatureScheme, version,
 };
 use scone_run::protocol::hex;
-use x509_parser::parse_x509_certificate;
 
 /// A key or certificate that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
@@ -90,8 +90,8 @@ impl Client {
 
 /// SHA-256 of the certificate's SubjectPublicKeyInfo (DER), lower-case hex. Our own: SCONE's encoding is undocumented.
 pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
-    let (_, parsed) = parse_x509_certificate(certificate).ok()?;
-    Some(hex(digest(&SHA256, parsed.public_key().raw).as_ref()))
+    let parsed = ParsedCertificate::try_from(certificate).ok()?;
+    Some(hex(digest(&SHA256, &parsed.subject_public_key_info()).as_ref()))
 }
 
 /// The certificate as PEM.
