@@ -180,8 +180,7 @@ fn ask(stream: &mut StreamOwned<ClientConnection, TcpStream>, request: &Request)
     let body = serde_json::to_vec(request)?;
     let length = u32::try_from(body.len()).ok().filter(|&length| length as usize <= MAX_FRAME);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the request is too long"))?;
-    stream.write_all(&length.to_be_bytes())?;
-    stream.write_all(&body)?;
+    stream.write_all(&[&length.to_be_bytes(), &body[..]].concat())?;
     stream.flush()?;
     read_frame(stream)
 }

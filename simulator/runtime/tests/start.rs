@@ -98,6 +98,7 @@ impl TestCas {
 }
 
 fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
     let mut stream = StreamOwned::new(ServerConnection::new(tls).unwrap(), socket);
     let nonce = "5a".repeat(32);
     send(&mut stream, &Hello { nonce: nonce.clone() })?;
@@ -221,7 +222,7 @@ fn image() -> Option<&'static str> {
 fn probe() -> &'static Path {
     static PROBE: OnceLock<PathBuf> = OnceLock::new();
     PROBE.get_or_init(|| {
-        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("probe-{}", std::process::id()));
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("probe");
         let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program/probe.rs");
         let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
         let flags = ["--edition=2024", "-Ctarget-feature=+crt-static", "-Copt-level=1", "-Cstrip=symbols", "-o"];
@@ -551,6 +552,15 @@ fn no_sync_returns_before_cas_has_the_tag() {
             assert_eq!(accounts.last().map(String::as_str), Some("before"), "{sync}");
             assert_eq!(fs::read_to_string(host.path("out/log")).unwrap(), "");
         }
+    });
+}
+
+#[test]
+fn threads_that_sync_and_rename_under_a_timers_signals_all_come_through() {
+    everywhere(|host| {
+        host.says(&["storm=/root/single_run,10"]);
+        let read = |name: &str| format!("read=/root/single_run/{name}");
+        assert_eq!(host.says(&[&read("0"), &read("1"), &read("2"), &read("a/moved")]), "0:9\n1:9\n2:9\nhere\n");
     });
 }
 

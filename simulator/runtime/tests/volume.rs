@@ -309,7 +309,7 @@ fn all_that_a_volume_can_hold_comes_back_as_it_was() {
         fs::write(plain.join("forbidden"), "even to its owner").unwrap();
         symlink("/nowhere/\u{fc}", plain.join("a/link")).unwrap();
         fs::set_permissions(plain.join("a/b/none"), Permissions::from_mode(0o4751)).unwrap();
-        fs::set_permissions(plain.join("forbidden"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(plain.join("forbidden"), Permissions::from_mode(0o000)).unwrap();
         fs::set_permissions(plain.join("a/b"), Permissions::from_mode(0o500)).unwrap();
     });
     let mut opened = disk.open().unwrap();

@@ -11,6 +11,7 @@ unsafe extern "C" {
     fn getppid() -> i32;
     fn kill(pid: i32, signal: i32) -> i32;
     fn syscall(number: i64, ...) -> i64;
+    fn setitimer(which: i32, new: *const i64, old: *mut i64) -> i32;
     fn sync();
     fn signal(number: i32, handler: usize) -> usize;
     fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
@@ -89,6 +90,45 @@ fn act(verb: &str, operands: &[&str]) {
         "foreign-call" => unsafe { std::arch::asm!("int 0x80", inout("eax") 118 => _) },
         "x32-call" => {
             unsafe { syscall(0x4000_0000 + 74, 0i64) };
+        }
+        // Threads that replace files atomically, one that moves a file to and fro, and a timer that interrupts them all.
+        "storm" => {
+            extern "C" fn ignore(_: i32) {}
+            let each = [0i64, 1000, 0, 1000];
+            unsafe {
+                signal(14, ignore as *const () as usize);
+                setitimer(0, each.as_ptr(), std::ptr::null_mut());
+            }
+            let rounds: u32 = operands[1].parse().unwrap();
+            fs::create_dir(format!("{path}/a")).unwrap();
+            fs::create_dir(format!("{path}/z")).unwrap();
+            fs::write(format!("{path}/a/moved"), "here").unwrap();
+            let done = std::sync::atomic::AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                let writers: Vec<_> = (0..3)
+                    .map(|writer| {
+                        scope.spawn(move || {
+                            for round in 0..rounds {
+                                let (draft, file) = (format!("{path}/{writer}.new"), format!("{path}/{writer}"));
+                                let mut new = File::create(&draft).unwrap();
+                                write!(new, "{writer}:{round}").unwrap();
+                                new.sync_all().unwrap();
+                                fs::rename(draft, file).unwrap();
+                                File::open(path).unwrap().sync_all().unwrap();
+                            }
+                        })
+                    })
+                    .collect();
+                scope.spawn(|| {
+                    while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                        fs::rename(format!("{path}/a/moved"), format!("{path}/z/moved")).unwrap();
+                        fs::rename(format!("{path}/z/moved"), format!("{path}/a/moved")).unwrap();
+                        std::thread::yield_now();
+                    }
+                });
+                writers.into_iter().for_each(|writer| writer.join().unwrap());
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
         }
         "exit" => exit(path.parse().unwrap()),
         "die" => {
