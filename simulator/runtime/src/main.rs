@@ -280,3 +280,50 @@ fn refuse_disk(path: &str) -> Result<(), String> {
         false => Err(format!("'{path}' is not in memory: mount a tmpfs there (docker run --tmpfs {path}:mode=0700)")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use scone_run::protocol::Secret;
+
+    #[test]
+    fn volumes_have_plain_absolute_paths_and_do_not_lie_in_one_another() {
+        let usable = |paths: &[&str]| {
+            let grant = |path: &&str| VolumeGrant {
+                session: String::new(),
+                name: String::new(),
+                path: path.to_string(),
+                key: Secret::new(String::new()),
+                tag: None,
+            };
+            let volumes = paths.iter().map(grant).collect();
+            let environment = Default::default();
+            refuse_unusable_paths(&Configuration { command: vec![], environment, pwd: None, volumes }).is_ok()
+        };
+        for bad in [&["/"][..], &["v"], &["/a/../b"], &["/a", "/a"], &["/a/b", "/a"]] {
+            assert!(!usable(bad), "{bad:?}");
+        }
+        assert!(usable(&["/a", "/ab/c"]));
+    }
+
+    #[test]
+    fn what_follows_the_first_at_sign_is_the_code() {
+        let parts = |text: &str| {
+            let address = Address::parse("cas").unwrap();
+            let id = ConfigId { text: text.to_owned(), address };
+            let (service, code) = id.parts();
+            (service.to_owned(), code.map(str::to_owned))
+        };
+        assert_eq!(parts("ns/s/v"), ("ns/s/v".to_owned(), None));
+        assert_eq!(parts("ns/s/v@1@2"), ("ns/s/v".to_owned(), Some("1@2".to_owned())));
+        assert_eq!(parts("ns/s/v@"), ("ns/s/v".to_owned(), Some(String::new())));
+    }
+
+    #[test]
+    fn a_bind_is_a_directory_and_an_absolute_path() {
+        for bad in ["", "/host", ":/path", "/host:path"] {
+            assert!(parse_bind(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_bind("/ho:st:/path"), Ok(("/ho:st".into(), "/path".into())));
+    }
+}

@@ -89,6 +89,9 @@ pub enum Error {
     /// A bug or a wrong grant.
     #[error("CAS granted an unusable {0}")]
     BadGrant(&'static str),
+    /// The manifest is genuine and yet unreadable.
+    #[error("the volume was sealed by another version of the runtime")]
+    OtherVersion,
     /// The system said no.
     #[error("cannot {what} '{file}': {source}")]
     Io {
@@ -273,10 +276,10 @@ impl Volume {
             Err(Decryption::Io(source)) => return Err(Error::Io { what: "read", file: manifest, source }),
             Ok(()) => {}
         }
-        // Whoever could write a readable manifest had the key: a manifest that does not parse is another version's.
+        // Whoever wrote it had the key.
         self.entries = match serde_json::from_slice(&text) {
             Ok(Manifest { version: 1, entries }) => entries,
-            _ => return Err(Error::BadGrant("manifest: it is of another version")),
+            _ => return Err(Error::OtherVersion),
         };
         self.refuse_missing_files(&names)?;
         for (path, entry) in &self.entries {
@@ -530,7 +533,8 @@ impl Volume {
     }
 
     fn open_sealed(&self, name: &str) -> Result<File, Error> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        // Whatever was put there must not be waited for.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match openat(&self.sealed, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => Err(Error::Removed(self.sealed_name(name))),
             file => file.map(File::from).map_err(failed("open", self.sealed_name(name))),

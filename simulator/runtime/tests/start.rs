@@ -365,6 +365,11 @@ fn assert_fatal(output: &Output, words: &[&str]) {
 #[test]
 fn the_program_gets_the_policys_configuration_and_nothing_of_the_callers() {
     everywhere(|host| {
+        // The runtime's own environment holds the code; the image is what was measured.
+        let said = host.says(&["read=/proc/1/environ", "try-write=/created", "try-write=/bin/probe"]);
+        let refused = format!("Err(Some({}))\n", libc::EROFS);
+        assert_eq!(said, format!("no /proc/1/environ: PermissionDenied\n{refused}{refused}"));
+
         host.policy(&["environment", "arguments", "directory", "descriptors", "capabilities"]);
         let output = host.command().env("OTP_RESET", "TRUE").arg("mine").output().unwrap();
         let (said, complained) = (text(&output.stdout), text(&output.stderr));

@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use scone_run::protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::{Error, Volume};
@@ -167,6 +168,10 @@ fn no_byte_can_be_altered_cut_off_or_added() {
         fs::write(&manifest, bad).unwrap();
         assert!(disk.refusal().starts_with("Verification of file chunk 0 "), "byte {at}");
     }
+    fs::remove_file(&manifest).unwrap();
+    assert!(Command::new("mkfifo").arg(&manifest).status().unwrap().success());
+    assert!(disk.refusal().starts_with("Verification of file chunk 0 "));
+    fs::remove_file(&manifest).unwrap();
     fs::write(&manifest, &good).unwrap();
     disk.open().unwrap();
 }
