@@ -245,10 +245,12 @@ mod child {
         /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
         /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
-            let mut command = duct::cmd(&self.path, args).env_remove("SCONE_CONFIG_ID");
+            let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
+            // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
+            command = command.env_remove("SCONE_CONFIG_ID");
             let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
             check_interrupted()?;
             let output = output.map_err(|cause| {
@@ -268,11 +270,13 @@ mod child {
             self.code == Some(0)
         }
 
-        /// The one line that says why: the innermost `Caused by:`, else the last line of standard error.
+        /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
+        /// complain (both go on after it), else the last line of standard error.
         pub fn reason(&self) -> String {
             let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
-            let cause =
-                lines().filter_map(|line| line.strip_prefix("Caused by: ")).next_back().or_else(|| lines().next_back());
+            let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
+            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: "].into_iter().find_map(last);
+            let cause = marked.or_else(|| lines().next_back());
             match (cause, self.code) {
                 (Some(cause), _) => cause.to_owned(),
                 (None, Some(code)) => format!("it ended with status {code} and said nothing"),
@@ -470,17 +474,30 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
-        /// Makes sure that the account's CAS is there and still the one that was pinned.
-        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
-            match self.simulated_cas(false)? {
-                Some(running) if running != *cas => {
-                    let message =
-                        format!("the CAS at '{}' is not the one this account was created on", running.address);
-                    Err(Failure::new(PRECONDITION, message))
-                }
-                // SCONE's own runtime and command line refuse a CAS they do not trust.
-                _ => Ok(()),
+        /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
+        pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
+            let args = ["cas", "show-identification", "-c", address].map(OsString::from);
+            let shown = self.scone.run(&args, &[])?;
+            let key = shown.stdout.trim().to_owned();
+            if !shown.success() || key.is_empty() {
+                let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
+                return Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # attests it"));
             }
+            Ok(key)
+        }
+
+        /// Makes sure that the account's CAS is there, and still the one that was pinned.
+        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
+            let running = self.simulated_cas(false)?;
+            let same = match &running {
+                Some(running) => running == cas,
+                None => true,
+            };
+            if !same || self.cas_key(&cas.address)? != cas.key {
+                let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            Ok(())
         }
 
         /// What the engine calls the image: an ID that no later build can take over. Natively the directory.
@@ -512,7 +529,8 @@ mod platform {
                 }
                 _ => self.engine.run(&["--rootfs", image_id, PROGRAM].map(OsString::from), &environment)?,
             };
-            let measurement = finished.stdout.trim();
+            // Not trimmed: a carriage return would say that more than the measurement was printed, on a terminal.
+            let measurement = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
             if !finished.success() {
                 let message = format!("the image '{image_id}' cannot be measured: {}", finished.reason());
                 return Err(Failure::new(PRECONDITION, message));
@@ -678,10 +696,15 @@ mod state {
     /// Checks an `--account` before it becomes a file name.
     pub fn account_name(name: &str) -> Result<String, String> {
         let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        match (1..=64).contains(&name.len()) && name.chars().all(valid) {
+        match (1..=64).contains(&name.len()) && name.chars().all(valid) && !name.starts_with('-') {
             true => Ok(name.to_owned()),
-            false => Err("1 to 64 letters, digits, '-' or '_'".to_owned()),
+            false => Err("1 to 64 letters, digits, '_' or, not first, '-'".to_owned()),
         }
+    }
+
+    /// What a command needs to be about this account: nothing, for the default one.
+    pub fn option(account: &str) -> String {
+        if account == "default" { String::new() } else { format!(" --account {account}") }
     }
 
     /// Where an account's state lies, seen from the root.
@@ -702,10 +725,7 @@ mod state {
 
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
-        let create = match account {
-            "default" => "./scripts/create.rs".to_owned(),
-            account => format!("./scripts/create.rs --account {account}"),
-        };
+        let create = format!("./scripts/create.rs{}", option(account));
         let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
@@ -790,7 +810,7 @@ mod qr_code {
     use super::child::Finished;
     use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
     use super::platform::{Start, Tools};
-    use super::state::{State, volume_directory};
+    use super::state::{self, State, volume_directory};
 
     /// Where the QR code is to be, and the directory beside it that is mounted for the program to write into. Its name says
     /// whose QR code it holds: what a killed run left there is found by the next one, and by no other account's.
@@ -815,7 +835,8 @@ mod qr_code {
                 .ok_or_else(|| Failure::new(PRECONDITION, format!("output '{shown}' is no file name")))?;
             let path = parent.join(name);
             if path.symlink_metadata().is_ok() {
-                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(shred(&path)));
+                let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
+                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
             }
             let directory = parent.join(format!(".{}.{account}-{secret_version}.otpqr", name.to_string_lossy()));
             let failed =
@@ -885,6 +906,7 @@ mod qr_code {
 
         /// After a failed start: why, and nothing left behind that is not worth anything.
         pub fn explain(self, finished: &Finished) -> Failure {
+            let account = state::option(&self.account);
             let reason = finished.reason();
             let fatal = finished.stderr.contains("[SCONE|FATAL]");
             let volume = [
@@ -898,26 +920,29 @@ mod qr_code {
                 let message =
                     format!("the program started but left an incomplete QR code in '{}'", self.written().display());
                 return Failure::new(PART_WAY, message)
-                    .hint("./scripts/roll_forward.rs   # the once-marker may be taken");
+                    .hint(format!("./scripts/roll_forward.rs{account}   # the once-marker may be taken"));
             }
             self.discard();
             match finished.code {
                 _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
-                    Failure::new(REFUSED, format!("the volume was refused: {reason}"))
-                        .hint("./scripts/roll_forward.rs   # new secret, new volume; kills the old codes")
+                    Failure::new(REFUSED, format!("the volume was refused: {reason}")).hint(format!(
+                        "./scripts/roll_forward.rs{account}   # new secret, new volume; kills the old codes"
+                    ))
                 }
                 _ if fatal && finished.stderr.contains(unreachable) => {
-                    Failure::new(PRECONDITION, format!("CAS cannot be reached: {reason}"))
+                    Failure::new(PRECONDITION, format!("there is no channel to CAS: {reason}"))
                 }
                 _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
                 Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
-                    .hint("./scripts/add_auth.rs       # with a code: the same secret for another authenticator")
-                    .hint("./scripts/roll_forward.rs   # without: new secret, kills the old codes"),
+                    .hint(format!(
+                        "./scripts/add_auth.rs{account}       # with a code: the same secret for another authenticator"
+                    ))
+                    .hint(format!("./scripts/roll_forward.rs{account}   # without: new secret, kills the old codes")),
                 Some(11) => Failure::new(OTHER, format!("the policy does not suit the program: {reason}")),
                 Some(12) => Failure::new(PRECONDITION, format!("the program cannot write its output: {reason}")),
                 Some(125..=127) => Failure::new(PRECONDITION, format!("the program could not be started: {reason}")),
                 _ => Failure::new(PART_WAY, format!("the program ended without a QR code: {reason}"))
-                    .hint("./scripts/roll_forward.rs   # if the once-marker is taken"),
+                    .hint(format!("./scripts/roll_forward.rs{account}   # if the once-marker is taken")),
             }
         }
     }

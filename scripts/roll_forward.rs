@@ -105,7 +105,7 @@ fn roll_forward(args: &Args) -> Result<String, Failure> {
     };
     let old = state.label();
     switch(&tools, &root, &mut file, &mut state, pending)?;
-    let account = if args.account == "default" { String::new() } else { format!(" --account {}", args.account) };
+    let account = state::option(&args.account);
     Ok(format!(
         "rolled forward: account '{}' has a new secret and a new volume; every code of the old secret is refused\n\
          delete from the authenticators: '{}', '{old}'\n\
@@ -321,10 +321,12 @@ mod child {
         /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
         /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
-            let mut command = duct::cmd(&self.path, args).env_remove("SCONE_CONFIG_ID");
+            let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
+            // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
+            command = command.env_remove("SCONE_CONFIG_ID");
             let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
             check_interrupted()?;
             let output = output.map_err(|cause| {
@@ -344,11 +346,13 @@ mod child {
             self.code == Some(0)
         }
 
-        /// The one line that says why: the innermost `Caused by:`, else the last line of standard error.
+        /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
+        /// complain (both go on after it), else the last line of standard error.
         pub fn reason(&self) -> String {
             let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
-            let cause =
-                lines().filter_map(|line| line.strip_prefix("Caused by: ")).next_back().or_else(|| lines().next_back());
+            let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
+            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: "].into_iter().find_map(last);
+            let cause = marked.or_else(|| lines().next_back());
             match (cause, self.code) {
                 (Some(cause), _) => cause.to_owned(),
                 (None, Some(code)) => format!("it ended with status {code} and said nothing"),
@@ -546,17 +550,30 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
-        /// Makes sure that the account's CAS is there and still the one that was pinned.
-        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
-            match self.simulated_cas(false)? {
-                Some(running) if running != *cas => {
-                    let message =
-                        format!("the CAS at '{}' is not the one this account was created on", running.address);
-                    Err(Failure::new(PRECONDITION, message))
-                }
-                // SCONE's own runtime and command line refuse a CAS they do not trust.
-                _ => Ok(()),
+        /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
+        pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
+            let args = ["cas", "show-identification", "-c", address].map(OsString::from);
+            let shown = self.scone.run(&args, &[])?;
+            let key = shown.stdout.trim().to_owned();
+            if !shown.success() || key.is_empty() {
+                let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
+                return Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # attests it"));
             }
+            Ok(key)
+        }
+
+        /// Makes sure that the account's CAS is there, and still the one that was pinned.
+        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
+            let running = self.simulated_cas(false)?;
+            let same = match &running {
+                Some(running) => running == cas,
+                None => true,
+            };
+            if !same || self.cas_key(&cas.address)? != cas.key {
+                let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            Ok(())
         }
 
         /// What the engine calls the image: an ID that no later build can take over. Natively the directory.
@@ -588,7 +605,8 @@ mod platform {
                 }
                 _ => self.engine.run(&["--rootfs", image_id, PROGRAM].map(OsString::from), &environment)?,
             };
-            let measurement = finished.stdout.trim();
+            // Not trimmed: a carriage return would say that more than the measurement was printed, on a terminal.
+            let measurement = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
             if !finished.success() {
                 let message = format!("the image '{image_id}' cannot be measured: {}", finished.reason());
                 return Err(Failure::new(PRECONDITION, message));
@@ -754,10 +772,15 @@ mod state {
     /// Checks an `--account` before it becomes a file name.
     pub fn account_name(name: &str) -> Result<String, String> {
         let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        match (1..=64).contains(&name.len()) && name.chars().all(valid) {
+        match (1..=64).contains(&name.len()) && name.chars().all(valid) && !name.starts_with('-') {
             true => Ok(name.to_owned()),
-            false => Err("1 to 64 letters, digits, '-' or '_'".to_owned()),
+            false => Err("1 to 64 letters, digits, '_' or, not first, '-'".to_owned()),
         }
+    }
+
+    /// What a command needs to be about this account: nothing, for the default one.
+    pub fn option(account: &str) -> String {
+        if account == "default" { String::new() } else { format!(" --account {account}") }
     }
 
     /// Where an account's state lies, seen from the root.
@@ -778,10 +801,7 @@ mod state {
 
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
-        let create = match account {
-            "default" => "./scripts/create.rs".to_owned(),
-            account => format!("./scripts/create.rs --account {account}"),
-        };
+        let create = format!("./scripts/create.rs{}", option(account));
         let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
@@ -1017,19 +1037,22 @@ mod policy {
         if verified.success() {
             return Ok((hash_in(&verified.stdout)?, false));
         }
-        if known.is_some() && is_missing(tools, state, &name)? {
-            let message =
-                format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", state.cas.address);
-            return Err(Failure::new(PRECONDITION, message));
-        }
-        let code = if state.pending.is_some() { PART_WAY } else { REFUSED };
-        Err(Failure::new(code, format!("CAS did not take session '{name}': {}", created.reason())))
-    }
-
-    /// Whether CAS says, rather than fails to say, that it has no such session.
-    fn is_missing(tools: &Tools, state: &State, name: &str) -> Result<bool, Failure> {
-        let args = ["session", "read", &format!("--cas={}", state.cas.address), name].map(OsString::from);
-        Ok(tools.scone.run(&args, &[])?.code == Some(2))
+        // Two refusals: is it CAS that says no, and to what?
+        let args = ["session", "read", &format!("--cas={}", state.cas.address), &name].map(OsString::from);
+        let read = tools.scone.run(&args, &[])?;
+        let reason = created.reason();
+        Err(match read.code {
+            Some(2) if known.is_some() => {
+                let cas = &state.cas.address;
+                let message = format!("CAS at '{cas}' no longer holds session '{name}': it was wiped or restored");
+                Failure::new(PRECONDITION, message)
+            }
+            _ if state.pending.is_some() => {
+                Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}"))
+            }
+            Some(0 | 2) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            _ => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
+        })
     }
 }
 // --- end policy

@@ -92,7 +92,7 @@ fn a_volume_file_is_removed_while_otpqr_runs() {
         let attack = bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &how);
         run(attack).expect(134).saying("[SCONE|FATAL]");
         line.end();
-        assert!(!bundle.by_hand_output().exists());
+        assert!(!bundle.issued_by_hand());
         bundle.script("gen_qr", &[]).expect(5).saying("hint: ./scripts/roll_forward.rs");
     });
 }
@@ -106,7 +106,7 @@ fn the_caller_sets_the_programs_environment() {
         let attack = ByHand { environment: &environment, ..ByHand::default() };
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &attack)).expect(10).saying("'/root/single_run/once'");
         assert!(!bundle.root.join("by-hand/stolen.svg").exists());
-        assert!(!bundle.by_hand_output().exists());
+        assert!(!bundle.issued_by_hand());
     });
 }
 
@@ -124,10 +124,10 @@ fn another_program_asks_for_the_secret() {
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &attack))
             .expect(134)
             .saying("Unexpected enclave measurement");
-        assert!(!bundle.by_hand_output().exists());
+        assert!(!bundle.issued_by_hand());
 
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &ByHand::default())).expect(0);
-        assert!(bundle.by_hand_output().exists());
+        assert!(bundle.issued_by_hand());
     });
 }
 
@@ -139,7 +139,7 @@ fn a_start_without_a_code_where_one_is_needed() {
         run(bundle.by_hand(&reset, &ByHand::default()))
             .expect(134)
             .saying("An One-time Password is required to access this session");
-        assert!(!bundle.by_hand_output().exists());
+        assert!(!bundle.issued_by_hand());
     });
 }
 
@@ -149,7 +149,7 @@ fn a_first_start_that_was_stolen_is_revealed() {
     on_each_platform(|bundle| {
         bundle.script("create", &["--platform", bundle.platform.name()]).expect(0);
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &ByHand::default())).expect(0);
-        assert!(bundle.by_hand_output().exists());
+        assert!(bundle.issued_by_hand());
         bundle.script("gen_qr", &[]).expect(5).saying("issued already").saying("hint: ./scripts/roll_forward.rs");
     });
 }

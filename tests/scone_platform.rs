@@ -628,8 +628,8 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "docker run"]);
-    let start = &calls[1];
+    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker run"]);
+    let start = &calls[2];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
@@ -856,10 +856,10 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "docker run", "docker run"]);
+    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker run", "docker run"]);
     let namespace = host.known("namespace");
-    assert_eq!(calls[1].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(calls[2].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[2].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
     assert_eq!(calls[1].args, calls[2].args);
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);

@@ -336,9 +336,9 @@ impl Bundle {
         command
     }
 
-    /// Where starts by hand leave their output.
-    pub fn by_hand_output(&self) -> PathBuf {
-        self.root.join("by-hand/qrcode.svg")
+    /// Whether a start by hand issued a QR code. (A program that was ended leaves a reserved file of blanks.)
+    pub fn issued_by_hand(&self) -> bool {
+        fs::read_to_string(self.root.join("by-hand/qrcode.svg")).is_ok_and(|svg| svg.contains("svg"))
     }
 
     fn ids(&self) -> (u32, u32) {

@@ -185,7 +185,7 @@ impl Demo {
         let other = OtherImage::of(&self.bundle);
         let answer = self.by_hand("otpqr/otpqr", &ByHand { image: Some(&other.name), ..ByHand::default() })?;
         self.right(&answer, 134, "Unexpected enclave measurement", "One byte more is another program.")?;
-        self.must(!self.bundle.by_hand_output().exists(), "an attack got an output file")
+        self.must(!self.bundle.issued_by_hand(), "an attack got a QR code")
     }
 
     fn attack_while_running(&self) -> Step {
@@ -207,7 +207,7 @@ impl Demo {
             "FATAL",
             "When otpqr makes the marker durable, the runtime misses what it had opened, and ends the program.",
         )?;
-        self.must(!self.bundle.by_hand_output().exists(), "an attack got an output file")
+        self.must(!self.bundle.issued_by_hand(), "an attack got a QR code")
     }
 
     fn add_authenticator(&self, first: &Account) -> Step {
@@ -341,7 +341,7 @@ impl Demo {
     }
 
     fn answered(&self, outcome: Outcome) -> Step<Outcome> {
-        for line in outcome.text().lines() {
+        for line in outcome.stderr.lines().chain(outcome.stdout.lines()) {
             println!("    {line}");
         }
         self.go_on()?;
