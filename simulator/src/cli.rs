@@ -1,8 +1,8 @@
 //! The `scone` command line, as far as `reference/scone.md` section 4 documents it and the simulator serves it.
 //!
 //! What a command is asked for stands alone on standard output. Errors are SCONE's: `Error: …`, then `Caused by: …` lines.
-//! Exit codes: 0; 2 only for "session not found" of `session read`; 1 for any other error, usage errors too, since scripts
-//! must be able to tell the two apart.
+//! Exit codes: 0; 2 for "session not found" and nothing else (SCONE's `session read` has it so); 1 for any other error, usage
+//! errors too, since scripts must be able to tell the two apart.
 
 mod client;
 mod config;

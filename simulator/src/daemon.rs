@@ -74,9 +74,16 @@ pub enum DaemonError {
     /// A file of the directory is not what we write.
     #[error("'{}' is damaged", .0.display())]
     Damaged(PathBuf),
-    /// The background process ended before it served; its own words.
-    #[error("the CAS did not start:\n{0}")]
-    DidNotStart(String),
+    /// The background process ended before it served, with these words and this exit code.
+    #[error("the CAS did not start: {cause}")]
+    DidNotStart {
+        /// Its error.
+        cause: String,
+        /// Its hint.
+        hint: Option<String>,
+        /// Its exit code.
+        exit_code: u8,
+    },
     /// A system call.
     #[error("{what}: {source}")]
     System {
@@ -113,6 +120,7 @@ impl DaemonError {
             | DaemonError::Running(_)
             | DaemonError::Differs { .. }
             | DaemonError::NotRunning(_) => 3,
+            DaemonError::DidNotStart { exit_code, .. } => *exit_code,
             DaemonError::NoHome => 2,
             _ => 1,
         }
@@ -126,6 +134,7 @@ impl DaemonError {
             DaemonError::Running(data) | DaemonError::Differs { data, .. } => {
                 Some(format!("scone-sim down --data '{}'", data.display()))
             }
+            DaemonError::DidNotStart { hint, .. } => hint.clone(),
             DaemonError::NotRunning(data) => Some(format!("scone-sim up --data '{}'", data.display())),
             _ => None,
         }
@@ -314,11 +323,16 @@ pub fn up(options: &Options) -> Result<Endpoints, DaemonError> {
     match running(&data)? {
         Some(endpoints) if endpoints.lines() == lines => Ok(endpoints),
         _ => {
-            child.wait().map_err(child_error)?;
+            let exit_code = child.wait().map_err(child_error)?.code();
             let mut words = String::new();
             log.seek(SeekFrom::Start(start)).map_err(log_error)?;
             log.read_to_string(&mut words).map_err(log_error)?;
-            Err(DaemonError::DidNotStart(words.trim_end().to_owned()))
+            let said = |prefix| words.lines().find_map(|line| line.strip_prefix(prefix)).map(str::to_owned);
+            Err(DaemonError::DidNotStart {
+                cause: said("scone-sim: error: ").unwrap_or_else(|| format!("see '{}'", log_path.display())),
+                hint: said("hint: "),
+                exit_code: exit_code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1),
+            })
         }
     }
 }

@@ -1,4 +1,5 @@
 //! Called `scone` it is the `scone` command line, by any other name `scone-sim`, which runs the CAS behind it.
+#![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
 use std::io::Write;

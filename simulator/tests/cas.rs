@@ -545,6 +545,10 @@ fn variables_of_a_session_file_are_filled_in() {
     world.scone(&all).succeeds();
     assert!(world.scone(&["session", "read", "named"]).succeeds().contains("- /p\n"));
     world.scone(&["session", "read", "filled"]).fails(2, "does not exist");
+    // The test runner's environment holds this one.
+    let file = world.file("environment.yml", "name: $CARGO_PKG_NAME\nversion: 0.3\n");
+    world.scone(&["session", "check", &file]).fails(1, "$CARGO_PKG_NAME is missing");
+    assert!(world.scone(&["session", "check", "--use-env", &file]).succeeds().contains("name: scone-sim\n"));
 }
 
 // The CLI and its CAS
@@ -653,7 +657,8 @@ fn a_port_that_is_taken_is_named_with_its_option() {
     let home = tempfile::tempdir().unwrap();
     for (option, other) in [("--client-port", "--enclave-port"), ("--enclave-port", "--client-port")] {
         let up = ["up", option, &port, other, "0", "--data"];
-        Outcome(program("scone-sim").args(up).arg(home.path()).output().unwrap()).fails(1, option);
+        Outcome(program("scone-sim").args(up).arg(home.path()).output().unwrap())
+            .fails(3, &format!("hint: scone-sim ... {option} PORT"));
     }
 }
 
