@@ -176,7 +176,7 @@ struct Host {
     directory: TempDir,
     cas: TestCas,
     user: Option<u32>,
-    /// The image's ID; `None`: unpacked, run natively.
+    /// The image's ID; `None`: run natively.
     image: Option<&'static str>,
 }
 
@@ -196,26 +196,28 @@ fn everywhere(test: impl Fn(Host)) {
     }
 }
 
-/// The image, built once; `None`, and a word about it, where there cannot be one.
+/// An image with nothing in it: runtime and program are mounted, so that it is the same for ever and one is left behind, not
+/// one a build. `None`, and a word about it, where there cannot be one.
 fn image() -> Option<&'static str> {
     static IMAGE: OnceLock<Option<String>> = OnceLock::new();
     let build = || {
         let directory = TempDir::new().unwrap();
-        fs::create_dir_all(directory.path().join("image/bin")).unwrap();
-        fs::create_dir_all(directory.path().join("image/root")).unwrap();
-        copy(probe(), &directory.path().join("image/bin/probe"));
-        copy(env!("CARGO_BIN_EXE_scone-run").as_ref(), &directory.path().join("image/scone-run"));
-        let recipe = "FROM scratch\nCOPY image /\nENTRYPOINT [\"/scone-run\"]\n";
+        fs::create_dir_all(directory.path().join("root")).unwrap();
+        let recipe = "FROM scratch\nCOPY root /root\nENTRYPOINT [\"/scone-run\"]\n";
         fs::write(directory.path().join("Dockerfile"), recipe).unwrap();
         let built = Command::new("docker").args(["build", "-q", "-t", "scone-run-test"]).arg(directory.path()).output();
         built.ok().filter(|built| built.status.success()).map(|built| text(&built.stdout).trim_end().to_owned())
     };
-    let image = IMAGE.get_or_init(|| if cfg!(target_feature = "crt-static") { build() } else { None });
+    if !cfg!(target_feature = "crt-static") {
+        eprintln!("skipped in a container: the runtime is not static");
+        return None;
+    }
+    let image = IMAGE.get_or_init(build).as_deref();
     if image.is_none() {
         assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "no image could be built");
-        eprintln!("skipped in a container: needs a Docker Engine and a static runtime");
+        eprintln!("skipped in a container: there is no Docker Engine");
     }
-    image.as_deref()
+    image
 }
 
 /// The static program, compiled once.
@@ -292,6 +294,9 @@ impl Host {
         command.args(["--cap-drop", "ALL", "--read-only", "--name", &self.container(), "--user", &self.ids(":")]);
         let bind = |host: &str, to: &str| format!("type=bind,src={},dst={to}", self.path(host).display());
         command.args(["--mount", &bind("volume", "/.sealed/root/single_run"), "--mount", &bind("out", "/out")]);
+        for (from, to) in [("scone-run", "/scone-run"), ("image/bin/probe", "/bin/probe")] {
+            command.args(["--mount", &format!("{},readonly", bind(from, to))]);
+        }
         for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "HASH", "HEAP"] {
             command.args(["-e", &format!("SCONE_{name}")]);
         }
