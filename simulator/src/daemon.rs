@@ -129,8 +129,8 @@ impl DaemonError {
     /// What to try next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            DaemonError::NoHome => Some("scone-sim ... --data DIR".into()),
-            DaemonError::Listen { option, .. } => Some(format!("scone-sim ... {option} PORT (0: any free one)")),
+            DaemonError::NoHome => Some("scone-sim up --data DIR".into()),
+            DaemonError::Listen { option, .. } => Some(format!("scone-sim up {option} 0   # any free port")),
             DaemonError::Running(data) | DaemonError::Differs { data, .. } => {
                 Some(format!("scone-sim down --data '{}'", data.display()))
             }

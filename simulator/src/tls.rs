@@ -12,8 +12,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName as Dn, Error, PeerIncompatible,
-    ServerConfig, SignatureScheme, version,
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName as Dn, Error, ServerConfig,
+    SignatureScheme, version,
 };
 use scone_run::protocol::hex;
 
@@ -163,7 +163,10 @@ impl AnyKey {
     }
 }
 
-const NO_TLS12: Error = Error::PeerIncompatible(PeerIncompatible::Tls13RequiredForQuic);
+/// Both sides are configured for TLS 1.3 alone, so this is not reached.
+fn no_tls12() -> Error {
+    Error::General("TLS 1.3 only".into())
+}
 
 impl ServerCertVerifier for AnyKey {
     fn verify_server_cert(
@@ -183,7 +186,7 @@ impl ServerCertVerifier for AnyKey {
         _certificate: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(NO_TLS12)
+        Err(no_tls12())
     }
 
     fn verify_tls13_signature(
@@ -224,7 +227,7 @@ impl ClientCertVerifier for AnyKey {
         _certificate: &CertificateDer<'_>,
         _signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        Err(NO_TLS12)
+        Err(no_tls12())
     }
 
     fn verify_tls13_signature(

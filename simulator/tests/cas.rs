@@ -658,7 +658,7 @@ fn a_port_that_is_taken_is_named_with_its_option() {
     for (option, other) in [("--client-port", "--enclave-port"), ("--enclave-port", "--client-port")] {
         let up = ["up", option, &port, other, "0", "--data"];
         Outcome(program("scone-sim").args(up).arg(home.path()).output().unwrap())
-            .fails(3, &format!("hint: scone-sim ... {option} PORT"));
+            .fails(3, &format!("hint: scone-sim up {option} 0"));
     }
 }
 
