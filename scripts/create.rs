@@ -16,7 +16,7 @@
 //! ctrlc = { version = "=3.5.2", features = ["termination"] }
 //! duct = "=1.1.2"
 //! handlebars = "=6.4.4"
-//! rustix = { version = "=1.1.6", features = ["process"] }
+//! rustix = { version = "=1.1.6", features = ["process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
 //! serde_json = "=1.0.154"
 //! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
@@ -240,8 +240,12 @@ fn image_name(text: &str) -> Result<String, String> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::process::ExitCode;
+    use std::io;
+    use std::process::{self, ExitCode};
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::termios::{self, OptionalActions, Termios};
 
     /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
     pub const OTHER: u8 = 1;
@@ -278,6 +282,15 @@ mod outcome {
             Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
         }
 
+        /// The one place where errors are printed. Returns the exit code.
+        pub fn print(&self) -> u8 {
+            eprintln!("{}: error: {}", super::SCRIPT, self.message);
+            for hint in &self.hints {
+                eprintln!("hint: {hint}");
+            }
+            self.code
+        }
+
         /// Adds a command that helps.
         pub fn hint(mut self, command: impl Into<String>) -> Failure {
             self.hints.push(command.into());
@@ -286,6 +299,31 @@ mod outcome {
     }
 
     static STOP: AtomicBool = AtomicBool::new(false);
+
+    /// While somebody is asked something: the terminal as it was before.
+    static PROMPT: Mutex<Option<Termios>> = Mutex::new(None);
+
+    /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
+    /// cannot be broken off like that; but at a prompt nothing is held and nothing lies about, so the run just ends.
+    fn interrupt() {
+        STOP.store(true, Ordering::SeqCst);
+        let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(before) = &*prompt {
+            // Echo may be off. If it cannot be put back, there is nobody left to tell but the message below.
+            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            eprintln!();
+            process::exit(Failure::interrupted().print().into());
+        }
+    }
+
+    /// Asks a person something at the terminal.
+    pub fn at_prompt<T>(ask: impl FnOnce() -> T) -> T {
+        let set = |terminal| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terminal;
+        set(termios::tcgetattr(io::stdin()).ok());
+        let answer = ask();
+        set(None);
+        answer
+    }
 
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
     /// and what it leaves behind is recorded or removed, before the script ends.
@@ -301,24 +339,16 @@ mod outcome {
         eprintln!("{}: {what}", super::SCRIPT);
     }
 
-    /// Runs the script and turns its outcome into an exit code. Only here are errors printed. What was done comes back as
-    /// text and is printed last: when something fails, standard output stays empty.
+    /// Runs the script and turns its outcome into an exit code. What was done comes back as text and is printed last: when
+    /// something fails, standard output stays empty.
     pub fn conclude(run: impl FnOnce() -> Result<String, Failure>) -> ExitCode {
-        // The terminal signals the children too; they end, we see it and clean up.
-        let handled = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst))
-            .map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
+        let handled = ctrlc::set_handler(interrupt).map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
         match handled.and_then(|()| run()) {
             Ok(report) => {
                 println!("{report}");
                 ExitCode::SUCCESS
             }
-            Err(failure) => {
-                eprintln!("{}: error: {}", super::SCRIPT, failure.message);
-                for hint in &failure.hints {
-                    eprintln!("hint: {hint}");
-                }
-                ExitCode::from(failure.code)
-            }
+            Err(failure) => ExitCode::from(failure.print()),
         }
     }
 }
@@ -755,9 +785,9 @@ mod platform {
 mod state {
     //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
-    use std::fs::{self, DirBuilder, File};
+    use std::fs::{self, DirBuilder, File, OpenOptions};
     use std::io::{self, Write};
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
     use std::path::{Path, PathBuf};
 
     use serde::{Deserialize, Serialize};
@@ -920,7 +950,8 @@ mod state {
             };
             let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
             DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
-            let lock = File::create(self.path.with_extension("lock")).map_err(failed(&self.path))?;
+            let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
+            let lock = lock.map_err(failed(&self.path))?;
             lock.lock().map_err(failed(&self.path))?;
 
             let found = match fs::read(&self.path) {

@@ -3,7 +3,7 @@
 mod support;
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
@@ -13,7 +13,8 @@ use support::{Bundle, Platform, User};
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
 
-fn at_a_terminal(command: Command) -> PtySession {
+fn at_a_terminal(mut command: Command) -> PtySession {
+    command.stdin(Stdio::inherit());
     spawn_command(command, PATIENCE).expect("a pseudo-terminal")
 }
 

@@ -200,15 +200,6 @@ impl Bundle {
         run(command)
     }
 
-    /// Starts a CAS that is down, with the bundle's clock.
-    pub fn up(&self) {
-        let mut up = self.simulator(["up"]);
-        if let Some(clock) = &self.clock {
-            up.arg("--clock").arg(clock);
-        }
-        run(up).expect(0);
-    }
-
     /// Copies the compiled scripts to where the bundle's user can run them. (A test hands in `scripts!()`.)
     pub fn install(&self, scripts: &[(&str, &str)]) {
         fs::create_dir(self.root.join("scripts")).expect("the scripts' directory");
