@@ -489,7 +489,7 @@ mod platform {
     use serde::{Deserialize, Serialize};
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PRECONDITION};
+    use super::outcome::{Failure, OTHER, PRECONDITION, step};
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -626,6 +626,9 @@ mod platform {
                 return Err(Failure::new(PRECONDITION, message));
             }
             let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
+            if facts.simulator {
+                step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
+            }
             Ok(Tools {
                 facts,
                 root: root.to_owned(),
@@ -785,9 +788,9 @@ mod platform {
 mod state {
     //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
-    use std::fs::{self, DirBuilder, File, OpenOptions};
+    use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
     use std::io::{self, Write};
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
     use std::path::{Path, PathBuf};
 
     use serde::{Deserialize, Serialize};
@@ -950,6 +953,8 @@ mod state {
             };
             let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
             DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
+            // A checkout brings the directory along, open to all.
+            fs::set_permissions(&directory, Permissions::from_mode(0o700)).map_err(failed(&self.path))?;
             let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
             let lock = lock.map_err(failed(&self.path))?;
             lock.lock().map_err(failed(&self.path))?;

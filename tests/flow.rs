@@ -22,6 +22,8 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(bundle.script("gen_qr", &[]).expect(3).saying("hint: ./scripts/create.rs"));
     note(bundle.script("create", &["--platform", name, "--issuer", "O'Neil: Co"]).expect(2));
     assert!(!bundle.root.join("state").exists(), "nothing was created");
+    // A checkout brings the directory along, open to all.
+    bundle.make_directory("state");
 
     // Created once; then there is nothing left to do.
     let create = ["--platform", name, "--issuer", "O'Neil & \"Co\" #1"];
@@ -87,6 +89,8 @@ fn the_whole_flow(platform: Platform, user: User) {
             assert!(!found, "'{}' holds a secret or a code", path.display());
         }
     }
+    let mode = fs::metadata(bundle.root.join("state")).expect("a directory").permissions().mode();
+    assert_eq!(mode & 0o777, 0o700);
     for (path, _) in bundle.written() {
         let mode = fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o077, 0, "'{}' is open to others", path.display());

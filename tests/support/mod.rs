@@ -200,6 +200,16 @@ impl Bundle {
         run(command)
     }
 
+    /// Makes a directory of the bundle's user, open to all, in the root.
+    pub fn make_directory(&self, name: &str) {
+        let path = self.root.join(name);
+        fs::create_dir(&path).expect("a directory");
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("permissions");
+        if self.user == User::Ordinary {
+            give_away(&path);
+        }
+    }
+
     /// Copies the compiled scripts to where the bundle's user can run them. (A test hands in `scripts!()`.)
     pub fn install(&self, scripts: &[(&str, &str)]) {
         fs::create_dir(self.root.join("scripts")).expect("the scripts' directory");
