@@ -3,23 +3,26 @@
 //! anew: keep the last hash elsewhere to notice.
 
 use ring::digest::{Context, SHA256};
-use rusqlite::{Connection, Row, Transaction, params};
-use scone_run::protocol::hex;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use scone_run::protocol::{hex, unhex};
+use serde::{Deserialize, Serialize};
 
 use crate::session::is_session_name;
 
 /// The hash before the first entry.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// What happened.
+/// What happened. But for the codes, SCONE's events (`reference/scone.md` section 4.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// CAS began to serve.
     CasStarted,
     /// CAS was told to stop.
     CasExited,
-    /// A session was uploaded, or refused.
-    SessionUploaded,
+    /// A session was uploaded under a new name, or refused.
+    SessionCreated,
+    /// A session was uploaded to replace another, or refused.
+    SessionUpdated,
     /// A session was read, or refused.
     SessionRead,
     /// A code was asked for.
@@ -35,7 +38,8 @@ impl Event {
         match self {
             Event::CasStarted => "CAS started",
             Event::CasExited => "CAS exited",
-            Event::SessionUploaded => "session uploaded",
+            Event::SessionCreated => "session created",
+            Event::SessionUpdated => "session updated",
             Event::SessionRead => "session read",
             Event::CodeChecked => "code checked",
             Event::ServiceAttested => "service attested",
@@ -44,18 +48,38 @@ impl Event {
     }
 }
 
+/// What is to be written down.
+#[derive(Debug, Clone, Copy)]
+pub struct Record<'a> {
+    /// What happened.
+    pub event: Event,
+    /// To which session, service or volume; empty if to CAS.
+    pub subject: &'a str,
+    /// The key hash of who asked; empty if nobody showed a key: a runtime is known by its measurement.
+    pub who: &'a str,
+    /// The measurement a runtime showed; empty if none was asked for.
+    pub measurement: &'a str,
+    /// `accepted`, or the true reason of the refusal, which the peer may not have been told.
+    pub outcome: &'a str,
+}
+
 /// One entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Entry {
     /// 1, 2, 3, …
     pub sequence: i64,
     /// Seconds since the epoch.
     pub time: i64,
-    /// What happened.
+    /// [`Record::event`]
     pub event: String,
-    /// To which session, service or volume; empty if to CAS.
+    /// [`Record::subject`]
     pub subject: String,
-    /// `accepted`, or the true reason of the refusal, which the peer may not have been told.
+    /// [`Record::who`]
+    pub who: String,
+    /// [`Record::measurement`]
+    pub measurement: String,
+    /// [`Record::outcome`]
     pub outcome: String,
     /// The hash of the entry before.
     pub previous: String,
@@ -66,10 +90,10 @@ pub struct Entry {
 impl Entry {
     fn digest(&self) -> String {
         let mut hash = Context::new(&SHA256);
-        hash.update(b"scone-sim audit 1\0");
+        hash.update(b"scone-sim audit 2\0");
         hash.update(&self.sequence.to_be_bytes());
         hash.update(&self.time.to_be_bytes());
-        for field in [&self.event, &self.subject, &self.outcome, &self.previous] {
+        for field in [&self.event, &self.subject, &self.who, &self.measurement, &self.outcome, &self.previous] {
             hash.update(&(field.len() as u64).to_be_bytes());
             hash.update(field.as_bytes());
         }
@@ -82,34 +106,44 @@ impl Entry {
             time: row.get(1)?,
             event: row.get(2)?,
             subject: row.get(3)?,
-            outcome: row.get(4)?,
-            previous: row.get(5)?,
-            hash: row.get(6)?,
+            who: row.get(4)?,
+            measurement: row.get(5)?,
+            outcome: row.get(6)?,
+            previous: row.get(7)?,
+            hash: row.get(8)?,
         })
     }
 }
 
-const COLUMNS: &str = "sequence, time, event, subject, outcome, previous, hash";
+const COLUMNS: &str = "sequence, time, event, subject, who, measurement, outcome, previous, hash";
 
-/// Appends an entry. A subject that cannot be a name is not written down: it may hold what a peer mistook for one.
-pub fn append(tx: &Transaction<'_>, time: u64, event: Event, subject: &str, outcome: &str) -> rusqlite::Result<()> {
-    let mut last = tx.prepare_cached(&format!("SELECT {COLUMNS} FROM audit ORDER BY sequence DESC LIMIT 1"))?;
-    let last = last.query_map([], Entry::from_row)?.next().transpose()?;
-    let (sequence, previous) = last.map_or((1, GENESIS.to_owned()), |last| (last.sequence + 1, last.hash));
-    let subject = if subject.is_empty() || is_session_name(subject) { subject } else { "(not a name)" };
+/// Appends an entry. What cannot be a name, a key hash or a measurement is not written down: it may hold what a peer mistook
+/// for one.
+pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Result<()> {
+    let last: Option<(i64, String)> = tx
+        .prepare_cached("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")?
+        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    let (sequence, previous) = last.map_or((1, GENESIS.to_owned()), |(sequence, hash)| (sequence + 1, hash));
+    let named = |text: &str, fits: bool, otherwise: &str| {
+        if text.is_empty() || fits { text.to_owned() } else { otherwise.to_owned() }
+    };
+    let is_hash = |text| unhex(text).is_some_and(|bytes| bytes.len() == 32);
     let mut entry = Entry {
         sequence,
         time: time as i64,
-        event: event.text().to_owned(),
-        subject: subject.to_owned(),
-        outcome: outcome.to_owned(),
+        event: record.event.text().to_owned(),
+        subject: named(record.subject, is_session_name(record.subject), "(not a name)"),
+        who: named(record.who, is_hash(record.who), "(not a key hash)"),
+        measurement: named(record.measurement, is_hash(record.measurement), "(not a measurement)"),
+        outcome: record.outcome.to_owned(),
         previous,
         hash: String::new(),
     };
     entry.hash = entry.digest();
-    tx.prepare_cached(&format!("INSERT INTO audit ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"))?.execute(
-        params![entry.sequence, entry.time, entry.event, entry.subject, entry.outcome, entry.previous, entry.hash],
-    )?;
+    let Entry { sequence, time, event, subject, who, measurement, outcome, previous, hash } = entry;
+    tx.prepare_cached(&format!("INSERT INTO audit ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"))?
+        .execute(params![sequence, time, event, subject, who, measurement, outcome, previous, hash])?;
     Ok(())
 }
 
@@ -132,12 +166,15 @@ pub fn first_break(entries: &[Entry]) -> Option<usize> {
 mod tests {
     use super::*;
 
+    const READ: Record<'_> =
+        Record { event: Event::SessionRead, subject: "ns/a", who: "", measurement: "", outcome: "accepted" };
+
     fn entries(events: u64) -> Vec<Entry> {
         let mut db = Connection::open_in_memory().unwrap();
         db.execute_batch(crate::store::TABLES).unwrap();
         let tx = db.transaction().unwrap();
         for time in 0..events {
-            append(&tx, time, Event::SessionRead, "ns/a", "accepted").unwrap();
+            append(&tx, time, &READ).unwrap();
         }
         tx.commit().unwrap();
         read(&db).unwrap()
@@ -165,7 +202,11 @@ mod tests {
         let mut db = Connection::open_in_memory().unwrap();
         db.execute_batch(crate::store::TABLES).unwrap();
         let tx = db.transaction().unwrap();
-        append(&tx, 1, Event::ServiceAttested, "ns/a/service@123456", "refused").unwrap();
-        assert_eq!(read(&tx).unwrap()[0].subject, "(not a name)");
+        let claim = Record { subject: "ns/a/service@123456", who: "123456", measurement: "123456", ..READ };
+        append(&tx, 1, &claim).unwrap();
+        let [entry] = &read(&tx).unwrap()[..] else { panic!("one entry") };
+        assert_eq!(entry.subject, "(not a name)");
+        assert_eq!(entry.who, "(not a key hash)");
+        assert_eq!(entry.measurement, "(not a measurement)");
     }
 }

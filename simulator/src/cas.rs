@@ -3,10 +3,10 @@
 
 use std::path::Path;
 
-use rusqlite::Transaction;
+use rusqlite::Connection;
 use scone_run::protocol::{self, Configuration, SetTag, VolumeGrant, hex};
 
-use crate::audit::{self, Event};
+use crate::audit::{self, Event, Record};
 use crate::clock::{Clock, ClockError};
 use crate::codes;
 use crate::session::placeholder::{Part, parts};
@@ -149,6 +149,16 @@ pub struct Claim<'a> {
     pub bound: bool,
 }
 
+impl<'a> Claim<'a> {
+    fn record(&self, event: Event, outcome: &'a str) -> Record<'a> {
+        Record { event, subject: self.service, who: "", measurement: self.mrenclave, outcome }
+    }
+}
+
+fn key_hash(client: Option<&tls::Client>) -> &str {
+    client.map_or("", |client| &client.key_hash)
+}
+
 impl Cas {
     /// Opens CAS's memory in the data directory, making it if it is not there.
     pub fn open(data: &Path, clock: Clock) -> Result<Cas, CasError> {
@@ -167,7 +177,10 @@ impl Cas {
     /// Writes down that CAS starts or stops.
     pub fn record(&self, event: Event) -> Result<(), CasError> {
         let now = self.clock.now()?;
-        self.store.write(|tx| Ok(audit::append(tx, now, event, "", "accepted")?))
+        self.store.write(|tx| {
+            let record = Record { event, subject: "", who: "", measurement: "", outcome: "accepted" };
+            Ok(audit::append(tx, now, &record)?)
+        })
     }
 
     /// Creates a session, or replaces it if the policy names its predecessor. Answers the hash, and whether the name is new.
@@ -180,6 +193,7 @@ impl Cas {
         let parsed = Session::parse(text);
         self.store.write(|tx| {
             let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
+            let replaces = parsed.as_ref().is_ok_and(|session| session.predecessor.is_some());
             let result = match parsed {
                 Ok(session) => settle(upload(tx, session, client))?,
                 Err(error) => Err(ClientRefusal::Invalid(error)),
@@ -190,7 +204,9 @@ impl Cas {
                 Err(ClientRefusal::Invalid(_)) => "refused: the session is not valid".into(),
                 Err(refusal) => format!("refused: {refusal}"),
             };
-            audit::append(tx, now, Event::SessionUploaded, &subject, &outcome)?;
+            let event = if replaces { Event::SessionUpdated } else { Event::SessionCreated };
+            let record = Record { event, subject: &subject, who: key_hash(client), measurement: "", outcome: &outcome };
+            audit::append(tx, now, &record)?;
             Ok(result)
         })
     }
@@ -207,7 +223,9 @@ impl Cas {
             let result = settle(read(tx, name, hash, client))?;
             let outcome =
                 result.as_ref().map_or_else(|refusal| format!("refused: {}", refusal.class()), |_| "accepted".into());
-            audit::append(tx, now, Event::SessionRead, name, &outcome)?;
+            let event = Event::SessionRead;
+            let record = Record { event, subject: name, who: key_hash(client), measurement: "", outcome: &outcome };
+            audit::append(tx, now, &record)?;
             Ok(match result {
                 Ok(Stored { hash, session, .. }) => Ok(SessionAnswer { hash, text: session.to_yaml()? }),
                 Err(refusal) => Err(refusal),
@@ -237,10 +255,10 @@ impl Cas {
         self.store.write(|tx| {
             let result = settle(configure(tx, claim, now))?;
             let outcome = match &result {
-                Ok(_) => format!("accepted: mrenclave {}", claim.mrenclave),
+                Ok(_) => "accepted".to_owned(),
                 Err(refusal) => format!("refused: {}", refusal.reason),
             };
-            audit::append(tx, now, Event::ServiceAttested, claim.service, &outcome)?;
+            audit::append(tx, now, &claim.record(Event::ServiceAttested, &outcome))?;
             Ok(result.map_err(|refusal| refusal.causes))
         })
     }
@@ -255,7 +273,8 @@ impl Cas {
                 Err(refusal) => format!("refused: {}", refusal.reason),
             };
             let subject = format!("{}/{}", request.session, request.volume);
-            audit::append(tx, now, Event::VolumeTagUpdated, &subject, &outcome)?;
+            let event = Event::VolumeTagUpdated;
+            audit::append(tx, now, &Record { event, subject: &subject, who: "", measurement: "", outcome: &outcome })?;
             Ok(result.map_err(|refusal| refusal.causes))
         })
     }
@@ -289,7 +308,7 @@ fn admits(who: &[String], creator: &str, client: Option<&tls::Client>) -> bool {
 }
 
 fn upload(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     mut session: Session,
     client: Option<&tls::Client>,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
@@ -343,7 +362,7 @@ fn upload(
 }
 
 fn read(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     name: &str,
     hash: Option<&str>,
     client: Option<&tls::Client>,
@@ -359,7 +378,7 @@ fn read(
     }
 }
 
-fn configure(tx: &Transaction<'_>, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
+fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
     // Unknown session and unknown service sound alike (our own words): names are not confidential, but need not be fished for.
     let unknown = |reason| Stop::Refused(Refusal::no_configuration("Session or service does not exist", reason));
     let (session_name, service_name) = claim.service.rsplit_once('/').ok_or_else(|| unknown("no service named"))?;
@@ -370,7 +389,7 @@ fn configure(tx: &Transaction<'_>, claim: &Claim<'_>, now: u64) -> Result<Config
     if let Some(text) = session.code_secret(service) {
         let secret = shared_secret(tx, &session, text)?;
         let verdict = codes::check(tx, &secret, claim.code, now)?;
-        audit::append(tx, now, Event::CodeChecked, claim.service, &verdict.record())?;
+        audit::append(tx, now, &claim.record(Event::CodeChecked, &verdict.record()))?;
         if let Some(detail) = verdict.refusal() {
             return refuse(Refusal::no_configuration(detail, "the code"));
         }
@@ -409,7 +428,7 @@ fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refus
 }
 
 /// Puts together what the service would get.
-fn prepare(tx: &Transaction<'_>, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
+fn prepare(tx: &Connection, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
     let command = service.command.iter().map(|word| substitute(tx, session, word)).collect::<Result<_, _>>()?;
     let variable =
         |(name, value): (&String, &String)| Ok((name.clone(), protocol::Secret::new(substitute(tx, session, value)?)));
@@ -420,7 +439,7 @@ fn prepare(tx: &Transaction<'_>, session: &Session, service: &Service) -> Result
 }
 
 /// Puts secrets in the place of placeholders.
-fn substitute(tx: &Transaction<'_>, session: &Session, text: &str) -> Result<String, Stop<Refusal>> {
+fn substitute(tx: &Connection, session: &Session, text: &str) -> Result<String, Stop<Refusal>> {
     let mut filled = String::new();
     for part in parts(text).map_err(StoreError::Damaged)? {
         match part {
@@ -437,14 +456,14 @@ fn substitute(tx: &Transaction<'_>, session: &Session, text: &str) -> Result<Str
     Ok(filled)
 }
 
-fn shared_secret(tx: &Transaction<'_>, session: &Session, text: &str) -> Result<Vec<u8>, Stop<Refusal>> {
+fn shared_secret(tx: &Connection, session: &Session, text: &str) -> Result<Vec<u8>, Stop<Refusal>> {
     decode_shared_secret(&substitute(tx, session, text)?).ok_or_else(|| {
         Refusal::misconfigured("The One-time Password's shared secret is not base32 of at least 128 bits".into())
     })
 }
 
 /// The bytes of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
-fn secret_value(tx: &Transaction<'_>, session: &Session, name: &str) -> Result<(Kind, Vec<u8>), Stop<Refusal>> {
+fn secret_value(tx: &Connection, session: &Session, name: &str) -> Result<(Kind, Vec<u8>), Stop<Refusal>> {
     let declared =
         session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
     let Some(import) = &declared.import else { return Ok(own_secret_value(tx, session, declared)?) };
@@ -465,7 +484,7 @@ fn secret_value(tx: &Transaction<'_>, session: &Session, name: &str) -> Result<(
 }
 
 fn own_secret_value(
-    tx: &Transaction<'_>,
+    tx: &Connection,
     session: &Session,
     secret: &crate::session::Secret,
 ) -> Result<(Kind, Vec<u8>), StoreError> {
@@ -479,7 +498,7 @@ fn own_secret_value(
 }
 
 /// The key and tag of a mounted volume, here or where it is imported from; both sides must agree.
-fn grant(tx: &Transaction<'_>, session: &Session, name: &str, path: &str) -> Result<VolumeGrant, Stop<Refusal>> {
+fn grant(tx: &Connection, session: &Session, name: &str, path: &str) -> Result<VolumeGrant, Stop<Refusal>> {
     let declared =
         session.volume(name).ok_or_else(|| StoreError::Damaged(format!("volume '{name}' is not declared")))?;
     let (owner, name) = match &declared.import {
@@ -506,7 +525,7 @@ fn grant(tx: &Transaction<'_>, session: &Session, name: &str, path: &str) -> Res
     })
 }
 
-fn set_tag(tx: &Transaction<'_>, request: &SetTag) -> Result<(), Stop<Refusal>> {
+fn set_tag(tx: &Connection, request: &SetTag) -> Result<(), Stop<Refusal>> {
     let no = |cause: &str, reason: &str| {
         Stop::Refused(Refusal { causes: vec![cause.to_owned()], reason: reason.to_owned() })
     };

@@ -7,7 +7,7 @@
 //! minutes. A code that is refused unread (no code, not six digits, while waiting) counts as no try.
 
 use ring::digest::{SHA256, digest};
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use scone_run::protocol::hex;
 use totp_rs::{Algorithm, TOTP};
 
@@ -138,7 +138,7 @@ fn matching_step(secret: &[u8], code: u32, now: u64) -> Option<u64> {
 
 /// Checks a code and remembers the outcome, in the caller's transaction: durable once that is committed, and to be answered
 /// only then.
-pub fn check(tx: &Transaction<'_>, secret: &[u8], code: Option<&str>, now: u64) -> rusqlite::Result<Verdict> {
+pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> rusqlite::Result<Verdict> {
     let key = memory_key(secret);
     let before = load(tx, &key)?;
     let (verdict, after) = judge(before, secret, code, now);
@@ -156,7 +156,7 @@ pub fn check(tx: &Transaction<'_>, secret: &[u8], code: Option<&str>, now: u64) 
 }
 
 /// Forgets the wrong codes given for a secret, not the accepted ones.
-pub fn lift_wait(tx: &Transaction<'_>, secret: &[u8]) -> rusqlite::Result<()> {
+pub fn lift_wait(tx: &Connection, secret: &[u8]) -> rusqlite::Result<()> {
     tx.execute("UPDATE code SET failures = 0 WHERE secret = ?1", [memory_key(secret)]).map(drop)
 }
 
@@ -165,7 +165,7 @@ fn memory_key(secret: &[u8]) -> String {
     hex(digest(&SHA256, &[b"scone-sim code memory 1\0", secret].concat()).as_ref())
 }
 
-fn load(tx: &Transaction<'_>, key: &str) -> rusqlite::Result<Memory> {
+fn load(tx: &Connection, key: &str) -> rusqlite::Result<Memory> {
     tx.prepare_cached("SELECT highest_step, failures, failed_at FROM code WHERE secret = ?1")?
         .query_row([key], |row| Ok(Memory { highest_step: row.get(0)?, failures: row.get(1)?, failed_at: row.get(2)? }))
         .optional()

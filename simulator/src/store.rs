@@ -1,16 +1,32 @@
 //! CAS's database: one SQLite file. A write is durable before the call that made it returns.
+//!
+//! Writes that come together share a commit, since a commit costs an fsync and a decision next to nothing: each does its work
+//! under the lock, in a savepoint of one open transaction, and whoever finds nobody waiting behind him commits for all before
+//! him. While that goes on the next ones gather. No caller returns before the commit that holds his work.
+//!
+//! `cas.head`, beside the database, holds the place and hash of the last audit entry that was committed. It is written after
+//! the commit, so it is never ahead of an honest database, not even after a power cut: a database that lacks that entry was
+//! restored from an older copy. Whoever restores both files is not noticed here.
 
-use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::fs::{File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring::rand::{SecureRandom, SystemRandom};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
 
 use crate::session::{Kind, Session};
 
 /// The layout's number, in SQLite's `user_version`.
-const LAYOUT: i64 = 1;
+const LAYOUT: i64 = 2;
+
+/// Commits at the latest after this many writes: a steady stream must not put the first one's answer off for ever.
+const LARGEST_BATCH: usize = 256;
 
 /// `session` keeps every version, the highest is active. `secret` holds what CAS drew. A row of `volume` is never deleted.
 pub(crate) const TABLES: &str = "
@@ -28,7 +44,8 @@ pub(crate) const TABLES: &str = "
         secret TEXT PRIMARY KEY, highest_step INTEGER, failures INTEGER NOT NULL, failed_at INTEGER NOT NULL) STRICT;
     CREATE TABLE audit (
         sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, subject TEXT NOT NULL,
-        outcome TEXT NOT NULL, previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+        who TEXT NOT NULL, measurement TEXT NOT NULL, outcome TEXT NOT NULL,
+        previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
 ";
 
 /// The database failed, or is not ours.
@@ -43,6 +60,25 @@ pub enum StoreError {
     /// What it holds cannot have been written by us.
     #[error("the database is damaged: {0}")]
     Damaged(String),
+    /// The write, or one that shared its transaction, could not be made durable: none of them happened.
+    #[error("the database could not commit: {0}")]
+    NotCommitted(String),
+    /// It lacks an audit entry that was committed.
+    #[error("the database was restored from an older copy: it lacks audit entry {sequence}, which '{}' remembers", head.display())]
+    Restored {
+        /// The entry's place.
+        sequence: i64,
+        /// What remembers it.
+        head: PathBuf,
+    },
+    /// The file beside the database.
+    #[error("cannot use '{}': {source}", path.display())]
+    Head {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The system gave no random bytes.
     #[error("the system gave no random bytes")]
     NoRandomness,
@@ -50,7 +86,27 @@ pub enum StoreError {
 
 /// The open database.
 pub struct Store {
-    connection: Mutex<Connection>,
+    open: Mutex<Open>,
+    /// Callers that wait for the lock.
+    waiting: AtomicUsize,
+}
+
+/// What the lock protects.
+struct Open {
+    connection: Connection,
+    head: Head,
+    batch: Arc<Batch>,
+    /// Writes in the batch.
+    size: usize,
+    /// Whether its transaction was begun.
+    begun: bool,
+}
+
+/// Writes that share a commit.
+#[derive(Default)]
+struct Batch {
+    outcome: Mutex<Option<Result<(), String>>>,
+    ended: Condvar,
 }
 
 /// A session as it is kept.
@@ -83,7 +139,8 @@ impl Store {
         // What is deleted is overwritten: a dropped secret is gone.
         connection.pragma_update(None, "secure_delete", true)?;
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        match tx.pragma_query_value(None, "user_version", |row| row.get(0))? {
+        let layout = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        match layout {
             LAYOUT => {}
             0 => {
                 tx.execute_batch(TABLES)?;
@@ -92,7 +149,14 @@ impl Store {
             other => return Err(StoreError::Layout(other)),
         }
         tx.commit()?;
-        Ok(Store { connection: Mutex::new(connection) })
+        let mut head = Head::open(path.with_extension("head"))?;
+        match layout {
+            // A new database is a new CAS with a key of its own, which nobody takes for the old one.
+            0 => head.forget()?,
+            _ => head.check(&connection)?,
+        }
+        let open = Open { connection, head, batch: Arc::default(), size: 0, begun: false };
+        Ok(Store { open: Mutex::new(open), waiting: AtomicUsize::new(0) })
     }
 
     /// Opens the database of a CAS that may be running, to look only.
@@ -100,23 +164,142 @@ impl Store {
         Ok(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
     }
 
-    /// Runs `work` alone on the database; what it wrote is durable when this returns `Ok`, and undone otherwise.
-    pub fn write<T, E: From<StoreError>>(&self, work: impl FnOnce(&Transaction<'_>) -> Result<T, E>) -> Result<T, E> {
-        // A panic in `work` rolled its transaction back: the connection is as good as before.
-        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Runs `work` alone on the database; what it wrote is durable when this returns `Ok`, and undone if `work` failed.
+    pub fn write<T, E: From<StoreError>>(&self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let mut open = lock(&self.open);
+        self.waiting.fetch_sub(1, Ordering::SeqCst);
+        // A panic undoes this caller's work; the others must not wait for their commit in vain.
+        let result = catch_unwind(AssertUnwindSafe(|| open.apply(work)));
+        let batch = open.batch.clone();
+        open.size += 1;
+        if self.waiting.load(Ordering::SeqCst) == 0 || open.size >= LARGEST_BATCH {
+            open.commit();
+        }
+        drop(open);
+        let committed = batch.outcome();
+        let value = result.unwrap_or_else(|panic| resume_unwind(panic))?;
+        committed.map_err(|error| E::from(StoreError::NotCommitted(error)))?;
+        Ok(value)
+    }
+}
+
+impl Open {
+    fn apply<T, E: From<StoreError>>(&mut self, work: impl FnOnce(&Connection) -> Result<T, E>) -> Result<T, E> {
         let database = |error| E::from(StoreError::Database(error));
-        let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(database)?;
-        let result = work(&tx)?;
-        tx.commit().map_err(database)?;
-        Ok(result)
+        if !self.begun {
+            self.connection.execute_batch("BEGIN IMMEDIATE").map_err(database)?;
+            self.begun = true;
+        } else if self.connection.is_autocommit() {
+            // A savepoint would begin a transaction of its own, without the others' writes.
+            return Err(E::from(StoreError::NotCommitted("the transaction was undone".into())));
+        }
+        let savepoint = self.connection.savepoint().map_err(database)?;
+        let value = work(&savepoint)?;
+        savepoint.commit().map_err(database)?;
+        Ok(value)
+    }
+
+    /// Ends the batch and tells those who wait for it.
+    fn commit(&mut self) {
+        let outcome = self.try_commit().map_err(|error| error.to_string());
+        let batch = std::mem::take(&mut self.batch);
+        (self.size, self.begun) = (0, false);
+        *lock(&batch.outcome) = Some(outcome);
+        batch.ended.notify_all();
+    }
+
+    fn try_commit(&mut self) -> Result<(), StoreError> {
+        if !self.begun {
+            return Ok(());
+        }
+        // After some errors (a full disk, say) SQLite has undone the whole transaction, the others' writes too: then there
+        // is none left to commit, and this fails.
+        if let Err(error) = self.connection.execute_batch("COMMIT") {
+            if !self.connection.is_autocommit() {
+                self.connection.execute_batch("ROLLBACK")?;
+            }
+            return Err(error.into());
+        }
+        self.head.remember(&self.connection)
+    }
+}
+
+impl Batch {
+    /// Waits for the commit.
+    fn outcome(&self) -> Result<(), String> {
+        let mut outcome = lock(&self.outcome);
+        loop {
+            match &*outcome {
+                Some(outcome) => return outcome.clone(),
+                None => outcome = self.ended.wait(outcome).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// Nothing that a panic could leave half done is ever under one of the locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The file that remembers the last audit entry.
+struct Head {
+    path: PathBuf,
+    file: File,
+}
+
+impl Head {
+    fn open(path: PathBuf) -> Result<Head, StoreError> {
+        match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
+            Ok(file) => Ok(Head { path, file }),
+            Err(source) => Err(StoreError::Head { path, source }),
+        }
+    }
+
+    fn failed(&self, source: std::io::Error) -> StoreError {
+        StoreError::Head { path: self.path.clone(), source }
+    }
+
+    fn forget(&self) -> Result<(), StoreError> {
+        self.file.set_len(0).map_err(|source| self.failed(source))
+    }
+
+    /// Refuses a database that lacks the entry.
+    fn check(&mut self, db: &Connection) -> Result<(), StoreError> {
+        let mut text = String::new();
+        self.file.read_to_string(&mut text).map_err(|source| self.failed(source))?;
+        if text.is_empty() {
+            return Ok(());
+        }
+        let damaged = || StoreError::Damaged(format!("'{}' is not what CAS writes", self.path.display()));
+        let (sequence, hash) = text.trim().split_once(' ').ok_or_else(damaged)?;
+        let sequence: i64 = sequence.parse().map_err(|_| damaged())?;
+        let known: Option<String> =
+            db.query_row("SELECT hash FROM audit WHERE sequence = ?1", [sequence], |row| row.get(0)).optional()?;
+        match known.as_deref() == Some(hash) {
+            true => Ok(()),
+            false => Err(StoreError::Restored { sequence, head: self.path.clone() }),
+        }
+    }
+
+    /// Not synced: after a power cut it may be behind the database, which is harmless, but never ahead of it.
+    fn remember(&self, db: &Connection) -> Result<(), StoreError> {
+        let last: Option<(i64, String)> = db
+            .prepare_cached("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")?
+            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()?;
+        let Some((sequence, hash)) = last else { return Ok(()) };
+        // Always of the same length: one write replaces the whole.
+        let line = format!("{sequence:20} {hash}\n");
+        self.file
+            .write_all_at(line.as_bytes(), 0)
+            .map_err(|source| StoreError::Head { path: self.path.clone(), source })
     }
 }
 
 /// CAS's key and certificate; made by `make` at the first start.
-pub fn identity<E: From<StoreError>>(
-    tx: &Transaction<'_>,
-    make: impl FnOnce() -> Result<String, E>,
-) -> Result<String, E> {
+pub fn identity<E: From<StoreError>>(tx: &Connection, make: impl FnOnce() -> Result<String, E>) -> Result<String, E> {
     let known = tx.query_row("SELECT pem FROM identity", [], |row| row.get(0)).optional();
     if let Some(pem) = known.map_err(StoreError::from)? {
         return Ok(pem);
@@ -127,7 +310,7 @@ pub fn identity<E: From<StoreError>>(
 }
 
 /// The active session of that name.
-pub fn active(tx: &Transaction<'_>, name: &str) -> Result<Option<Stored>, StoreError> {
+pub fn active(tx: &Connection, name: &str) -> Result<Option<Stored>, StoreError> {
     find(
         tx,
         "SELECT version, hash, creator, content FROM session WHERE name = ?1 ORDER BY version DESC LIMIT 1",
@@ -136,7 +319,7 @@ pub fn active(tx: &Transaction<'_>, name: &str) -> Result<Option<Stored>, StoreE
 }
 
 /// The latest version of that name with that hash.
-pub fn with_hash(tx: &Transaction<'_>, name: &str, hash: &str) -> Result<Option<Stored>, StoreError> {
+pub fn with_hash(tx: &Connection, name: &str, hash: &str) -> Result<Option<Stored>, StoreError> {
     find(
         tx,
         "SELECT version, hash, creator, content FROM session WHERE name = ?1 AND hash = ?2 ORDER BY version DESC LIMIT 1",
@@ -144,7 +327,7 @@ pub fn with_hash(tx: &Transaction<'_>, name: &str, hash: &str) -> Result<Option<
     )
 }
 
-fn find(tx: &Transaction<'_>, query: &str, parameters: &[&str]) -> Result<Option<Stored>, StoreError> {
+fn find(tx: &Connection, query: &str, parameters: &[&str]) -> Result<Option<Stored>, StoreError> {
     let row = tx
         .prepare_cached(query)?
         .query_row(rusqlite::params_from_iter(parameters), |row| {
@@ -158,14 +341,14 @@ fn find(tx: &Transaction<'_>, query: &str, parameters: &[&str]) -> Result<Option
 }
 
 /// The names of all sessions, in order.
-pub fn names(tx: &Transaction<'_>) -> Result<Vec<String>, StoreError> {
+pub fn names(tx: &Connection) -> Result<Vec<String>, StoreError> {
     let mut statement = tx.prepare_cached("SELECT DISTINCT name FROM session ORDER BY name")?;
     Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
 }
 
 /// Makes `session` the active one of its name, draws the secrets and volume keys it needs and does not have yet, and erases
 /// drawn secrets it no longer declares.
-pub fn activate(tx: &Transaction<'_>, stored: &Stored) -> Result<(), StoreError> {
+pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
     let Stored { version, hash, creator, session } = stored;
     let content =
         serde_json::to_string(session).map_err(|_| StoreError::Damaged("a session is not writable".into()))?;
@@ -208,7 +391,7 @@ pub fn activate(tx: &Transaction<'_>, stored: &Stored) -> Result<(), StoreError>
 }
 
 /// The value CAS drew for a secret.
-pub fn drawn_secret(tx: &Transaction<'_>, session: &str, name: &str) -> Result<Vec<u8>, StoreError> {
+pub fn drawn_secret(tx: &Connection, session: &str, name: &str) -> Result<Vec<u8>, StoreError> {
     tx.prepare_cached("SELECT value FROM secret WHERE session = ?1 AND name = ?2")?
         .query_row([session, name], |row| row.get(0))
         .optional()?
@@ -216,7 +399,7 @@ pub fn drawn_secret(tx: &Transaction<'_>, session: &str, name: &str) -> Result<V
 }
 
 /// A volume's key and tag; `None`: there never was one.
-pub fn volume(tx: &Transaction<'_>, session: &str, name: &str) -> Result<Option<StoredVolume>, StoreError> {
+pub fn volume(tx: &Connection, session: &str, name: &str) -> Result<Option<StoredVolume>, StoreError> {
     Ok(tx
         .prepare_cached("SELECT key, tag FROM volume WHERE session = ?1 AND name = ?2")?
         .query_row([session, name], |row| Ok(StoredVolume { key: row.get(0)?, tag: row.get(1)? }))
@@ -224,13 +407,7 @@ pub fn volume(tx: &Transaction<'_>, session: &str, name: &str) -> Result<Option<
 }
 
 /// Moves a volume's tag, if it is `old` now.
-pub fn move_tag(
-    tx: &Transaction<'_>,
-    session: &str,
-    name: &str,
-    old: Option<&str>,
-    new: &str,
-) -> Result<bool, StoreError> {
+pub fn move_tag(tx: &Connection, session: &str, name: &str, old: Option<&str>, new: &str) -> Result<bool, StoreError> {
     let moved = tx
         .prepare_cached("UPDATE volume SET tag = ?4 WHERE session = ?1 AND name = ?2 AND tag IS ?3")?
         .execute(params![session, name, old, new])?;

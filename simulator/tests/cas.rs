@@ -701,7 +701,7 @@ fn the_audit_log_tells_what_happened_and_no_secret_and_can_be_checked() {
     let log = world.scone_sim(&["log"]).succeeds();
     for told in [
         "CAS started",
-        "session uploaded\tns/otpqr\taccepted",
+        "session created\tns/otpqr\taccepted",
         "code checked\tns/otpqr-reset/otpqr\taccepted: time step",
         "refused: code already used",
         &format!("refused: unexpected mrenclave {ANOTHER}"),
