@@ -2,7 +2,7 @@
 # Paths are relative throughout: the checkout may lie anywhere, also where a path has spaces or quotes.
 
 HOST   := $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST)
+STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST) --target-dir
 # Set by DOCKER= (empty) to do without an engine that is there.
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
@@ -33,9 +33,9 @@ image: sim ## the container image otpqr:sim
 
 # One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
 sim: ## the simulator and otpqr as static binaries, in simulator/bin
-	$(STATIC) --package scone-run
-	$(STATIC) --package scone-sim
-	$(STATIC) --manifest-path otpqr/Cargo.toml --target-dir otpqr/target
+	$(STATIC) target --package scone-run
+	$(STATIC) target --package scone-sim
+	$(STATIC) otpqr/target --manifest-path otpqr/Cargo.toml
 	install -d -m 0755 simulator/bin $(addprefix simulator/bin/rootfs/,bin out root .sealed)
 	install -C target/$(HOST)/release/scone-sim simulator/bin
 	install -C target/$(HOST)/release/scone-run simulator/bin/rootfs

@@ -16,7 +16,7 @@
 //! ctrlc = { version = "=3.5.2", features = ["termination"] }
 //! duct = "=1.1.2"
 //! handlebars = "=6.4.4"
-//! rustix = { version = "=1.1.6", features = ["process", "termios"] }
+//! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
 //! serde_json = "=1.0.154"
 //! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
@@ -142,33 +142,18 @@ fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
 fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Failure> {
     let known = known.map(|state| &state.cas);
     let simulated = tools.simulated_cas(true)?;
-    let address = match (&simulated, &args.cas, known) {
+    let address = match (simulated, &args.cas, known) {
         (Some(_), Some(_), None) => {
             return Err(Failure::new(USAGE, "'--cas' is for SCONE: the simulator's CAS is found by itself"));
         }
-        (Some(cas), _, _) => cas.address.clone(),
+        (Some(cas), _, _) => cas.address,
         (None, Some(address), _) => address.clone(),
         (None, None, Some(cas)) => cas.address.clone(),
         (None, None, None) => {
             return Err(Failure::new(USAGE, "on platform 'scone' the CAS must be named: '--cas ADDRESS'"));
         }
     };
-    let mut attest = vec!["cas".into(), "attest".into(), address.clone().into()];
-    if let Some(cas) = simulated.as_ref() {
-        attest.extend(["-c".into(), cas.key.clone().into()]);
-    }
-    let attested = tools.scone.run(&attest, &[])?;
-    if !attested.success() {
-        let message = format!("CAS at '{address}' cannot be attested: {}", attested.reason());
-        return Err(Failure::new(PRECONDITION, message));
-    }
-    let cas = match simulated {
-        Some(cas) => cas,
-        None => {
-            let key = tools.cas_key(&address)?;
-            Cas { address: address.clone(), enclave_address: address.clone(), key }
-        }
-    };
+    let cas = tools.attest(&address)?;
     match known {
         Some(known) if *known != cas => {
             let message = format!("the CAS at '{address}' is not the one account '{}' was created on", args.account);
@@ -240,7 +225,7 @@ fn image_name(text: &str) -> Result<String, String> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::io;
+    use std::io::{self, IsTerminal};
     use std::process::{self, ExitCode};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -277,6 +262,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Puts what it means before what happened.
+        pub fn in_front(self, meaning: String, code: u8) -> Failure {
+            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
         /// Somebody pressed Ctrl-C, or told the run to terminate.
         pub fn interrupted() -> Failure {
             Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
@@ -300,29 +290,39 @@ mod outcome {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    /// While somebody is asked something: the terminal as it was before.
-    static PROMPT: Mutex<Option<Termios>> = Mutex::new(None);
+    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
+    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
 
     /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
-    /// cannot be broken off like that; but at a prompt nothing is held and nothing lies about, so the run just ends.
+    /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
     fn interrupt() {
         STOP.store(true, Ordering::SeqCst);
         let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(before) = &*prompt {
-            // Echo may be off. If it cannot be put back, there is nobody left to tell but the message below.
-            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-            eprintln!();
-            process::exit(Failure::interrupted().print().into());
+        if let Some((terminal, remains)) = &*prompt {
+            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+            if let Some(before) = terminal {
+                let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            }
+            eprintln!("{SHOW_ALL}");
+            process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
     }
 
-    /// Asks a person something at the terminal.
-    pub fn at_prompt<T>(ask: impl FnOnce() -> T) -> T {
-        let set = |terminal| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terminal;
-        set(termios::tcgetattr(io::stdin()).ok());
+    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
+    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
+
+    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
+    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+        let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
+        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
         let answer = ask();
         set(None);
         answer
+    }
+
+    /// Whether there is a person to ask.
+    pub fn is_interactive() -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
@@ -569,10 +569,9 @@ mod platform {
         pub config_id: &'a str,
         pub cas: &'a Cas,
         pub image_id: &'a str,
-        /// The host's side of the volume.
-        pub volume: &'a Path,
-        /// Where the program leaves its output: mounted at `/out`.
-        pub output: &'a Path,
+        /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service
+        /// that has neither.
+        pub directories: Option<(&'a Path, &'a Path)>,
     }
 
     /// The programs of the host that this platform needs.
@@ -658,6 +657,24 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
+        /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
+        /// which its own tool shows on this host.
+        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
+            let simulated = self.simulated_cas(true)?;
+            let mut args = vec!["cas".into(), "attest".into(), address.into()];
+            if let Some(cas) = &simulated {
+                args.extend(["-c".into(), OsString::from(&cas.key)]);
+            }
+            let attested = self.scone.run(&args, &[])?;
+            if !attested.success() {
+                let message = format!("CAS at '{address}' cannot be attested: {}", attested.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let key = self.cas_key(address)?;
+            let address = address.to_owned();
+            Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+        }
+
         /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
         pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
             let args = ["cas", "show-identification", "-c", address].map(OsString::from);
@@ -727,6 +744,18 @@ mod platform {
             Ok(measurement.to_owned())
         }
 
+        /// Makes sure that the image is still the one whose measurement is in the policies.
+        pub fn check_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<(), Failure> {
+            let found = self.image_id(image)?;
+            // An ID stands for its content; a directory does not.
+            let same = found == id && (self.engine.name == "docker" || self.measure(id)? == mrenclave);
+            let message = format!("image '{image}' is not the one in the policies: it was built anew");
+            match same {
+                true => Ok(()),
+                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+            }
+        }
+
         /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of
         /// the container: SCONE's runtime prints the code there.
         pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
@@ -739,28 +768,27 @@ mod platform {
             if self.engine.name == "docker" {
                 let user = rustix::process::geteuid().as_raw();
                 let group = rustix::process::getegid().as_raw();
+                args.extend(["run", "--rm", "--log-driver=none", "--cap-drop=ALL"].map(OsString::from));
                 args.extend(
-                    ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-                        .map(OsString::from),
+                    ["--security-opt=no-new-privileges", "-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from),
                 );
-                args.extend(
-                    [format!("--user={user}:{group}"), "-e=SCONE_CONFIG_ID".into(), "-e=SCONE_CAS_ADDR".into()]
-                        .map(OsString::from),
-                );
+                args.push(format!("--user={user}:{group}").into());
                 args.extend(self.facts.docker.iter().map(OsString::from));
-                if self.facts.sealed != VOLUME {
-                    args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                if let Some((volume, output)) = start.directories {
+                    if self.facts.sealed != VOLUME {
+                        args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                    }
+                    args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
                 }
-                args.extend([mount(start.volume, self.facts.sealed), mount(start.output, OUTPUT)]);
+                args.push(start.image_id.into());
             } else {
                 args.extend(["--rootfs".into(), start.image_id.into()]);
-                for (host, inside) in [(start.volume, self.facts.sealed), (start.output, OUTPUT)] {
-                    args.push("--bind".into());
-                    args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                if let Some((volume, output)) = start.directories {
+                    for (host, inside) in [(volume, self.facts.sealed), (output, OUTPUT)] {
+                        args.push("--bind".into());
+                        args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                    }
                 }
-            }
-            if self.engine.name == "docker" {
-                args.push(start.image_id.into());
             }
             args.push(PROGRAM.into());
             self.engine.run(&args, &environment)
@@ -832,6 +860,8 @@ mod state {
         pub secret_version: u32,
         /// How many of the uploads CAS has confirmed.
         pub uploads_done: usize,
+        /// It is to be undone: decided before the old codes died.
+        pub undo: bool,
     }
 
     impl State {
@@ -995,7 +1025,9 @@ mod policy {
     use std::path::Path;
 
     use serde_json::{Value, json};
+    use tempfile::NamedTempFile;
 
+    use super::child::Finished;
     use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
     use super::platform::{Tools, is_sha256};
     use super::state::{State, label};
@@ -1022,6 +1054,14 @@ mod policy {
                 Session::Namespace => state.namespace.clone(),
                 Session::Otpqr => format!("{}/otpqr", state.namespace),
                 Session::Reset => format!("{}/otpqr-reset", state.namespace),
+            }
+        }
+
+        fn known_hash(self, state: &State) -> &Option<String> {
+            match self {
+                Session::Namespace => &state.namespace_hash,
+                Session::Otpqr => &state.otpqr_hash,
+                Session::Reset => &state.reset_hash,
             }
         }
 
@@ -1064,13 +1104,7 @@ mod policy {
     }
 
     /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-    fn render(
-        root: &Path,
-        session: Session,
-        state: &State,
-        versions: &Versions,
-        predecessor: Option<&str>,
-    ) -> Result<String, Failure> {
+    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
         let path = root.join("templates").join(session.template());
         let failed = format!("template '{}' cannot be rendered", path.display());
         let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;
@@ -1084,7 +1118,7 @@ mod policy {
         let values = json!({
             "namespace": state.namespace,
             "language": state.language,
-            "predecessor": predecessor.unwrap_or("~"),
+            "predecessor": session.known_hash(state).as_deref().unwrap_or("~"),
             "mrenclave": state.mrenclave,
             "issuer": state.issuer,
             "login": label(&state.login, versions.secret),
@@ -1096,6 +1130,94 @@ mod policy {
         handlebars.render_template(&template, &values).map_err(Failure::because(PRECONDITION, failed))
     }
 
+    /// A policy rendered for one session: what CAS is to hold.
+    struct Policy<'a> {
+        tools: &'a Tools,
+        cas: &'a str,
+        session: String,
+        /// 0600, and removed when this goes.
+        file: NamedTempFile,
+    }
+
+    impl<'a> Policy<'a> {
+        fn of(
+            tools: &'a Tools,
+            root: &Path,
+            session: Session,
+            state: &'a State,
+            versions: &Versions,
+        ) -> Result<Policy<'a>, Failure> {
+            let text = render(root, session, state, versions)?;
+            let failed = "the policy cannot be written to a temporary file";
+            let mut file = tempfile::Builder::new()
+                .prefix("otpqr-policy-")
+                .suffix(".yml")
+                .tempfile()
+                .map_err(Failure::because(OTHER, failed))?;
+            file.write_all(text.as_bytes()).map_err(Failure::because(OTHER, failed))?;
+            Ok(Policy { tools, cas: &state.cas.address, session: session.name(state), file })
+        }
+
+        /// `scone session SUBCOMMAND` on the policy: the hash it prints, or what it says.
+        fn scone(&self, subcommand: &str) -> Result<Result<String, Finished>, Failure> {
+            let file = self.file.path().into();
+            let finished = self.run(subcommand, file)?;
+            let hash = finished.stdout.trim();
+            match (finished.success(), is_sha256(hash)) {
+                (true, true) => Ok(Ok(hash.to_owned())),
+                (true, false) => {
+                    let message = format!("'scone session {subcommand}' did not print the hash of '{}'", self.session);
+                    Err(Failure::new(OTHER, message))
+                }
+                (false, _) => Ok(Err(finished)),
+            }
+        }
+
+        fn run(&self, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
+            let args = ["session".into(), subcommand.into(), format!("--cas={}", self.cas).into(), what];
+            self.tools.scone.run(&args, &[])
+        }
+
+        /// Whether CAS has such a session at all; `None`: it does not say.
+        fn exists(&self) -> Result<Option<bool>, Failure> {
+            Ok(match self.run("read", OsString::from(&self.session))?.code {
+                Some(0) => Some(true),
+                Some(2) => Some(false),
+                _ => None,
+            })
+        }
+    }
+
+    /// What CAS holds, compared with what the state says it should hold.
+    #[derive(Debug, PartialEq, Eq)]
+    pub enum Held {
+        Same,
+        Different,
+        Nothing,
+        /// CAS did not answer.
+        Unknown(String),
+    }
+
+    /// Compares without changing anything.
+    pub fn compare(
+        tools: &Tools,
+        root: &Path,
+        session: Session,
+        state: &State,
+        versions: &Versions,
+    ) -> Result<Held, Failure> {
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        let refusal = match policy.scone("verify")? {
+            Ok(_) => return Ok(Held::Same),
+            Err(refusal) => refusal,
+        };
+        Ok(match policy.exists()? {
+            Some(true) => Held::Different,
+            Some(false) => Held::Nothing,
+            None => Held::Unknown(refusal.reason()),
+        })
+    }
+
     /// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the
     /// predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was
     /// cut off after the upload but before it could record the hash is recognised: rendering is deterministic, so CAS then
@@ -1104,65 +1226,33 @@ mod policy {
         tools: &Tools,
         root: &Path,
         session: Session,
-        state: &mut State,
+        state: &State,
         versions: &Versions,
     ) -> Result<(String, bool), Failure> {
-        let name = session.name(state);
-        let known = session.hash(state).clone();
-        let text = render(root, session, state, versions, known.as_deref())?;
-        // 0600, and removed when `file` goes.
-        let mut file = tempfile::Builder::new()
-            .prefix("otpqr-policy-")
-            .suffix(".yml")
-            .tempfile()
-            .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file))
-            .map_err(Failure::because(OTHER, "the policy cannot be written to a temporary file"))?;
-        file.flush().map_err(Failure::because(OTHER, "the policy cannot be written to a temporary file"))?;
-
-        let scone = |subcommand: &str| {
-            let args = [
-                "session".into(),
-                subcommand.into(),
-                format!("--cas={}", state.cas.address).into(),
-                file.path().into(),
-            ];
-            tools.scone.run(&args as &[OsString], &[])
+        let known = session.known_hash(state).is_some();
+        let pending = state.pending.is_some();
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        if known && let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
+        }
+        let refusal = match policy.scone("create")? {
+            Ok(hash) => return Ok((hash, true)),
+            Err(refusal) => refusal,
         };
-        let hash_in = |stdout: &str| {
-            let hash = stdout.trim().to_owned();
-            let message = format!("'scone' did not print the hash of session '{name}'");
-            if is_sha256(&hash) { Ok(hash) } else { Err(Failure::new(OTHER, message)) }
-        };
-
-        if known.is_some() {
-            let verified = scone("verify")?;
-            if verified.success() {
-                return Ok((hash_in(&verified.stdout)?, false));
-            }
+        if let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
         }
-        let created = scone("create")?;
-        if created.success() {
-            return Ok((hash_in(&created.stdout)?, true));
-        }
-        let verified = scone("verify")?;
-        if verified.success() {
-            return Ok((hash_in(&verified.stdout)?, false));
-        }
-        // Two refusals: is it CAS that says no, and to what?
-        let args = ["session", "read", &format!("--cas={}", state.cas.address), &name].map(OsString::from);
-        let read = tools.scone.run(&args, &[])?;
-        let reason = created.reason();
-        Err(match read.code {
-            Some(2) if known.is_some() => {
-                let cas = &state.cas.address;
-                let message = format!("CAS at '{cas}' no longer holds session '{name}': it was wiped or restored");
+        let (name, reason) = (&policy.session, refusal.reason());
+        Err(match policy.exists()? {
+            Some(false) if known => {
+                let message =
+                    format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
                 Failure::new(PRECONDITION, message)
+                    .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
             }
-            _ if state.pending.is_some() => {
-                Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}"))
-            }
-            Some(0 | 2) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
-            _ => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
+            _ if pending => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
+            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })
     }
 }

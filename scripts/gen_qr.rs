@@ -13,8 +13,9 @@
 //! [dependencies]
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ctrlc = { version = "=3.5.2", features = ["termination"] }
+//! dialoguer = { version = "=0.12.0", default-features = false, features = ["password"] }
 //! duct = "=1.1.2"
-//! rustix = { version = "=1.1.6", features = ["process", "termios"] }
+//! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
 //! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
 //! tempfile = "=3.27.0"
@@ -23,9 +24,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::Parser;
 
+use enrolment::Enrolment;
 use outcome::{Failure, conclude, step};
 use qr_code::Output;
 
@@ -43,18 +46,18 @@ Exit codes:
   5 refused: issued before, or CAS did not trust program or volume   1 anything else
 
 Examples:
-  ./scripts/gen_qr.rs                                    writes qrcode.svg
-  ./scripts/gen_qr.rs --output /media/usb/alice.svg      elsewhere; never overwrites
-  ./scripts/gen_qr.rs --account signing
-  shred -n 3 -z -u qrcode.svg                            once it was scanned"
+  ./scripts/gen_qr.rs                                    writes qrcode.svg, asks for a first code, destroys the file
+  ./scripts/gen_qr.rs --terminal                         shows the QR code here, writes no file
+  ./scripts/gen_qr.rs --account signing --output /media/usb/alice.svg --keep
+  ./scripts/gen_qr.rs --no-confirm                       without a terminal: writes qrcode.svg and ends
+  shred -n 3 -z -u qrcode.svg                            what to do with it once it was scanned"
 )]
 struct Args {
     /// The account
     #[arg(long, default_value = "default", value_parser = state::account_name)]
     account: String,
-    /// Where the QR code (SVG) is written
-    #[arg(long, default_value = "qrcode.svg")]
-    output: PathBuf,
+    #[command(flatten)]
+    enrolment: enrolment::Options,
     /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
     #[arg(long)]
     root: Option<PathBuf>,
@@ -66,10 +69,13 @@ fn main() -> ExitCode {
 }
 
 fn gen_qr(args: &Args) -> Result<String, Failure> {
+    let confirmation = args.enrolment.check()?;
     let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
     let tools = state.platform.tools(&root)?;
     tools.check_cas(&state.cas)?;
-    let output = Output::prepare(&args.output, &args.account, state.secret_version)?;
+    tools.check_image(&state.image, &state.image_id, &state.mrenclave)?;
+    let output = Output::prepare(&args.enrolment.output, &args.account, state.secret_version)?;
+    let started = Instant::now();
     if !output.is_complete() {
         step("starting the confidential program");
         let config_id = format!("{}/otpqr/otpqr", state.namespace);
@@ -78,8 +84,16 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
             return Err(output.explain(&finished));
         }
     }
-    let path = output.deliver()?;
-    Ok(qr_code::report(&path, &state))
+    let enrolment = Enrolment {
+        account: &args.account,
+        state: &state,
+        tools: &tools,
+        options: &args.enrolment,
+        source: confirmation.as_ref(),
+        takes: started.elapsed(),
+        spent: None,
+    };
+    enrolment.conclude(output)
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
@@ -89,7 +103,7 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::io;
+    use std::io::{self, IsTerminal};
     use std::process::{self, ExitCode};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,6 +140,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Puts what it means before what happened.
+        pub fn in_front(self, meaning: String, code: u8) -> Failure {
+            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
         /// Somebody pressed Ctrl-C, or told the run to terminate.
         pub fn interrupted() -> Failure {
             Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
@@ -149,29 +168,39 @@ mod outcome {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    /// While somebody is asked something: the terminal as it was before.
-    static PROMPT: Mutex<Option<Termios>> = Mutex::new(None);
+    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
+    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
 
     /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
-    /// cannot be broken off like that; but at a prompt nothing is held and nothing lies about, so the run just ends.
+    /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
     fn interrupt() {
         STOP.store(true, Ordering::SeqCst);
         let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(before) = &*prompt {
-            // Echo may be off. If it cannot be put back, there is nobody left to tell but the message below.
-            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-            eprintln!();
-            process::exit(Failure::interrupted().print().into());
+        if let Some((terminal, remains)) = &*prompt {
+            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+            if let Some(before) = terminal {
+                let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            }
+            eprintln!("{SHOW_ALL}");
+            process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
     }
 
-    /// Asks a person something at the terminal.
-    pub fn at_prompt<T>(ask: impl FnOnce() -> T) -> T {
-        let set = |terminal| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terminal;
-        set(termios::tcgetattr(io::stdin()).ok());
+    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
+    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
+
+    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
+    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+        let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
+        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
         let answer = ask();
         set(None);
         answer
+    }
+
+    /// Whether there is a person to ask.
+    pub fn is_interactive() -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
@@ -418,10 +447,9 @@ mod platform {
         pub config_id: &'a str,
         pub cas: &'a Cas,
         pub image_id: &'a str,
-        /// The host's side of the volume.
-        pub volume: &'a Path,
-        /// Where the program leaves its output: mounted at `/out`.
-        pub output: &'a Path,
+        /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service
+        /// that has neither.
+        pub directories: Option<(&'a Path, &'a Path)>,
     }
 
     /// The programs of the host that this platform needs.
@@ -507,6 +535,24 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
+        /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
+        /// which its own tool shows on this host.
+        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
+            let simulated = self.simulated_cas(true)?;
+            let mut args = vec!["cas".into(), "attest".into(), address.into()];
+            if let Some(cas) = &simulated {
+                args.extend(["-c".into(), OsString::from(&cas.key)]);
+            }
+            let attested = self.scone.run(&args, &[])?;
+            if !attested.success() {
+                let message = format!("CAS at '{address}' cannot be attested: {}", attested.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let key = self.cas_key(address)?;
+            let address = address.to_owned();
+            Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+        }
+
         /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
         pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
             let args = ["cas", "show-identification", "-c", address].map(OsString::from);
@@ -576,6 +622,18 @@ mod platform {
             Ok(measurement.to_owned())
         }
 
+        /// Makes sure that the image is still the one whose measurement is in the policies.
+        pub fn check_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<(), Failure> {
+            let found = self.image_id(image)?;
+            // An ID stands for its content; a directory does not.
+            let same = found == id && (self.engine.name == "docker" || self.measure(id)? == mrenclave);
+            let message = format!("image '{image}' is not the one in the policies: it was built anew");
+            match same {
+                true => Ok(()),
+                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+            }
+        }
+
         /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of
         /// the container: SCONE's runtime prints the code there.
         pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
@@ -588,28 +646,27 @@ mod platform {
             if self.engine.name == "docker" {
                 let user = rustix::process::geteuid().as_raw();
                 let group = rustix::process::getegid().as_raw();
+                args.extend(["run", "--rm", "--log-driver=none", "--cap-drop=ALL"].map(OsString::from));
                 args.extend(
-                    ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-                        .map(OsString::from),
+                    ["--security-opt=no-new-privileges", "-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from),
                 );
-                args.extend(
-                    [format!("--user={user}:{group}"), "-e=SCONE_CONFIG_ID".into(), "-e=SCONE_CAS_ADDR".into()]
-                        .map(OsString::from),
-                );
+                args.push(format!("--user={user}:{group}").into());
                 args.extend(self.facts.docker.iter().map(OsString::from));
-                if self.facts.sealed != VOLUME {
-                    args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                if let Some((volume, output)) = start.directories {
+                    if self.facts.sealed != VOLUME {
+                        args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                    }
+                    args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
                 }
-                args.extend([mount(start.volume, self.facts.sealed), mount(start.output, OUTPUT)]);
+                args.push(start.image_id.into());
             } else {
                 args.extend(["--rootfs".into(), start.image_id.into()]);
-                for (host, inside) in [(start.volume, self.facts.sealed), (start.output, OUTPUT)] {
-                    args.push("--bind".into());
-                    args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                if let Some((volume, output)) = start.directories {
+                    for (host, inside) in [(volume, self.facts.sealed), (output, OUTPUT)] {
+                        args.push("--bind".into());
+                        args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                    }
                 }
-            }
-            if self.engine.name == "docker" {
-                args.push(start.image_id.into());
             }
             args.push(PROGRAM.into());
             self.engine.run(&args, &environment)
@@ -681,6 +738,8 @@ mod state {
         pub secret_version: u32,
         /// How many of the uploads CAS has confirmed.
         pub uploads_done: usize,
+        /// It is to be undone: decided before the old codes died.
+        pub undo: bool,
     }
 
     impl State {
@@ -836,14 +895,14 @@ mod state {
 // --- block qr_code
 #[allow(dead_code)] // identical in every script; not every script needs all of it
 mod qr_code {
-    //! The QR code's way from the program to the user: never overwriting, never in a stream, never lost.
+    //! The QR code's way from the program to a file: never overwriting, never in a stream, never lost.
 
     use std::fs::{self, DirBuilder, File};
     use std::io;
     use std::os::unix::fs::{DirBuilderExt, MetadataExt};
     use std::path::{Path, PathBuf};
 
-    use super::child::Finished;
+    use super::child::{Finished, Tool};
     use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
     use super::platform::{Start, Tools};
     use super::state::{self, State, volume_directory};
@@ -900,8 +959,8 @@ mod qr_code {
         /// Starts `session/service[@code]` with the account's volume, to write here.
         pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
             let volume = volume_directory(root, &self.account, state.volume_version)?;
-            let (cas, image_id, output) = (&state.cas, state.image_id.as_str(), self.directory.as_path());
-            tools.start(&Start { config_id, cas, image_id, volume: &volume, output })
+            let (cas, image_id) = (&state.cas, state.image_id.as_str());
+            tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) })
         }
 
         fn written(&self) -> PathBuf {
@@ -932,6 +991,20 @@ mod qr_code {
                 format!("a second name of the QR code, '{}', cannot be removed", written.display()),
             ))?;
             Ok(self.path)
+        }
+
+        /// The QR code itself, for the terminal.
+        pub fn read(&self) -> Result<String, Failure> {
+            let written = self.written();
+            fs::read_to_string(&written)
+                .map_err(Failure::because(OTHER, format!("cannot read '{}'", written.display())))
+        }
+
+        /// Destroys the QR code where the program left it.
+        pub fn destroy(self) -> Result<(), Failure> {
+            destroy(&self.written())?;
+            let removed = fs::remove_dir(&self.directory);
+            removed.map_err(Failure::because(OTHER, format!("cannot remove '{}'", self.directory.display())))
         }
 
         /// Leaves nothing behind of a start that issued nothing. What cannot be removed is found, and used, by the next run.
@@ -983,18 +1056,484 @@ mod qr_code {
         }
     }
 
-    /// What there is to do with a QR code that was delivered to `path`.
-    pub fn report(path: &Path, state: &State) -> String {
-        let (issuer, login, path_shown) = (&state.issuer, state.label(), path.display());
-        format!(
-            "QR code of '{issuer}', '{login}': {path_shown}\nscan it with the authenticator, then destroy it: {}",
-            shred(path)
-        )
+    /// Destroys the picture, and says how far that goes.
+    pub fn destroy(path: &Path) -> Result<String, Failure> {
+        let failed = |cause: String| {
+            let message = format!("the QR code in '{}' cannot be destroyed: {cause}", path.display());
+            Failure::new(PART_WAY, message)
+        };
+        let kind = rustix::fs::statfs(path).map_err(|cause| failed(cause.to_string()))?.f_type;
+        let shred = Tool::find("shred", None);
+        match &shred {
+            Some(shred) => {
+                let args = ["-n", "3", "-z", "-u", "--"].map(Into::into).into_iter().chain([path.into()]);
+                let finished = shred.run(&args.collect::<Vec<_>>(), &[])?;
+                if !finished.success() {
+                    return Err(failed(finished.reason()));
+                }
+            }
+            None => fs::remove_file(path).map_err(|cause| failed(cause.to_string()))?,
+        }
+        // Magic numbers: statfs(2).
+        let weak = match kind {
+            0x0102_1994 => Some("tmpfs: what was swapped out may remain"),
+            0x9123_683e => Some("btrfs writes elsewhere: old blocks may remain"),
+            0x2fc1_2fc1 => Some("ZFS writes elsewhere: old blocks may remain"),
+            0x794c_7630 | 0x6573_5546 => Some("an overlay: what lies below decides"),
+            0x6969 => Some("NFS: the server decides"),
+            0xf2f5_2010 => Some("F2FS writes elsewhere: old blocks may remain"),
+            _ => None,
+        };
+        Ok(match (shred, weak) {
+            (None, _) => "removed, not overwritten: 'shred' was not found".to_owned(),
+            (Some(_), None) => "destroyed (what a flash drive or a backup kept aside is beyond reach)".to_owned(),
+            (Some(_), Some(weak)) => format!("destroyed, as far as the file system lets it: {weak}"),
+        })
     }
 
-    /// The command that destroys a QR code once it was scanned.
-    pub fn shred(path: &Path) -> String {
+    /// The command that destroys a QR code.
+    pub fn shred_command(path: &Path) -> String {
         format!("shred -n 3 -z -u '{}'", path.display().to_string().replace('\'', r"'\''"))
     }
 }
 // --- end qr_code
+
+// --- block code
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod code {
+    //! One-time codes: asked for last, at the terminal, or read from a file; never an argument, never shown.
+
+    use std::fmt;
+    use std::fs::File;
+    use std::io::{self, Read};
+    use std::path::{Path, PathBuf};
+    use std::thread::sleep;
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use super::child::Finished;
+    use super::outcome::{Failure, OTHER, REFUSED, USAGE, at_prompt, check_interrupted, is_interactive, step};
+
+    /// A time step, in seconds (RFC 6238 section 4.1).
+    const STEP: u64 = 30;
+    /// How often a person may try.
+    const TRIES: usize = 3;
+
+    /// Six digits that a start may present once.
+    pub struct Code(String);
+
+    impl fmt::Debug for Code {
+        fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("Code(..)")
+        }
+    }
+
+    impl Code {
+        /// `session/service@code`, for the environment of the one process that needs it.
+        pub fn config_id(&self, service: &str) -> String {
+            format!("{service}@{}", self.0)
+        }
+
+        fn parse(text: &str) -> Result<Code, Failure> {
+            let text = text.trim_ascii();
+            match text.len() == 6 && text.bytes().all(|c| c.is_ascii_digit()) {
+                true => Ok(Code(text.to_owned())),
+                false => Err(Failure::new(USAGE, "a code is exactly six digits")),
+            }
+        }
+    }
+
+    /// Where codes come from: a person, or a file.
+    pub enum Source {
+        Person,
+        /// `-`: standard input.
+        File(PathBuf),
+    }
+
+    impl Source {
+        /// Fails early, before anything is prepared, if there is neither; `otherwise` says which option to give then.
+        pub fn new(file: Option<&Path>, otherwise: &str) -> Result<Source, Failure> {
+            match file {
+                Some(path) => Ok(Source::File(path.to_owned())),
+                None if is_interactive() => Ok(Source::Person),
+                None => Err(Failure::new(
+                    USAGE,
+                    format!("a code is needed and there is no terminal to ask on: give {otherwise}"),
+                )),
+            }
+        }
+    }
+
+    /// A presentation of codes to CAS.
+    pub struct Presentation<'a> {
+        pub source: &'a Source,
+        /// Whose code it is.
+        pub prompt: String,
+        /// How long a start took, when there was no code yet.
+        pub takes: Duration,
+        /// The time step of a code that was spent already: the authenticator may still show it.
+        pub spent: Option<u64>,
+        /// What somebody must know who presses Ctrl-C.
+        pub remains: String,
+    }
+
+    impl Presentation<'_> {
+        /// Asks for a code and starts something with it; a person may try again if the code was refused. Returns how the start
+        /// ended - not refused because of its code - and the time step in which the code was entered.
+        pub fn make(
+            self,
+            start: &mut dyn FnMut(&Code) -> Result<Finished, Failure>,
+        ) -> Result<(Finished, u64), Failure> {
+            let mut spent = self.spent;
+            for tries_left in (0..TRIES).rev() {
+                let code = match self.source {
+                    Source::Person => {
+                        self.wait_for_a_useful_code(spent)?;
+                        let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
+                        let asked =
+                            at_prompt(&self.remains, || dialoguer::Password::new().with_prompt(prompt).interact());
+                        let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
+                            io::ErrorKind::Interrupted => Failure::interrupted(),
+                            _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
+                        })?;
+                        match Code::parse(&typed) {
+                            Err(failure) if tries_left == 0 => return Err(failure),
+                            Err(_) => {
+                                step("a code is exactly six digits");
+                                continue;
+                            }
+                            Ok(code) => code,
+                        }
+                    }
+                    Source::File(path) => read(path)?,
+                };
+                let entered = current_step();
+                let finished = start(&code)?;
+                let Some(advice) = advice(&finished, entered) else { return Ok((finished, entered)) };
+                let refusal = format!("{advice}: {}", finished.reason());
+                let may_retry =
+                    matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);
+                if !may_retry {
+                    return Err(Failure::new(REFUSED, refusal));
+                }
+                step(refusal);
+                if finished.reason().contains(USED) {
+                    spent = Some(entered);
+                }
+            }
+            Err(Failure::new(REFUSED, "no code was accepted"))
+        }
+
+        /// A code that was spent, or that will change before a start has used it, is not worth asking for.
+        fn wait_for_a_useful_code(&self, spent: Option<u64>) -> Result<(), Failure> {
+            if spent == Some(current_step()) {
+                step(format!("the code shown now was used already: waiting {} s for the next one", seconds_left()));
+                return wait_for_next_step();
+            }
+            let (left, needed) = (seconds_left(), self.takes + Duration::from_secs(2));
+            if Duration::from_secs(left) >= needed {
+                return Ok(());
+            }
+            let question = format!(
+                "The code changes in {left} s, the start takes about {} s. Wait for the next code?",
+                needed.as_secs()
+            );
+            let asked =
+                at_prompt(&self.remains, || dialoguer::Confirm::new().with_prompt(question).default(true).interact());
+            match asked {
+                Ok(true) => wait_for_next_step(),
+                Ok(false) => Ok(()),
+                Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => {
+                    Err(Failure::interrupted())
+                }
+                Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
+            }
+        }
+    }
+
+    const USED: &str = "One-time Password was already used";
+    const INVALID: &str = "One-time Password is invalid";
+    /// The simulator's, which slows guessing down.
+    const BACK_OFF: &str = "Too many wrong One-time Passwords";
+
+    /// Whether a start was refused because of its code.
+    pub fn is_refused(finished: &Finished) -> bool {
+        let reason = finished.reason();
+        [USED, INVALID, BACK_OFF].iter().any(|text| reason.contains(text))
+    }
+
+    /// What to tell whose code was refused; `None` if it was not.
+    fn advice(finished: &Finished, entered: u64) -> Option<&'static str> {
+        let reason = finished.reason();
+        if reason.contains(USED) {
+            Some("that code was used already, by you or somebody else: wait for the next one")
+        } else if reason.contains(INVALID) && current_step() != entered {
+            Some("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears")
+        } else if reason.contains(INVALID) {
+            Some("that code is wrong: is it this account's entry, and is the clock of the authenticator right?")
+        } else if reason.contains(BACK_OFF) {
+            Some("too many wrong codes were given")
+        } else {
+            None
+        }
+    }
+
+    fn read(path: &Path) -> Result<Code, Failure> {
+        let mut text = String::new();
+        // More than any code, so that a wrong file is seen to be wrong without being read whole.
+        let read = match path == Path::new("-") {
+            true => io::stdin().take(64).read_to_string(&mut text),
+            false => File::open(path).and_then(|file| file.take(64).read_to_string(&mut text)),
+        };
+        read.map_err(Failure::because(USAGE, format!("no code can be read from '{}'", path.display())))?;
+        Code::parse(&text)
+    }
+
+    fn since_1970() -> Duration {
+        // A clock before 1970 is as wrong as can be: CAS will say so of the codes.
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn current_step() -> u64 {
+        since_1970().as_secs() / STEP
+    }
+
+    fn seconds_left() -> u64 {
+        STEP - since_1970().as_secs() % STEP
+    }
+
+    fn wait_for_next_step() -> Result<(), Failure> {
+        let now = current_step();
+        while current_step() == now {
+            sleep(Duration::from_millis(100));
+            check_interrupted()?;
+        }
+        Ok(())
+    }
+}
+// --- end code
+
+// --- block enrolment
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod enrolment {
+    //! From the QR code to an authenticator that is known to work: the picture is shown or delivered, a first code of the new
+    //! entry is accepted by CAS, and the picture is destroyed.
+
+    use std::io::{self, IsTerminal, Write};
+    use std::path::{Path, PathBuf};
+    use std::time::Duration;
+
+    use super::code::{Presentation, Source};
+    use super::outcome::{Failure, OTHER, PART_WAY, SHOW_ALL, USAGE, at_prompt, is_interactive, step};
+    use super::platform::{Start, Tools};
+    use super::qr_code::{Output, destroy, shred_command};
+    use super::state::{self, State};
+
+    #[derive(Debug, clap::Args)]
+    pub struct Options {
+        /// Where the QR code (SVG) is written
+        #[arg(long, default_value = "qrcode.svg")]
+        pub output: PathBuf,
+        /// Show the QR code on the terminal and write no file
+        #[arg(long, conflicts_with_all = ["keep", "output"])]
+        terminal: bool,
+        /// Keep the QR code once it was scanned
+        #[arg(long)]
+        keep: bool,
+        /// Do not ask for a first code of the new entry
+        #[arg(long)]
+        no_confirm: bool,
+        /// Read that first code from FILE instead of asking; '-' is standard input
+        #[arg(long, value_name = "FILE", conflicts_with = "no_confirm")]
+        confirm_file: Option<PathBuf>,
+    }
+
+    impl Options {
+        /// What can be refused before anything is spent.
+        pub fn check(&self) -> Result<Option<Source>, Failure> {
+            if self.terminal && !(io::stdout().is_terminal() && is_interactive()) {
+                return Err(Failure::new(
+                    USAGE,
+                    "'--terminal' needs a terminal: the QR code must end up in no file or pipe",
+                ));
+            }
+            match self.no_confirm {
+                true => Ok(None),
+                false => Source::new(self.confirm_file.as_deref(), "'--confirm-file FILE' or '--no-confirm'").map(Some),
+            }
+        }
+    }
+
+    /// An account whose QR code was issued just now.
+    pub struct Enrolment<'a> {
+        pub account: &'a str,
+        pub state: &'a State,
+        pub tools: &'a Tools,
+        pub options: &'a Options,
+        pub source: Option<&'a Source>,
+        /// How long the start took.
+        pub takes: Duration,
+        /// The time step of the code it cost.
+        pub spent: Option<u64>,
+    }
+
+    impl Enrolment<'_> {
+        /// Takes the QR code to its user. Returns what to report.
+        pub fn conclude(&self, output: Output) -> Result<String, Failure> {
+            let (issuer, login) = (&self.state.issuer, self.state.label());
+            let file = match self.options.terminal {
+                true => self.show(output)?,
+                false => {
+                    let path = output.deliver()?;
+                    step(format!("the QR code of '{issuer}', '{login}' is in '{}'", path.display()));
+                    Some(path)
+                }
+            };
+            let confirmed = match self.source {
+                Some(source) => {
+                    self.confirm(source, file.as_deref())?;
+                    "enrolled and confirmed"
+                }
+                None => "issued, not confirmed",
+            };
+            if self.source.is_none()
+                && is_interactive()
+                && !self.options.keep
+                && let Some(path) = &file
+            {
+                wait_for_enter("Scan it, then press Enter: the picture is destroyed", &remains(path))?;
+            }
+            let scanned = self.source.is_some() || is_interactive();
+            let fate = match file {
+                None => "it was shown on the terminal only".to_owned(),
+                Some(path) if scanned && !self.options.keep => destroy(&path)?,
+                Some(path) => format!("once it is scanned, destroy it: {}", shred_command(&path)),
+            };
+            Ok(format!("{confirmed}: '{issuer}', '{login}'\nQR code: {fate}"))
+        }
+
+        /// Has CAS accept a code of the new entry: then the authenticator is known to work.
+        fn confirm(&self, source: &Source, file: Option<&Path>) -> Result<(), Failure> {
+            step("a first code of the new entry shows that it works; CAS accepts no code twice, so this one is spent");
+            let service = format!("{}/otpqr-reset/confirm", self.state.namespace);
+            let presentation = Presentation {
+                source,
+                prompt: format!("Code that the new entry {}, {} shows", self.state.issuer, self.state.label()),
+                takes: self.takes,
+                spent: self.spent,
+                remains: file.map_or_else(|| "the entry is not confirmed".to_owned(), remains),
+            };
+            let unconfirmed = |failure: Failure| {
+                let option = state::option(self.account);
+                let kept =
+                    file.map_or_else(String::new, |path| format!("; the QR code is still in '{}'", path.display()));
+                failure
+                    .in_front(format!("the QR code was issued, but no code of it was confirmed{kept}"), PART_WAY)
+                    .hint(format!(
+                        "./scripts/add_auth.rs{option} --output another.svg   # if the entry works after all"
+                    ))
+                    .hint(format!("./scripts/roll_forward.rs{option}   # if it was not scanned"))
+            };
+            let presented = presentation.make(&mut |code| {
+                let (config_id, cas) = (code.config_id(&service), &self.state.cas);
+                self.tools.start(&Start {
+                    config_id: &config_id,
+                    cas,
+                    image_id: &self.state.image_id,
+                    directories: None,
+                })
+            });
+            let (finished, _) = presented.map_err(unconfirmed)?;
+            match finished.success() {
+                true => Ok(()),
+                false => Err(unconfirmed(Failure::new(OTHER, finished.reason()))),
+            }
+        }
+
+        /// Shows the QR code on the alternate screen, from which it is gone afterwards. The file is destroyed first; only if
+        /// the terminal cannot show it, it is delivered as a file after all.
+        fn show(&self, output: Output) -> Result<Option<PathBuf>, Failure> {
+            let svg = output.read()?;
+            let drawn = Modules::of(&svg).ok_or("it cannot be drawn".to_owned()).and_then(|modules| {
+                let (columns, rows) = (modules.size, modules.size.div_ceil(2) + 1);
+                let terminal = rustix::termios::tcgetwinsize(io::stdout()).map_err(|cause| cause.to_string())?;
+                match usize::from(terminal.ws_col) >= columns && usize::from(terminal.ws_row) > rows {
+                    true => Ok(modules.draw()),
+                    false => Err(format!("it needs {columns} columns and {} rows", rows + 1)),
+                }
+            });
+            let drawing = match drawn {
+                Ok(drawing) => drawing,
+                Err(why) => {
+                    let path = output.deliver()?;
+                    step(format!("the terminal cannot show the QR code: {why}; it is in '{}' instead", path.display()));
+                    return Ok(Some(path));
+                }
+            };
+            output.destroy()?;
+            let mut screen = io::stdout();
+            let shown = write!(screen, "\x1b[?1049h\x1b[H{drawing}").and_then(|()| screen.flush());
+            let asked = wait_for_enter("Scan it, then press Enter", "if it was not scanned, roll forward");
+            let hidden = write!(screen, "{SHOW_ALL}").and_then(|()| screen.flush());
+            asked?;
+            shown.and(hidden).map_err(Failure::because(OTHER, "the terminal cannot be written to"))?;
+            Ok(None)
+        }
+    }
+
+    fn remains(path: &Path) -> String {
+        format!("the QR code is still there: {}", shred_command(path))
+    }
+
+    fn wait_for_enter(prompt: &str, remains: &str) -> Result<(), Failure> {
+        eprint!("{prompt} ");
+        let read = at_prompt(remains, || io::stdin().read_line(&mut String::new()));
+        read.map(drop).map_err(Failure::because(OTHER, "nothing can be read from the terminal"))
+    }
+
+    /// The QR code as otpqr draws it: dark runs in rows, quiet zone included.
+    struct Modules {
+        size: usize,
+        dark: Vec<bool>,
+    }
+
+    impl Modules {
+        /// Reads `viewBox="0 0 SIZE SIZE"` and the path `M<x> <y>h<run>v1h-<run>z…`; `None` if it is anything else.
+        fn of(svg: &str) -> Option<Modules> {
+            let size: usize = svg.split_once("viewBox=\"0 0 ")?.1.split_once(' ')?.0.parse().ok()?;
+            if size > 200 {
+                return None;
+            }
+            let path = svg.split_once(" d=\"")?.1.split_once('"')?.0;
+            let mut dark = vec![false; size * size];
+            for run in path.split('z').filter(|run| !run.is_empty()) {
+                let (x, rest) = run.strip_prefix('M')?.split_once(' ')?;
+                let (y, rest) = rest.split_once('h')?;
+                let (length, _) = rest.split_once("v1h-")?;
+                let (x, y, length): (usize, usize, usize) = (x.parse().ok()?, y.parse().ok()?, length.parse().ok()?);
+                dark.get_mut(y * size + x..(y * size + x).checked_add(length)?)?.fill(true);
+            }
+            Some(Modules { size, dark })
+        }
+
+        /// Two rows a line, black on white whatever the terminal's colours are.
+        fn draw(&self) -> String {
+            let mut drawing = String::new();
+            for y in (0..self.size).step_by(2) {
+                drawing.push_str("\x1b[38;5;16;48;5;231m");
+                for x in 0..self.size {
+                    let upper = self.dark[y * self.size + x];
+                    let lower = self.dark.get((y + 1) * self.size + x).copied().unwrap_or(false);
+                    drawing.push(match (upper, lower) {
+                        (true, true) => '█',
+                        (true, false) => '▀',
+                        (false, true) => '▄',
+                        (false, false) => ' ',
+                    });
+                }
+                drawing.push_str("\x1b[0m\r\n");
+            }
+            drawing
+        }
+    }
+}
+// --- end enrolment

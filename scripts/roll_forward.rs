@@ -18,7 +18,7 @@
 //! dialoguer = { version = "=0.12.0", default-features = false, features = ["password"] }
 //! duct = "=1.1.2"
 //! handlebars = "=6.4.4"
-//! rustix = { version = "=1.1.6", features = ["process", "termios"] }
+//! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
 //! serde_json = "=1.0.154"
 //! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
@@ -26,15 +26,18 @@
 //! which = "=8.0.6"
 //! ```
 
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
-use outcome::{Failure, OTHER, PRECONDITION, USAGE, at_prompt, conclude, step};
+use code::{Presentation, Source};
+use outcome::{Failure, OTHER, PRECONDITION, USAGE, at_prompt, conclude, is_interactive, step};
 use platform::Tools;
-use policy::{Session, Versions, upload};
+use policy::{Held, Session, Versions, compare, upload};
+use qr_code::Output;
 use state::{Pending, State, StateFile};
 
 const SCRIPT: &str = "roll_forward";
@@ -53,12 +56,27 @@ Exit codes:
 Examples:
   ./scripts/roll_forward.rs                              asks before the old codes die
   ./scripts/roll_forward.rs --yes --account signing      does not ask
+  ./scripts/roll_forward.rs --keep-secret                volume damaged, authenticator at hand: asks for a code
+  ./scripts/roll_forward.rs --undo                       it was cut off, and before the old codes died
+  ./scripts/roll_forward.rs --cas-wiped                  CAS lost its sessions
   ./scripts/gen_qr.rs                                    afterwards: the new secret's QR code"
 )]
 struct Args {
     /// The account
     #[arg(long, default_value = "default", value_parser = state::account_name)]
     account: String,
+    /// New volume only: secret and authenticators stay. Asks for a code
+    #[arg(long, conflicts_with_all = ["undo", "cas_wiped"])]
+    keep_secret: bool,
+    /// With --keep-secret: read the code from FILE instead of asking; '-' is standard input
+    #[arg(long, value_name = "FILE", requires = "keep_secret")]
+    otp_file: Option<PathBuf>,
+    /// Undo a roll-forward that was cut off before the old codes died
+    #[arg(long, conflicts_with = "cas_wiped")]
+    undo: bool,
+    /// CAS lost its sessions: upload everything anew, to whatever CAS is there now
+    #[arg(long)]
+    cas_wiped: bool,
     /// Do not ask
     #[arg(long)]
     yes: bool,
@@ -73,89 +91,247 @@ fn main() -> ExitCode {
 }
 
 fn roll_forward(args: &Args) -> Result<String, Failure> {
-    let can_ask = io::stdin().is_terminal() && io::stderr().is_terminal();
-    if !args.yes && !can_ask {
-        return Err(Failure::new(
-            USAGE,
-            "this kills all codes in use and there is no terminal to ask on: give '--yes'",
-        ));
+    if !args.yes && !args.undo && !is_interactive() {
+        let message = "this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'";
+        return Err(Failure::new(USAGE, message));
     }
-    let (root, mut file, mut state) = state::existing(args.root.as_deref(), &args.account)?;
+    let source = match args.keep_secret {
+        true => Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?),
+        false => None,
+    };
+    let (root, file, state) = state::existing(args.root.as_deref(), &args.account)?;
     let root = root::find(Some(&root), Path::new("templates"))?;
     let tools = state.platform.tools(&root)?;
-    tools.check_cas(&state.cas)?;
-
-    let pending = match state.pending.clone() {
-        Some(pending) => {
-            step("going on with a roll-forward that was begun");
-            pending
-        }
-        None => {
-            confirm(args, &state)?;
-            let next = Pending {
-                volume_version: state.volume_version + 1,
-                secret_version: state.secret_version + 1,
-                uploads_done: 0,
-            };
-            // Recorded before CAS is changed.
-            state.pending = Some(next.clone());
-            file.write(&state)?;
-            next
-        }
-    };
-    let old = state.label();
-    switch(&tools, &root, &mut file, &mut state, pending)?;
-    let account = state::option(&args.account);
-    Ok(format!(
-        "rolled forward: account '{}' has a new secret and a new volume; every code of the old secret is refused\n\
-         delete from the authenticators: '{}', '{old}'\n\
-         next: ./scripts/gen_qr.rs{account}   # its entry will be '{}', '{}'",
-        args.account,
-        state.issuer,
-        state.issuer,
-        state.label(),
-    ))
-}
-
-fn confirm(args: &Args, state: &State) -> Result<(), Failure> {
-    if args.yes {
-        return Ok(());
-    }
-    let prompt = format!("All codes of '{}', '{}' stop working at once. Go on?", state.issuer, state.label());
-    let asked = at_prompt(|| dialoguer::Confirm::new().with_prompt(prompt).default(false).interact());
-    match asked {
-        Ok(true) => Ok(()),
-        Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => Err(Failure::interrupted()),
-        Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
-        Ok(false) => Err(Failure::new(PRECONDITION, "not confirmed; nothing was changed")),
+    let mut run = Run { args, root, tools, file, state };
+    match (args.cas_wiped, args.undo) {
+        (true, _) => run.start_anew(),
+        (_, true) => run.undo(),
+        _ => run.forward(source.as_ref()),
     }
 }
 
-/// The three uploads. Each is recorded when CAS has answered, and recognised if it had already happened.
-fn switch(tools: &Tools, root: &Path, file: &mut StateFile, state: &mut State, mut to: Pending) -> Result<(), Failure> {
-    let both = Versions {
-        volume: state.volume_version,
-        secret: state.secret_version,
-        declared_volumes: vec![state.volume_version, to.volume_version],
-        declared_secrets: vec![state.secret_version, to.secret_version],
-    };
-    let new = Versions::only(to.volume_version, to.secret_version);
-    let steps = [
-        (Session::Otpqr, &both, "declaring the new secret and volume beside the old"),
-        (Session::Reset, &new, "switching: from here on the old codes are dead"),
-        (Session::Otpqr, &new, "dropping the old secret and volume"),
-    ];
-    for (session, versions, what) in steps.into_iter().skip(to.uploads_done) {
+struct Run<'a> {
+    args: &'a Args,
+    root: PathBuf,
+    tools: Tools,
+    file: StateFile,
+    state: State,
+}
+
+impl Run<'_> {
+    fn forward(&mut self, source: Option<&Source>) -> Result<String, Failure> {
+        self.tools.check_cas(&self.state.cas)?;
+        self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)?;
+        let keep_secret = self.args.keep_secret;
+        let mut to = match self.state.pending.clone() {
+            Some(Pending { undo: true, .. }) => return self.undo(),
+            Some(pending) if (pending.secret_version == self.state.secret_version) != keep_secret => {
+                let begun = if keep_secret { "one with a new secret" } else { "one that keeps the secret" };
+                let option = if keep_secret { "" } else { " --keep-secret" };
+                let message = format!("another roll-forward was begun and is to be finished first: {begun}");
+                let command = format!("./scripts/roll_forward.rs{}{option}", state::option(&self.args.account));
+                return Err(Failure::new(PRECONDITION, message).hint(command));
+            }
+            Some(pending) => {
+                step("going on with a roll-forward that was begun");
+                pending
+            }
+            None => {
+                let (issuer, login) = (&self.state.issuer, self.state.label());
+                self.confirm(match keep_secret {
+                    true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
+                    false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
+                })?;
+                let next = Pending {
+                    volume_version: self.state.volume_version + 1,
+                    secret_version: self.state.secret_version + u32::from(!keep_secret),
+                    uploads_done: 0,
+                    undo: false,
+                };
+                // Recorded before CAS is changed.
+                self.record(Some(&next))?;
+                next
+            }
+        };
+        let old = self.state.label();
+        let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
+        let switching = match keep_secret {
+            true => "switching session 2 to the new volume",
+            false => "switching: from here on the old codes are dead",
+        };
+        self.upload(&mut to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
+        self.upload(&mut to, 1, Session::Reset, &new, switching)?;
+        if let Some(source) = source {
+            self.take_marker(source, &to)?;
+        }
+        self.upload(&mut to, 2, Session::Otpqr, &new, "dropping the old")?;
+        (self.state.volume_version, self.state.secret_version) = (to.volume_version, to.secret_version);
+        self.record(None)?;
+        Ok(match keep_secret {
+            true => format!("rolled forward: account '{}' has a new volume; its codes go on", self.args.account),
+            false => self.report(&old, "every code of the old secret is refused"),
+        })
+    }
+
+    /// One of the three uploads, if it was not yet recorded: recorded when CAS has answered, recognised if it had happened.
+    fn upload(
+        &mut self,
+        to: &mut Pending,
+        number: usize,
+        session: Session,
+        versions: &Versions,
+        what: &str,
+    ) -> Result<(), Failure> {
+        if number < to.uploads_done {
+            return Ok(());
+        }
         step(what);
-        let (hash, _) = upload(tools, root, session, state, versions)?;
-        *session.hash(state) = Some(hash);
-        to.uploads_done += 1;
-        state.pending = Some(to.clone());
-        file.write(state)?;
+        let (hash, _) = upload(&self.tools, &self.root, session, &self.state, versions)?;
+        *session.hash(&mut self.state) = Some(hash);
+        to.uploads_done = number + 1;
+        self.record(Some(to))
     }
-    (state.volume_version, state.secret_version) = (to.volume_version, to.secret_version);
-    state.pending = None;
-    file.write(state)
+
+    fn record(&mut self, pending: Option<&Pending>) -> Result<(), Failure> {
+        self.state.pending = pending.cloned();
+        self.file.write(&self.state)
+    }
+
+    /// What session 1 declares in between.
+    fn both(&self, to: &Pending) -> Versions {
+        let (volume, secret) = (self.state.volume_version, self.state.secret_version);
+        let mut declared_secrets = vec![secret, to.secret_version];
+        declared_secrets.dedup();
+        Versions { volume, secret, declared_volumes: vec![volume, to.volume_version], declared_secrets }
+    }
+
+    /// The new volume's first start is session 2's, against a code: it takes the once-marker, so that session 1, which asks
+    /// for none, issues nothing when it is moved to the new volume. The QR code that comes with it is nobody's: destroyed.
+    fn take_marker(&self, source: &Source, to: &Pending) -> Result<(), Failure> {
+        let mut state = self.state.clone();
+        state.volume_version = to.volume_version;
+        let presentation = Presentation {
+            source,
+            prompt: format!("Code for {}, {}", state.issuer, state.label()),
+            // Nothing could be started before to measure it.
+            takes: Duration::from_secs(2),
+            spent: None,
+            remains: "run the same command again to go on".to_owned(),
+        };
+        let config_id = format!("{}/otpqr-reset/otpqr", state.namespace);
+        let path = self.root.join("state").join(format!("{}.svg", self.args.account));
+        let mut issued = None;
+        let (finished, _) = presentation.make(&mut |code| {
+            let output = Output::prepare(&path, &self.args.account, state.secret_version)?;
+            step("starting the confidential program on the new volume");
+            let finished = output.start(&self.tools, &self.root, &state, &code.config_id(&config_id))?;
+            match code::is_refused(&finished) {
+                true => output.discard(),
+                false => issued = Some(output),
+            }
+            Ok(finished)
+        })?;
+        match issued {
+            Some(output) if output.is_complete() => output.destroy(),
+            Some(output) => Err(output.explain(&finished)),
+            None => Err(Failure::new(OTHER, "the program was not started")),
+        }
+    }
+
+    /// Back to the old alone, which is possible until session 2 has switched.
+    fn undo(&mut self) -> Result<String, Failure> {
+        self.tools.check_cas(&self.state.cas)?;
+        let Some(mut to) = self.state.pending.clone() else {
+            return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.args.account));
+        };
+        let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
+        let switched =
+            to.uploads_done >= 2 || compare(&self.tools, &self.root, Session::Reset, &self.state, &new)? == Held::Same;
+        if switched {
+            let command = format!("./scripts/roll_forward.rs{}", state::option(&self.args.account));
+            let message = "session 2 has switched already: the only way is forward";
+            return Err(Failure::new(PRECONDITION, message).hint(command));
+        }
+        if !to.undo {
+            // Session 1 is brought to where its hash is known; then the intention is turned round.
+            self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far it got")?;
+            to.undo = true;
+            self.record(Some(&to))?;
+        }
+        step("dropping what was declared beside the old");
+        let old = Versions::only(self.state.volume_version, self.state.secret_version);
+        let (hash, _) = upload(&self.tools, &self.root, Session::Otpqr, &self.state, &old)?;
+        self.state.otpqr_hash = Some(hash);
+        self.record(None)?;
+        Ok(format!("undone: account '{}' is as it was; its codes go on", self.args.account))
+    }
+
+    /// CAS holds nothing of this account any more: everything is uploaded as if for the first time, with a new secret and a
+    /// new volume, since CAS has lost the old ones.
+    fn start_anew(&mut self) -> Result<String, Failure> {
+        let cas = self.tools.attest(&self.state.cas.address)?;
+        self.state.cas = cas;
+        let current = Versions::only(self.state.volume_version, self.state.secret_version);
+        for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
+            match compare(&self.tools, &self.root, session, &self.state, &current)? {
+                Held::Nothing => {}
+                Held::Unknown(reason) => {
+                    return Err(Failure::new(PRECONDITION, format!("CAS cannot be asked what it holds: {reason}")));
+                }
+                Held::Same | Held::Different => {
+                    let message = format!("CAS was not wiped: it holds session '{}'", session.name(&self.state));
+                    let command = format!("./scripts/create.rs{}", state::option(&self.args.account));
+                    return Err(Failure::new(PRECONDITION, message).hint(command));
+                }
+            }
+        }
+        let old = self.state.label();
+        self.confirm(format!(
+            "Upload account '{}' anew to the CAS at '{}'?",
+            self.args.account, self.state.cas.address
+        ))?;
+        (self.state.volume_version, self.state.secret_version) =
+            (self.state.volume_version + 1, self.state.secret_version + 1);
+        (self.state.namespace_hash, self.state.otpqr_hash, self.state.reset_hash) = (None, None, None);
+        // From here on `create` can finish it, too.
+        self.record(None)?;
+        let new = Versions::only(self.state.volume_version, self.state.secret_version);
+        for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
+            step(format!("policy '{}'", session.name(&self.state)));
+            let (hash, _) = upload(&self.tools, &self.root, session, &self.state, &new)?;
+            *session.hash(&mut self.state) = Some(hash);
+            self.file.write(&self.state)?;
+        }
+        Ok(self.report(&old, "CAS has lost the old ones"))
+    }
+
+    fn confirm(&self, prompt: String) -> Result<(), Failure> {
+        if self.args.yes {
+            return Ok(());
+        }
+        let asked = at_prompt("nothing was changed", || {
+            dialoguer::Confirm::new().with_prompt(prompt).default(false).interact()
+        });
+        match asked {
+            Ok(true) => Ok(()),
+            Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => {
+                Err(Failure::interrupted())
+            }
+            Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
+            Ok(false) => Err(Failure::new(PRECONDITION, "not confirmed; nothing was changed")),
+        }
+    }
+
+    fn report(&self, old: &str, why: &str) -> String {
+        let (account, issuer) = (state::option(&self.args.account), &self.state.issuer);
+        format!(
+            "rolled forward: account '{}' has a new secret and a new volume; {why}\n\
+             delete from the authenticators: '{issuer}', '{old}'\n\
+             next: ./scripts/gen_qr.rs{account}   # its entry will be '{issuer}', '{}'",
+            self.args.account,
+            self.state.label(),
+        )
+    }
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
@@ -165,7 +341,7 @@ fn switch(tools: &Tools, root: &Path, file: &mut StateFile, state: &mut State, m
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::io;
+    use std::io::{self, IsTerminal};
     use std::process::{self, ExitCode};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -202,6 +378,11 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
+        /// Puts what it means before what happened.
+        pub fn in_front(self, meaning: String, code: u8) -> Failure {
+            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
         /// Somebody pressed Ctrl-C, or told the run to terminate.
         pub fn interrupted() -> Failure {
             Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
@@ -225,29 +406,39 @@ mod outcome {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    /// While somebody is asked something: the terminal as it was before.
-    static PROMPT: Mutex<Option<Termios>> = Mutex::new(None);
+    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
+    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
 
     /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
-    /// cannot be broken off like that; but at a prompt nothing is held and nothing lies about, so the run just ends.
+    /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
     fn interrupt() {
         STOP.store(true, Ordering::SeqCst);
         let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(before) = &*prompt {
-            // Echo may be off. If it cannot be put back, there is nobody left to tell but the message below.
-            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-            eprintln!();
-            process::exit(Failure::interrupted().print().into());
+        if let Some((terminal, remains)) = &*prompt {
+            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+            if let Some(before) = terminal {
+                let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            }
+            eprintln!("{SHOW_ALL}");
+            process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
     }
 
-    /// Asks a person something at the terminal.
-    pub fn at_prompt<T>(ask: impl FnOnce() -> T) -> T {
-        let set = |terminal| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = terminal;
-        set(termios::tcgetattr(io::stdin()).ok());
+    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
+    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
+
+    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
+    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+        let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
+        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
         let answer = ask();
         set(None);
         answer
+    }
+
+    /// Whether there is a person to ask.
+    pub fn is_interactive() -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
     }
 
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
@@ -494,10 +685,9 @@ mod platform {
         pub config_id: &'a str,
         pub cas: &'a Cas,
         pub image_id: &'a str,
-        /// The host's side of the volume.
-        pub volume: &'a Path,
-        /// Where the program leaves its output: mounted at `/out`.
-        pub output: &'a Path,
+        /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service
+        /// that has neither.
+        pub directories: Option<(&'a Path, &'a Path)>,
     }
 
     /// The programs of the host that this platform needs.
@@ -583,6 +773,24 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
+        /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
+        /// which its own tool shows on this host.
+        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
+            let simulated = self.simulated_cas(true)?;
+            let mut args = vec!["cas".into(), "attest".into(), address.into()];
+            if let Some(cas) = &simulated {
+                args.extend(["-c".into(), OsString::from(&cas.key)]);
+            }
+            let attested = self.scone.run(&args, &[])?;
+            if !attested.success() {
+                let message = format!("CAS at '{address}' cannot be attested: {}", attested.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let key = self.cas_key(address)?;
+            let address = address.to_owned();
+            Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+        }
+
         /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
         pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
             let args = ["cas", "show-identification", "-c", address].map(OsString::from);
@@ -652,6 +860,18 @@ mod platform {
             Ok(measurement.to_owned())
         }
 
+        /// Makes sure that the image is still the one whose measurement is in the policies.
+        pub fn check_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<(), Failure> {
+            let found = self.image_id(image)?;
+            // An ID stands for its content; a directory does not.
+            let same = found == id && (self.engine.name == "docker" || self.measure(id)? == mrenclave);
+            let message = format!("image '{image}' is not the one in the policies: it was built anew");
+            match same {
+                true => Ok(()),
+                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+            }
+        }
+
         /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of
         /// the container: SCONE's runtime prints the code there.
         pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
@@ -664,28 +884,27 @@ mod platform {
             if self.engine.name == "docker" {
                 let user = rustix::process::geteuid().as_raw();
                 let group = rustix::process::getegid().as_raw();
+                args.extend(["run", "--rm", "--log-driver=none", "--cap-drop=ALL"].map(OsString::from));
                 args.extend(
-                    ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"]
-                        .map(OsString::from),
+                    ["--security-opt=no-new-privileges", "-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from),
                 );
-                args.extend(
-                    [format!("--user={user}:{group}"), "-e=SCONE_CONFIG_ID".into(), "-e=SCONE_CAS_ADDR".into()]
-                        .map(OsString::from),
-                );
+                args.push(format!("--user={user}:{group}").into());
                 args.extend(self.facts.docker.iter().map(OsString::from));
-                if self.facts.sealed != VOLUME {
-                    args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                if let Some((volume, output)) = start.directories {
+                    if self.facts.sealed != VOLUME {
+                        args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                    }
+                    args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
                 }
-                args.extend([mount(start.volume, self.facts.sealed), mount(start.output, OUTPUT)]);
+                args.push(start.image_id.into());
             } else {
                 args.extend(["--rootfs".into(), start.image_id.into()]);
-                for (host, inside) in [(start.volume, self.facts.sealed), (start.output, OUTPUT)] {
-                    args.push("--bind".into());
-                    args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                if let Some((volume, output)) = start.directories {
+                    for (host, inside) in [(volume, self.facts.sealed), (output, OUTPUT)] {
+                        args.push("--bind".into());
+                        args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                    }
                 }
-            }
-            if self.engine.name == "docker" {
-                args.push(start.image_id.into());
             }
             args.push(PROGRAM.into());
             self.engine.run(&args, &environment)
@@ -757,6 +976,8 @@ mod state {
         pub secret_version: u32,
         /// How many of the uploads CAS has confirmed.
         pub uploads_done: usize,
+        /// It is to be undone: decided before the old codes died.
+        pub undo: bool,
     }
 
     impl State {
@@ -920,7 +1141,9 @@ mod policy {
     use std::path::Path;
 
     use serde_json::{Value, json};
+    use tempfile::NamedTempFile;
 
+    use super::child::Finished;
     use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
     use super::platform::{Tools, is_sha256};
     use super::state::{State, label};
@@ -947,6 +1170,14 @@ mod policy {
                 Session::Namespace => state.namespace.clone(),
                 Session::Otpqr => format!("{}/otpqr", state.namespace),
                 Session::Reset => format!("{}/otpqr-reset", state.namespace),
+            }
+        }
+
+        fn known_hash(self, state: &State) -> &Option<String> {
+            match self {
+                Session::Namespace => &state.namespace_hash,
+                Session::Otpqr => &state.otpqr_hash,
+                Session::Reset => &state.reset_hash,
             }
         }
 
@@ -989,13 +1220,7 @@ mod policy {
     }
 
     /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-    fn render(
-        root: &Path,
-        session: Session,
-        state: &State,
-        versions: &Versions,
-        predecessor: Option<&str>,
-    ) -> Result<String, Failure> {
+    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
         let path = root.join("templates").join(session.template());
         let failed = format!("template '{}' cannot be rendered", path.display());
         let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;
@@ -1009,7 +1234,7 @@ mod policy {
         let values = json!({
             "namespace": state.namespace,
             "language": state.language,
-            "predecessor": predecessor.unwrap_or("~"),
+            "predecessor": session.known_hash(state).as_deref().unwrap_or("~"),
             "mrenclave": state.mrenclave,
             "issuer": state.issuer,
             "login": label(&state.login, versions.secret),
@@ -1021,6 +1246,94 @@ mod policy {
         handlebars.render_template(&template, &values).map_err(Failure::because(PRECONDITION, failed))
     }
 
+    /// A policy rendered for one session: what CAS is to hold.
+    struct Policy<'a> {
+        tools: &'a Tools,
+        cas: &'a str,
+        session: String,
+        /// 0600, and removed when this goes.
+        file: NamedTempFile,
+    }
+
+    impl<'a> Policy<'a> {
+        fn of(
+            tools: &'a Tools,
+            root: &Path,
+            session: Session,
+            state: &'a State,
+            versions: &Versions,
+        ) -> Result<Policy<'a>, Failure> {
+            let text = render(root, session, state, versions)?;
+            let failed = "the policy cannot be written to a temporary file";
+            let mut file = tempfile::Builder::new()
+                .prefix("otpqr-policy-")
+                .suffix(".yml")
+                .tempfile()
+                .map_err(Failure::because(OTHER, failed))?;
+            file.write_all(text.as_bytes()).map_err(Failure::because(OTHER, failed))?;
+            Ok(Policy { tools, cas: &state.cas.address, session: session.name(state), file })
+        }
+
+        /// `scone session SUBCOMMAND` on the policy: the hash it prints, or what it says.
+        fn scone(&self, subcommand: &str) -> Result<Result<String, Finished>, Failure> {
+            let file = self.file.path().into();
+            let finished = self.run(subcommand, file)?;
+            let hash = finished.stdout.trim();
+            match (finished.success(), is_sha256(hash)) {
+                (true, true) => Ok(Ok(hash.to_owned())),
+                (true, false) => {
+                    let message = format!("'scone session {subcommand}' did not print the hash of '{}'", self.session);
+                    Err(Failure::new(OTHER, message))
+                }
+                (false, _) => Ok(Err(finished)),
+            }
+        }
+
+        fn run(&self, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
+            let args = ["session".into(), subcommand.into(), format!("--cas={}", self.cas).into(), what];
+            self.tools.scone.run(&args, &[])
+        }
+
+        /// Whether CAS has such a session at all; `None`: it does not say.
+        fn exists(&self) -> Result<Option<bool>, Failure> {
+            Ok(match self.run("read", OsString::from(&self.session))?.code {
+                Some(0) => Some(true),
+                Some(2) => Some(false),
+                _ => None,
+            })
+        }
+    }
+
+    /// What CAS holds, compared with what the state says it should hold.
+    #[derive(Debug, PartialEq, Eq)]
+    pub enum Held {
+        Same,
+        Different,
+        Nothing,
+        /// CAS did not answer.
+        Unknown(String),
+    }
+
+    /// Compares without changing anything.
+    pub fn compare(
+        tools: &Tools,
+        root: &Path,
+        session: Session,
+        state: &State,
+        versions: &Versions,
+    ) -> Result<Held, Failure> {
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        let refusal = match policy.scone("verify")? {
+            Ok(_) => return Ok(Held::Same),
+            Err(refusal) => refusal,
+        };
+        Ok(match policy.exists()? {
+            Some(true) => Held::Different,
+            Some(false) => Held::Nothing,
+            None => Held::Unknown(refusal.reason()),
+        })
+    }
+
     /// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the
     /// predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was
     /// cut off after the upload but before it could record the hash is recognised: rendering is deterministic, so CAS then
@@ -1029,66 +1342,454 @@ mod policy {
         tools: &Tools,
         root: &Path,
         session: Session,
-        state: &mut State,
+        state: &State,
         versions: &Versions,
     ) -> Result<(String, bool), Failure> {
-        let name = session.name(state);
-        let known = session.hash(state).clone();
-        let text = render(root, session, state, versions, known.as_deref())?;
-        // 0600, and removed when `file` goes.
-        let mut file = tempfile::Builder::new()
-            .prefix("otpqr-policy-")
-            .suffix(".yml")
-            .tempfile()
-            .and_then(|mut file| file.write_all(text.as_bytes()).map(|()| file))
-            .map_err(Failure::because(OTHER, "the policy cannot be written to a temporary file"))?;
-        file.flush().map_err(Failure::because(OTHER, "the policy cannot be written to a temporary file"))?;
-
-        let scone = |subcommand: &str| {
-            let args = [
-                "session".into(),
-                subcommand.into(),
-                format!("--cas={}", state.cas.address).into(),
-                file.path().into(),
-            ];
-            tools.scone.run(&args as &[OsString], &[])
+        let known = session.known_hash(state).is_some();
+        let pending = state.pending.is_some();
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        if known && let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
+        }
+        let refusal = match policy.scone("create")? {
+            Ok(hash) => return Ok((hash, true)),
+            Err(refusal) => refusal,
         };
-        let hash_in = |stdout: &str| {
-            let hash = stdout.trim().to_owned();
-            let message = format!("'scone' did not print the hash of session '{name}'");
-            if is_sha256(&hash) { Ok(hash) } else { Err(Failure::new(OTHER, message)) }
-        };
-
-        if known.is_some() {
-            let verified = scone("verify")?;
-            if verified.success() {
-                return Ok((hash_in(&verified.stdout)?, false));
-            }
+        if let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
         }
-        let created = scone("create")?;
-        if created.success() {
-            return Ok((hash_in(&created.stdout)?, true));
-        }
-        let verified = scone("verify")?;
-        if verified.success() {
-            return Ok((hash_in(&verified.stdout)?, false));
-        }
-        // Two refusals: is it CAS that says no, and to what?
-        let args = ["session", "read", &format!("--cas={}", state.cas.address), &name].map(OsString::from);
-        let read = tools.scone.run(&args, &[])?;
-        let reason = created.reason();
-        Err(match read.code {
-            Some(2) if known.is_some() => {
-                let cas = &state.cas.address;
-                let message = format!("CAS at '{cas}' no longer holds session '{name}': it was wiped or restored");
+        let (name, reason) = (&policy.session, refusal.reason());
+        Err(match policy.exists()? {
+            Some(false) if known => {
+                let message =
+                    format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
                 Failure::new(PRECONDITION, message)
+                    .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
             }
-            _ if state.pending.is_some() => {
-                Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}"))
-            }
-            Some(0 | 2) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
-            _ => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
+            _ if pending => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
+            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })
     }
 }
 // --- end policy
+
+// --- block qr_code
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod qr_code {
+    //! The QR code's way from the program to a file: never overwriting, never in a stream, never lost.
+
+    use std::fs::{self, DirBuilder, File};
+    use std::io;
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::path::{Path, PathBuf};
+
+    use super::child::{Finished, Tool};
+    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
+    use super::platform::{Start, Tools};
+    use super::state::{self, State, volume_directory};
+
+    /// Where the QR code is to be, and the directory beside it that is mounted for the program to write into. Its name says
+    /// whose QR code it holds: what a killed run left there is found by the next one, and by no other account's.
+    pub struct Output {
+        account: String,
+        path: PathBuf,
+        directory: PathBuf,
+        /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
+        _lock: File,
+    }
+
+    impl Output {
+        /// Checks that the QR code can be delivered to `path`. Repeated at delivery, when it counts; here to refuse early.
+        pub fn prepare(path: &Path, account: &str, secret_version: u32) -> Result<Output, Failure> {
+            let shown = path.display();
+            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let parent = parent
+                .canonicalize()
+                .map_err(Failure::because(PRECONDITION, format!("no directory for output '{shown}'")))?;
+            let name = path
+                .file_name()
+                .ok_or_else(|| Failure::new(PRECONDITION, format!("output '{shown}' is no file name")))?;
+            let path = parent.join(name);
+            if path.symlink_metadata().is_ok() {
+                let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
+                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
+            }
+            let directory = parent.join(format!(".{}.{account}-{secret_version}.otpqr", name.to_string_lossy()));
+            let failed =
+                |cause: String| Failure::new(PRECONDITION, format!("cannot prepare output '{shown}': {cause}"));
+            match DirBuilder::new().mode(0o700).create(&directory) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e.to_string())),
+                _ => {}
+            }
+            let found = directory.symlink_metadata().map_err(|e| failed(e.to_string()))?;
+            let ours =
+                found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+            if !ours {
+                return Err(failed(format!("'{}' is not a private directory of ours", directory.display())));
+            }
+            let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
+            lock.try_lock().map_err(|_| failed("another run is writing it".to_owned()))?;
+            let output = Output { account: account.to_owned(), path, directory, _lock: lock };
+            if !output.is_complete() && output.written().exists() {
+                // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
+                fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
+            }
+            Ok(output)
+        }
+
+        /// Starts `session/service[@code]` with the account's volume, to write here.
+        pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
+            let volume = volume_directory(root, &self.account, state.volume_version)?;
+            let (cas, image_id) = (&state.cas, state.image_id.as_str());
+            tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) })
+        }
+
+        fn written(&self) -> PathBuf {
+            self.directory.join("qrcode.svg")
+        }
+
+        /// Whether the program wrote a whole QR code - now, or in an earlier run that was cut off before it could deliver.
+        pub fn is_complete(&self) -> bool {
+            fs::read(self.written()).is_ok_and(|svg| svg.ends_with(b"</svg>\n"))
+        }
+
+        /// Moves the QR code to its place; fails rather than replace anything.
+        pub fn deliver(self) -> Result<PathBuf, Failure> {
+            let written = self.written();
+            // A hard link, unlike a rename, never replaces.
+            let linked = fs::hard_link(&written, &self.path);
+            linked.map_err(|e| {
+                let message = format!(
+                    "the QR code is in '{}' and cannot be moved to '{}': {e}",
+                    written.display(),
+                    self.path.display()
+                );
+                Failure::new(PART_WAY, message)
+            })?;
+            let removed = fs::remove_file(&written).and_then(|()| fs::remove_dir(&self.directory));
+            removed.map_err(Failure::because(
+                OTHER,
+                format!("a second name of the QR code, '{}', cannot be removed", written.display()),
+            ))?;
+            Ok(self.path)
+        }
+
+        /// The QR code itself, for the terminal.
+        pub fn read(&self) -> Result<String, Failure> {
+            let written = self.written();
+            fs::read_to_string(&written)
+                .map_err(Failure::because(OTHER, format!("cannot read '{}'", written.display())))
+        }
+
+        /// Destroys the QR code where the program left it.
+        pub fn destroy(self) -> Result<(), Failure> {
+            destroy(&self.written())?;
+            let removed = fs::remove_dir(&self.directory);
+            removed.map_err(Failure::because(OTHER, format!("cannot remove '{}'", self.directory.display())))
+        }
+
+        /// Leaves nothing behind of a start that issued nothing. What cannot be removed is found, and used, by the next run.
+        pub fn discard(self) {
+            let _ = fs::remove_file(self.written());
+            let _ = fs::remove_dir(&self.directory);
+        }
+
+        /// After a failed start: why, and nothing left behind that is not worth anything.
+        pub fn explain(self, finished: &Finished) -> Failure {
+            let account = state::option(&self.account);
+            let reason = finished.reason();
+            let fatal = finished.stderr.contains("[SCONE|FATAL]");
+            let volume = [
+                "suspected replay attack",
+                "file system protection file",
+                "Verification of file chunk",
+                "is not part of this volume",
+            ];
+            let unreachable = "Failed to establish an encrypted channel to CAS";
+            if self.written().exists() && !fatal {
+                let message =
+                    format!("the program started but left an incomplete QR code in '{}'", self.written().display());
+                return Failure::new(PART_WAY, message)
+                    .hint(format!("./scripts/roll_forward.rs{account}   # the once-marker may be taken"));
+            }
+            self.discard();
+            match finished.code {
+                _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
+                    Failure::new(REFUSED, format!("the volume was refused: {reason}")).hint(format!(
+                        "./scripts/roll_forward.rs{account}   # new secret, new volume; kills the old codes"
+                    ))
+                }
+                _ if fatal && finished.stderr.contains(unreachable) => {
+                    Failure::new(PRECONDITION, format!("there is no channel to CAS: {reason}"))
+                }
+                _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
+                Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
+                    .hint(format!(
+                        "./scripts/add_auth.rs{account}       # with a code: the same secret for another authenticator"
+                    ))
+                    .hint(format!("./scripts/roll_forward.rs{account}   # without: new secret, kills the old codes")),
+                Some(11) => Failure::new(OTHER, format!("the policy does not suit the program: {reason}")),
+                Some(12) => Failure::new(PRECONDITION, format!("the program cannot write its output: {reason}")),
+                Some(125..=127) => Failure::new(PRECONDITION, format!("the program could not be started: {reason}")),
+                _ => Failure::new(PART_WAY, format!("the program ended without a QR code: {reason}"))
+                    .hint(format!("./scripts/roll_forward.rs{account}   # if the once-marker is taken")),
+            }
+        }
+    }
+
+    /// Destroys the picture, and says how far that goes.
+    pub fn destroy(path: &Path) -> Result<String, Failure> {
+        let failed = |cause: String| {
+            let message = format!("the QR code in '{}' cannot be destroyed: {cause}", path.display());
+            Failure::new(PART_WAY, message)
+        };
+        let kind = rustix::fs::statfs(path).map_err(|cause| failed(cause.to_string()))?.f_type;
+        let shred = Tool::find("shred", None);
+        match &shred {
+            Some(shred) => {
+                let args = ["-n", "3", "-z", "-u", "--"].map(Into::into).into_iter().chain([path.into()]);
+                let finished = shred.run(&args.collect::<Vec<_>>(), &[])?;
+                if !finished.success() {
+                    return Err(failed(finished.reason()));
+                }
+            }
+            None => fs::remove_file(path).map_err(|cause| failed(cause.to_string()))?,
+        }
+        // Magic numbers: statfs(2).
+        let weak = match kind {
+            0x0102_1994 => Some("tmpfs: what was swapped out may remain"),
+            0x9123_683e => Some("btrfs writes elsewhere: old blocks may remain"),
+            0x2fc1_2fc1 => Some("ZFS writes elsewhere: old blocks may remain"),
+            0x794c_7630 | 0x6573_5546 => Some("an overlay: what lies below decides"),
+            0x6969 => Some("NFS: the server decides"),
+            0xf2f5_2010 => Some("F2FS writes elsewhere: old blocks may remain"),
+            _ => None,
+        };
+        Ok(match (shred, weak) {
+            (None, _) => "removed, not overwritten: 'shred' was not found".to_owned(),
+            (Some(_), None) => "destroyed (what a flash drive or a backup kept aside is beyond reach)".to_owned(),
+            (Some(_), Some(weak)) => format!("destroyed, as far as the file system lets it: {weak}"),
+        })
+    }
+
+    /// The command that destroys a QR code.
+    pub fn shred_command(path: &Path) -> String {
+        format!("shred -n 3 -z -u '{}'", path.display().to_string().replace('\'', r"'\''"))
+    }
+}
+// --- end qr_code
+
+// --- block code
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod code {
+    //! One-time codes: asked for last, at the terminal, or read from a file; never an argument, never shown.
+
+    use std::fmt;
+    use std::fs::File;
+    use std::io::{self, Read};
+    use std::path::{Path, PathBuf};
+    use std::thread::sleep;
+    use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+    use super::child::Finished;
+    use super::outcome::{Failure, OTHER, REFUSED, USAGE, at_prompt, check_interrupted, is_interactive, step};
+
+    /// A time step, in seconds (RFC 6238 section 4.1).
+    const STEP: u64 = 30;
+    /// How often a person may try.
+    const TRIES: usize = 3;
+
+    /// Six digits that a start may present once.
+    pub struct Code(String);
+
+    impl fmt::Debug for Code {
+        fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("Code(..)")
+        }
+    }
+
+    impl Code {
+        /// `session/service@code`, for the environment of the one process that needs it.
+        pub fn config_id(&self, service: &str) -> String {
+            format!("{service}@{}", self.0)
+        }
+
+        fn parse(text: &str) -> Result<Code, Failure> {
+            let text = text.trim_ascii();
+            match text.len() == 6 && text.bytes().all(|c| c.is_ascii_digit()) {
+                true => Ok(Code(text.to_owned())),
+                false => Err(Failure::new(USAGE, "a code is exactly six digits")),
+            }
+        }
+    }
+
+    /// Where codes come from: a person, or a file.
+    pub enum Source {
+        Person,
+        /// `-`: standard input.
+        File(PathBuf),
+    }
+
+    impl Source {
+        /// Fails early, before anything is prepared, if there is neither; `otherwise` says which option to give then.
+        pub fn new(file: Option<&Path>, otherwise: &str) -> Result<Source, Failure> {
+            match file {
+                Some(path) => Ok(Source::File(path.to_owned())),
+                None if is_interactive() => Ok(Source::Person),
+                None => Err(Failure::new(
+                    USAGE,
+                    format!("a code is needed and there is no terminal to ask on: give {otherwise}"),
+                )),
+            }
+        }
+    }
+
+    /// A presentation of codes to CAS.
+    pub struct Presentation<'a> {
+        pub source: &'a Source,
+        /// Whose code it is.
+        pub prompt: String,
+        /// How long a start took, when there was no code yet.
+        pub takes: Duration,
+        /// The time step of a code that was spent already: the authenticator may still show it.
+        pub spent: Option<u64>,
+        /// What somebody must know who presses Ctrl-C.
+        pub remains: String,
+    }
+
+    impl Presentation<'_> {
+        /// Asks for a code and starts something with it; a person may try again if the code was refused. Returns how the start
+        /// ended - not refused because of its code - and the time step in which the code was entered.
+        pub fn make(
+            self,
+            start: &mut dyn FnMut(&Code) -> Result<Finished, Failure>,
+        ) -> Result<(Finished, u64), Failure> {
+            let mut spent = self.spent;
+            for tries_left in (0..TRIES).rev() {
+                let code = match self.source {
+                    Source::Person => {
+                        self.wait_for_a_useful_code(spent)?;
+                        let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
+                        let asked =
+                            at_prompt(&self.remains, || dialoguer::Password::new().with_prompt(prompt).interact());
+                        let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
+                            io::ErrorKind::Interrupted => Failure::interrupted(),
+                            _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
+                        })?;
+                        match Code::parse(&typed) {
+                            Err(failure) if tries_left == 0 => return Err(failure),
+                            Err(_) => {
+                                step("a code is exactly six digits");
+                                continue;
+                            }
+                            Ok(code) => code,
+                        }
+                    }
+                    Source::File(path) => read(path)?,
+                };
+                let entered = current_step();
+                let finished = start(&code)?;
+                let Some(advice) = advice(&finished, entered) else { return Ok((finished, entered)) };
+                let refusal = format!("{advice}: {}", finished.reason());
+                let may_retry =
+                    matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);
+                if !may_retry {
+                    return Err(Failure::new(REFUSED, refusal));
+                }
+                step(refusal);
+                if finished.reason().contains(USED) {
+                    spent = Some(entered);
+                }
+            }
+            Err(Failure::new(REFUSED, "no code was accepted"))
+        }
+
+        /// A code that was spent, or that will change before a start has used it, is not worth asking for.
+        fn wait_for_a_useful_code(&self, spent: Option<u64>) -> Result<(), Failure> {
+            if spent == Some(current_step()) {
+                step(format!("the code shown now was used already: waiting {} s for the next one", seconds_left()));
+                return wait_for_next_step();
+            }
+            let (left, needed) = (seconds_left(), self.takes + Duration::from_secs(2));
+            if Duration::from_secs(left) >= needed {
+                return Ok(());
+            }
+            let question = format!(
+                "The code changes in {left} s, the start takes about {} s. Wait for the next code?",
+                needed.as_secs()
+            );
+            let asked =
+                at_prompt(&self.remains, || dialoguer::Confirm::new().with_prompt(question).default(true).interact());
+            match asked {
+                Ok(true) => wait_for_next_step(),
+                Ok(false) => Ok(()),
+                Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => {
+                    Err(Failure::interrupted())
+                }
+                Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
+            }
+        }
+    }
+
+    const USED: &str = "One-time Password was already used";
+    const INVALID: &str = "One-time Password is invalid";
+    /// The simulator's, which slows guessing down.
+    const BACK_OFF: &str = "Too many wrong One-time Passwords";
+
+    /// Whether a start was refused because of its code.
+    pub fn is_refused(finished: &Finished) -> bool {
+        let reason = finished.reason();
+        [USED, INVALID, BACK_OFF].iter().any(|text| reason.contains(text))
+    }
+
+    /// What to tell whose code was refused; `None` if it was not.
+    fn advice(finished: &Finished, entered: u64) -> Option<&'static str> {
+        let reason = finished.reason();
+        if reason.contains(USED) {
+            Some("that code was used already, by you or somebody else: wait for the next one")
+        } else if reason.contains(INVALID) && current_step() != entered {
+            Some("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears")
+        } else if reason.contains(INVALID) {
+            Some("that code is wrong: is it this account's entry, and is the clock of the authenticator right?")
+        } else if reason.contains(BACK_OFF) {
+            Some("too many wrong codes were given")
+        } else {
+            None
+        }
+    }
+
+    fn read(path: &Path) -> Result<Code, Failure> {
+        let mut text = String::new();
+        // More than any code, so that a wrong file is seen to be wrong without being read whole.
+        let read = match path == Path::new("-") {
+            true => io::stdin().take(64).read_to_string(&mut text),
+            false => File::open(path).and_then(|file| file.take(64).read_to_string(&mut text)),
+        };
+        read.map_err(Failure::because(USAGE, format!("no code can be read from '{}'", path.display())))?;
+        Code::parse(&text)
+    }
+
+    fn since_1970() -> Duration {
+        // A clock before 1970 is as wrong as can be: CAS will say so of the codes.
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    }
+
+    fn current_step() -> u64 {
+        since_1970().as_secs() / STEP
+    }
+
+    fn seconds_left() -> u64 {
+        STEP - since_1970().as_secs() % STEP
+    }
+
+    fn wait_for_next_step() -> Result<(), Failure> {
+        let now = current_step();
+        while current_step() == now {
+            sleep(Duration::from_millis(100));
+            check_interrupted()?;
+        }
+        Ok(())
+    }
+}
+// --- end code

@@ -33,9 +33,9 @@ fn the_volumes_files_are_deleted() {
         copy(&volume, &genuine);
 
         delete_files(&volume);
-        bundle.script("gen_qr", &["--output", "stolen.svg"]).expect(5).saying("the volume was refused");
+        bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("the volume was refused");
         fs::remove_dir_all(&volume).expect("deletion");
-        bundle.script("gen_qr", &["--output", "stolen.svg"]).expect(5).saying("the volume was refused");
+        bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("the volume was refused");
         // The code is not asked for, so it is not spent, while the volume is not right.
         bundle
             .add_auth(&account.code_at(bundle.now()), &["--output", "stolen.svg"])
@@ -53,9 +53,9 @@ fn a_destroyed_volume_is_no_obstacle_to_rolling_forward() {
     on_each_platform(|bundle| {
         let old = bundle.enrol("default");
         fs::remove_dir_all(bundle.volume("default")).expect("deletion");
-        bundle.script("gen_qr", &["--output", "new.svg"]).expect(5).saying("hint: ./scripts/roll_forward.rs");
+        bundle.gen_qr(&["--output", "new.svg"]).expect(5).saying("hint: ./scripts/roll_forward.rs");
         bundle.script("roll_forward", &["--yes"]).expect(0);
-        bundle.script("gen_qr", &["--output", "new.svg"]).expect(0);
+        bundle.gen_qr(&["--output", "new.svg"]).expect(0);
         assert_ne!(bundle.scan("new.svg").secret, old.secret);
     });
 }
@@ -68,16 +68,16 @@ fn an_older_copy_of_the_volume_is_put_back() {
         run(bundle.by_hand(&config_id(bundle, "otpqr/check"), &ByHand::default())).expect(0);
         let (volume, older) = (bundle.volume("default"), bundle.root.join("older"));
         copy(&volume, &older);
-        bundle.script("gen_qr", &[]).expect(0);
+        bundle.gen_qr(&[]).expect(0);
         let genuine = bundle.root.join("genuine");
         copy(&volume, &genuine);
 
         put_back(&older, &volume);
-        bundle.script("gen_qr", &["--output", "stolen.svg"]).expect(5).saying("suspected replay attack");
+        bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("suspected replay attack");
         assert!(!bundle.root.join("stolen.svg").exists());
 
         put_back(&genuine, &volume);
-        bundle.script("gen_qr", &["--output", "stolen.svg"]).expect(5).saying("issued already");
+        bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("issued already");
     });
 }
 
@@ -93,7 +93,7 @@ fn a_volume_file_is_removed_while_otpqr_runs() {
         run(attack).expect(134).saying("[SCONE|FATAL]");
         line.end();
         assert!(!bundle.issued_by_hand());
-        bundle.script("gen_qr", &[]).expect(5).saying("hint: ./scripts/roll_forward.rs");
+        bundle.gen_qr(&[]).expect(5).saying("hint: ./scripts/roll_forward.rs");
     });
 }
 
@@ -150,7 +150,7 @@ fn a_first_start_that_was_stolen_is_revealed() {
         bundle.script("create", &["--platform", bundle.platform.name()]).expect(0);
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &ByHand::default())).expect(0);
         assert!(bundle.issued_by_hand());
-        bundle.script("gen_qr", &[]).expect(5).saying("issued already").saying("hint: ./scripts/roll_forward.rs");
+        bundle.gen_qr(&[]).expect(5).saying("issued already").saying("hint: ./scripts/roll_forward.rs");
     });
 }
 

@@ -225,7 +225,7 @@ fn no_template_switches_attestation_off() {
             read(&path).lines().map(|line| line.split('#').next().unwrap().replace(' ', "") + "\n").collect();
         assert!(!code.contains("mode:none"), "{}", path.display());
         let (services, measured) =
-            (code.matches("image_name:").count(), code.matches("-mrenclave:[\"{{mrenclave}}\"]").count());
+            (code.matches("command:").count(), code.matches("-mrenclave:[\"{{mrenclave}}\"]").count());
         assert_eq!(services, measured, "{}: every service names the measurement it demands", path.display());
     }
 }

@@ -19,7 +19,7 @@ fn the_whole_flow(platform: Platform, user: User) {
 
     // Nothing is there yet.
     let name = platform.name();
-    note(bundle.script("gen_qr", &[]).expect(3).saying("hint: ./scripts/create.rs"));
+    note(bundle.gen_qr(&[]).expect(3).saying("hint: ./scripts/create.rs"));
     note(bundle.script("create", &["--platform", name, "--issuer", "O'Neil: Co"]).expect(2));
     assert!(!bundle.root.join("state").exists(), "nothing was created");
     // A checkout brings the directory along, open to all.
@@ -36,20 +36,20 @@ fn the_whole_flow(platform: Platform, user: User) {
 
     // Issued once, ever.
     fs::write(bundle.root.join("taken.svg"), "mine").expect("a file");
-    note(bundle.script("gen_qr", &["--output", "taken.svg"]).expect(3).saying("exists already"));
+    note(bundle.gen_qr(&["--output", "taken.svg"]).expect(3).saying("exists already"));
     assert_eq!(fs::read_to_string(bundle.root.join("taken.svg")).expect("a file"), "mine");
-    note(bundle.script("gen_qr", &[]).expect(0));
+    note(bundle.gen_qr(&[]).expect(0));
     let mode = fs::metadata(bundle.root.join("qrcode.svg")).expect("the QR code").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let first = bundle.scan("qrcode.svg");
     assert_eq!((first.issuer.as_str(), first.login.as_str()), ("O'Neil & \"Co\" #1", "alice"));
-    note(bundle.script("gen_qr", &["--output", "second.svg"]).expect(5).saying("issued already"));
+    note(bundle.gen_qr(&["--output", "second.svg"]).expect(5).saying("issued already"));
     assert!(!bundle.root.join("second.svg").exists());
 
     // Again only against a code, and each code once.
     let code = first.code_at(bundle.now());
     let wrong = if code == "000000" { "000001" } else { "000000" };
-    note(bundle.script("add_auth", &["--output", "second.svg"]).expect(2).saying("--otp-file"));
+    note(bundle.script("add_auth", &["--output", "second.svg"]).expect(2).saying("--otp-file FILE"));
     note(bundle.add_auth("12345", &["--output", "second.svg"]).expect(2).saying("exactly six digits"));
     note(bundle.add_auth(wrong, &["--output", "second.svg"]).expect(5).saying("One-time Password is invalid"));
     assert!(!bundle.root.join("second.svg").exists());
@@ -69,11 +69,11 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(rolled);
     let old = first.code_at(bundle.now() + 30);
     note(bundle.add_auth(&old, &["--output", "third.svg"]).expect(5).saying("One-time Password is invalid"));
-    note(bundle.script("gen_qr", &["--output", "new.svg"]).expect(0));
+    note(bundle.gen_qr(&["--output", "new.svg"]).expect(0));
     let new = bundle.scan("new.svg");
     assert_eq!(new.login, "alice #2");
     assert_ne!(new.secret, first.secret);
-    note(bundle.script("gen_qr", &["--output", "third.svg"]).expect(5));
+    note(bundle.gen_qr(&["--output", "third.svg"]).expect(5));
     note(bundle.add_auth(&new.code_at(bundle.now()), &["--output", "third.svg"]).expect(0));
 
     // What must not be anywhere is nowhere.
@@ -162,7 +162,8 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
         path
     };
     let (code_pipe, clock_pipe) = (pipe("code"), pipe("clock-pipe"));
-    let mut command = bundle.script_command("add_auth", &["--output", "second.svg", "--otp-file", "code"]);
+    let mut command =
+        bundle.script_command("add_auth", &["--no-confirm", "--output", "second.svg", "--otp-file", "code"]);
     let script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("add_auth");
     let mut code_writer = OpenOptions::new().write(true).open(code_pipe).expect("the script asks for the code");
     // From here on CAS, too, waits for us when it looks at the clock.
@@ -221,8 +222,8 @@ fn a_scone_that_is_not_the_platforms_is_refused() {
     fs::set_permissions(&scone, fs::Permissions::from_mode(0o755)).expect("permissions");
     for (script, args) in [
         ("create", &["--platform", "sim-native"][..]),
-        ("gen_qr", &["--output", "again.svg"]),
-        ("add_auth", &["--output", "again.svg", "--otp-file", "-"]),
+        ("gen_qr", &["--no-confirm", "--output", "again.svg"]),
+        ("add_auth", &["--no-confirm", "--output", "again.svg", "--otp-file", "-"]),
         ("roll_forward", &["--yes"]),
     ] {
         bundle.script(script, args).expect(3).saying("scone 5.8.0");
@@ -235,9 +236,9 @@ fn a_cas_that_is_down_is_said_to_be_down_and_create_starts_it() {
     bundle.install(scripts!());
     bundle.enrol("default");
     bundle.scone_sim(["down"]).expect(0);
-    bundle.script("gen_qr", &["--output", "again.svg"]).expect(3).saying("hint: ./scripts/create.rs");
+    bundle.gen_qr(&["--output", "again.svg"]).expect(3).saying("hint: ./scripts/create.rs");
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    bundle.script("gen_qr", &["--output", "again.svg"]).expect(5).saying("issued already");
+    bundle.gen_qr(&["--output", "again.svg"]).expect(5).saying("issued already");
 }
 
 #[test]
@@ -247,12 +248,12 @@ fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next() {
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     // The place is taken in the very moment between check and delivery: as good as killed there.
     let directory = bundle.root.join(".qrcode.svg.default-1.otpqr");
-    bundle.script("gen_qr", &[]).expect(0);
+    bundle.gen_qr(&[]).expect(0);
     let first = bundle.scan("qrcode.svg");
     fs::create_dir(&directory).expect("the working directory");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
     fs::rename(bundle.root.join("qrcode.svg"), directory.join("qrcode.svg")).expect("a killed run's QR code");
-    bundle.script("gen_qr", &[]).expect(0);
+    bundle.gen_qr(&[]).expect(0);
     assert_eq!(bundle.scan("qrcode.svg").secret, first.secret);
     assert!(!directory.exists());
     // A cut-off one is worth nothing, and the marker is taken.
@@ -260,6 +261,6 @@ fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next() {
     fs::create_dir(&directory).expect("the working directory");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
     fs::write(directory.join("qrcode.svg"), "<svg").expect("a killed run's file");
-    bundle.script("gen_qr", &[]).expect(5).saying("issued already");
+    bundle.gen_qr(&[]).expect(5).saying("issued already");
     assert!(!directory.exists());
 }

@@ -169,7 +169,7 @@ impl Host {
     }
 
     fn add_auth(&self, code: &str) -> Outcome {
-        run_with_input(self.command("add_auth", &["--otp-file", "-"]), code)
+        run_with_input(self.command("add_auth", &["--no-confirm", "--otp-file", "-"]), code)
     }
 
     /// Makes a fake do this first. An `exit` in it is the answer.
@@ -352,7 +352,7 @@ fn without_docker_on_the_path_nothing_is_created() {
 fn a_scone_that_is_the_simulator_gets_no_policy_meant_for_scone_nor_the_other_way_round() {
     let host = Host::with_account();
     host.instead_of("scone", "[ \"$1\" != --version ] || { echo 'scone-sim 0.1.0'; exit; }");
-    for (script, args) in [("gen_qr", &[][..]), ("roll_forward", &["--yes"]), ("create", &[])] {
+    for (script, args) in [("gen_qr", &["--no-confirm"][..]), ("roll_forward", &["--yes"]), ("create", &[])] {
         host.script(script, args).expect(3).saying("'scone-sim 0.1.0'").saying("'scone'");
     }
     host.add_auth("493817").expect(3).saying("'scone-sim 0.1.0'");
@@ -527,7 +527,9 @@ fn the_policies_demand_the_measured_program_and_a_code_where_one_is_due() {
     assert_eq!(otpqr["services"][1]["environment"]["OTP_SECRET"], Value::Null);
     assert_eq!(otpqr["security"]["attestation"]["one_time_password_shared_secret"], Value::Null);
 
-    assert_eq!(names(&reset["services"]), ["otpqr"]);
+    assert_eq!(names(&reset["services"]), ["otpqr", "confirm"]);
+    assert_eq!(reset["services"][1]["environment"], Value::Null, "a confirmation is given nothing");
+    assert_eq!(reset["services"][1]["image_name"], Value::Null, "nor a volume");
     assert_eq!(text(&reset["services"][0]["environment"]["OTP_RESET"]), "TRUE");
     let demanded = &reset["security"]["attestation"]["one_time_password_shared_secret"];
     assert_eq!(text(demanded), "$$SCONE::otp_secret_1:base32nopad$$");
@@ -621,15 +623,15 @@ fn a_wiped_cas_is_not_filled_again_by_itself() {
 #[test]
 fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user_alone() {
     let host = Host::with_account();
-    let issued = host.script("gen_qr", &[]).expect(0);
-    assert!(issued.stdout.starts_with("QR code of 'SCONE OTP', 'alice': "), "{}", issued.stdout);
+    let issued = host.script("gen_qr", &["--no-confirm"]).expect(0);
+    assert!(issued.stdout.starts_with("issued, not confirmed: 'SCONE OTP', 'alice'"), "{}", issued.stdout);
     assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
     assert_eq!(host.qr_code().metadata().unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker run"]);
-    let start = &calls[2];
+    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker image", "docker run"]);
+    let start = &calls[3];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
@@ -654,7 +656,7 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
 fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_is() {
     let host = Host::with_account();
     fs::write(host.qr_code(), "mine").unwrap();
-    host.script("gen_qr", &[]).expect(3).saying("'qrcode.svg' exists already");
+    host.script("gen_qr", &["--no-confirm"]).expect(3).saying("'qrcode.svg' exists already");
     host.add_auth("493817").expect(3).saying("'qrcode.svg' exists already");
     assert!(!order(&host.calls()).contains(&"docker run".to_owned()));
     assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine");
@@ -663,15 +665,15 @@ fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_i
     // Also one that points nowhere, or appears while the program runs: then the QR code is not lost.
     fs::remove_file(host.qr_code()).unwrap();
     symlink("nowhere", host.qr_code()).unwrap();
-    host.script("gen_qr", &[]).expect(3).saying("exists already");
+    host.script("gen_qr", &["--no-confirm"]).expect(3).saying("exists already");
     fs::remove_file(host.qr_code()).unwrap();
     host.instead_of("docker", &format!("[ \"$1\" != run ] || echo mine >'{}'", host.qr_code().display()));
-    host.script("gen_qr", &[]).expect(4).saying("cannot be moved");
+    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("cannot be moved");
     assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine\n");
     fs::remove_file(host.qr_code()).unwrap();
     host.as_documented("docker");
     host.forget();
-    host.script("gen_qr", &[]).expect(0);
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
     assert!(!order(&host.calls()).contains(&"docker run".to_owned()), "it was issued once");
     assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
 }
@@ -766,7 +768,7 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
     let host = Host::with_account();
     for (words, detail) in frames {
         host.program_ends("*/otpqr/otpqr", &words, 134);
-        let refused = host.script("gen_qr", &[]).expect(5).saying(detail);
+        let refused = host.script("gen_qr", &["--no-confirm"]).expect(5).saying(detail);
         assert!(!refused.text().contains("Aborted"), "{}", refused.stderr);
         host.has_clean_desk();
 
@@ -784,7 +786,7 @@ fn a_cas_that_cannot_be_spoken_to_has_refused_nothing() {
     let words =
         frame(&["Failed to establish an encrypted channel to CAS", "I/O error", "invalid certificate: UnknownIssuer"]);
     host.program_ends("*/otpqr/otpqr", &words, 134);
-    host.script("gen_qr", &[]).expect(3).saying("invalid certificate: UnknownIssuer");
+    host.script("gen_qr", &["--no-confirm"]).expect(3).saying("invalid certificate: UnknownIssuer");
     host.program_ends("*@493817", &words, 134);
     let failed = host.add_auth("493817").expect(3).saying("invalid certificate: UnknownIssuer");
     assert!(!failed.text().contains("493817"), "{}", failed.stderr);
@@ -810,7 +812,7 @@ fn the_program_s_own_words_decide_where_scone_says_nothing() {
     ];
     for words in docker {
         host.program_ends("*", words, 125);
-        host.script("gen_qr", &[]).expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
+        host.script("gen_qr", &["--no-confirm"]).expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
         host.add_auth("493817").expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
         host.has_clean_desk();
     }
@@ -823,7 +825,7 @@ fn the_program_s_own_words_decide_where_scone_says_nothing() {
     ];
     for (program, words, code, saying) in endings {
         host.program_ends("*/otpqr/otpqr", words, program);
-        host.script("gen_qr", &[]).expect(code).saying(saying);
+        host.script("gen_qr", &["--no-confirm"]).expect(code).saying(saying);
         host.has_clean_desk();
     }
 }
@@ -833,12 +835,15 @@ fn half_a_qr_code_is_not_delivered() {
     let host = Host::with_account();
     host.instead_of(
         "docker",
-        "for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137",
+        "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
     );
-    host.script("gen_qr", &[]).expect(4).saying("incomplete QR code").saying("hint: ./scripts/roll_forward.rs");
+    host.script("gen_qr", &["--no-confirm"])
+        .expect(4)
+        .saying("incomplete QR code")
+        .saying("hint: ./scripts/roll_forward.rs");
     assert!(!host.qr_code().exists());
-    host.program_ends("*", "otpqr: once-marker is there already\n", 10);
-    host.script("gen_qr", &[]).expect(5).saying("issued already");
+    host.program_ends("*/otpqr", "otpqr: once-marker is there already\n", 10);
+    host.script("gen_qr", &["--no-confirm"]).expect(5).saying("issued already");
     host.has_clean_desk();
 }
 
@@ -850,17 +855,20 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     let host = Host::with_account();
     let file = host.desk().join("code.txt");
     fs::write(&file, format!("{CODE}\n")).unwrap();
-    let issued = host.script("add_auth", &["--otp-file", "code.txt"]).expect(0);
+    let issued = host.script("add_auth", &["--no-confirm", "--otp-file", "code.txt"]).expect(0);
     fs::remove_file(file).unwrap();
     assert!(!issued.text().contains(CODE));
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker run", "docker run"]);
+    assert_eq!(
+        order(&calls),
+        ["scone --version", "scone cas show-identification", "docker image", "docker run", "docker run"]
+    );
     let namespace = host.known("namespace");
-    assert_eq!(calls[2].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
-    assert_eq!(calls[2].args, calls[3].args);
+    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[3].args, calls[4].args);
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
     }
@@ -869,8 +877,8 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
         found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(
-        [0, 1, 2, 3].map(|at| holding(&calls[at])),
-        [vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
+        [0, 1, 2, 3, 4].map(|at| holding(&calls[at])),
+        [vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
     );
     assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
     assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);
@@ -881,9 +889,9 @@ fn a_code_is_asked_for_only_when_program_and_volume_are_right() {
     let host = Host::with_account();
     host.program_ends("*/check", &frame(&["The FSPF tag is not fresh - suspected replay attack"]), 134);
     // The code is not even read: the file is not there.
-    host.script("add_auth", &["--otp-file", "no-such-file"]).expect(5).saying("the volume was refused");
+    host.script("add_auth", &["--no-confirm", "--otp-file", "no-such-file"]).expect(5).saying("the volume was refused");
     host.as_documented("docker");
-    host.script("add_auth", &["--otp-file", "no-such-file"]).expect(2).saying("'no-such-file'");
+    host.script("add_auth", &["--no-confirm", "--otp-file", "no-such-file"]).expect(2).saying("'no-such-file'");
     for wrong in ["", "12345", "1234567", "12345a", "٤٩٣٨١٧", "493817 493817"] {
         let refused = host.add_auth(wrong).expect(2).saying("a code is exactly six digits");
         assert!(wrong.is_empty() || !refused.text().contains(wrong), "{}", refused.stderr);
@@ -899,17 +907,14 @@ fn what_cas_says_of_a_code_comes_with_what_to_do() {
     let host = Host::with_account();
     let head = "CAS sent an attestation/configuration error: Failed to retrieve service attestation configuration";
     for (detail, advice) in [
-        (
-            "The given One-time Password is invalid. Please try again.",
-            "the code is wrong or too late: wait for the next one",
-        ),
+        ("The given One-time Password is invalid. Please try again.", "that code is wrong"),
         (
             "A One-time Password was already used within this time-step. Please try again in the next time-step",
-            "that code was used already: wait for the next one",
+            "that code was used already, by you or somebody else: wait for the next one",
         ),
     ] {
         host.program_ends("*@493817", &frame(&[head, detail]), 134);
-        host.add_auth("493817").expect(5).saying(advice).saying(detail).saying("hint: ./scripts/add_auth.rs");
+        host.add_auth("493817").expect(5).saying(advice).saying(detail);
         host.has_clean_desk();
     }
 }
@@ -935,7 +940,7 @@ fn is_rolled_forward(host: &Host) {
     host.forget();
     host.script("create", &[]).expect(0);
     assert_eq!(uploads(host.calls()).len(), 0, "CAS holds what the state says");
-    host.script("gen_qr", &[]).expect(0);
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
     let start = host.calls().into_iter().rfind(|call| call.what() == "docker run").unwrap();
     assert!(start.args.iter().any(|arg| arg.ends_with("/single_run_2\",dst=/root/single_run")), "{:?}", start.args);
 }
@@ -1045,7 +1050,7 @@ fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
     let file = host.state_file();
     let good = fs::read_to_string(&file).unwrap();
     let refused = |cause: &str| {
-        for (script, args) in [("create", &[][..]), ("gen_qr", &[]), ("roll_forward", &["--yes"])] {
+        for (script, args) in [("create", &[][..]), ("gen_qr", &["--no-confirm"]), ("roll_forward", &["--yes"])] {
             host.script(script, args).expect(3).saying("state/default.yml'").saying(cause);
         }
         host.add_auth("493817").expect(3).saying("state/default.yml'").saying(cause);

@@ -113,8 +113,10 @@ fn create_alone_builds_helps_and_names_the_templates_it_lacks() {
 fn gen_qr_alone_builds_helps_and_names_the_state_it_lacks() {
     if rust_script_is_there() {
         let gen_qr = builds_and_helps("gen_qr");
-        gen_qr.refuses(&[], 3, "there is no 'state/default.yml' in ");
-        gen_qr.refuses(&["--account", "signing"], 3, "hint: ./scripts/create.rs --account signing");
+        gen_qr.refuses(&[], 2, "give '--confirm-file FILE' or '--no-confirm'");
+        gen_qr.refuses(&["--terminal"], 2, "'--terminal' needs a terminal");
+        gen_qr.refuses(&["--no-confirm"], 3, "there is no 'state/default.yml' in ");
+        gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, "hint: ./scripts/create.rs --account signing");
     }
 }
 
@@ -123,7 +125,8 @@ fn add_auth_alone_builds_helps_and_names_the_terminal_or_the_state_it_lacks() {
     if rust_script_is_there() {
         let add_auth = builds_and_helps("add_auth");
         add_auth.refuses(&[], 2, "give '--otp-file FILE'");
-        add_auth.refuses(&["--otp-file", "-"], 3, "there is no 'state/default.yml' in ");
+        add_auth.refuses(&["--otp-file", "-"], 2, "give '--confirm-file FILE' or '--no-confirm'");
+        add_auth.refuses(&["--no-confirm", "--otp-file", "-"], 3, "there is no 'state/default.yml' in ");
     }
 }
 

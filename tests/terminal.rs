@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User};
+use support::{Bundle, Platform, User, phone};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -33,19 +33,62 @@ fn bundle() -> Bundle {
     bundle
 }
 
+/// Types a code at the prompt that names `whose`. Near the end of a time step the script offers to wait: a person accepts.
+fn enter(session: &mut PtySession, whose: &str, code: impl Fn() -> String) {
+    let asked = session.exp_regex(&format!("{whose} \\(changes in|Wait for the next code")).expect("the prompt").1;
+    if asked.starts_with("Wait") {
+        session.send("y").and_then(|_| session.flush()).expect("typing");
+        session.exp_string(&format!("{whose} (changes in")).expect("the prompt");
+    }
+    session.send_line(&code()).expect("typing");
+    session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
+}
+
+/// The account's entry, as the host's clock has it: the script's idea of time is the host's, so the bundle's must be, too.
+fn bundle_with_the_hosts_clock() -> Bundle {
+    let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
+    bundle.install(scripts!());
+    bundle
+}
+
 #[test]
 fn the_code_is_asked_for_last_and_not_shown() {
     let bundle = bundle();
     let account = bundle.enrol("default");
     let code = account.code_at(bundle.now());
-    let mut session = at_a_terminal(bundle.script_command("add_auth", &["--output", "second.svg"]));
-    let before = session.exp_string("Code for SCONE OTP, alice").expect("the prompt");
-    assert!(before.contains("checking program and volume"), "{before}");
-    session.send_line(&code).expect("typing");
+    let add_auth = bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
+    let mut session = at_a_terminal(add_auth);
+    session.exp_string("checking program and volume").expect("the check");
+    enter(&mut session, "Code for SCONE OTP, alice", || code.clone());
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     assert!(!rest.contains(&code), "{rest}");
     assert_eq!(bundle.scan("second.svg").secret, account.secret);
+}
+
+#[test]
+fn a_wrong_code_may_be_tried_again_twice() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let right = account.code_at(bundle.now());
+    let wrong = if right == "000000" { "000001" } else { "000000" };
+    let add_auth = || bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
+    let mut session = at_a_terminal(add_auth());
+    enter(&mut session, "Code for SCONE OTP, alice", || "12345".to_owned());
+    session.exp_string("exactly six digits").expect("advice");
+    for _ in 0..2 {
+        enter(&mut session, "Code for SCONE OTP, alice", || wrong.to_owned());
+    }
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 5, "{rest}");
+    assert!(!bundle.root.join("second.svg").exists());
+
+    let mut session = at_a_terminal(add_auth());
+    enter(&mut session, "Code for SCONE OTP, alice", || wrong.to_owned());
+    session.exp_string("that code is wrong").expect("advice");
+    enter(&mut session, "Code for SCONE OTP, alice", || right.clone());
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
 }
 
 #[test]
@@ -54,15 +97,100 @@ fn ctrl_c_at_the_prompt_for_a_code_leaves_nothing_behind_and_spends_nothing() {
     let account = bundle.enrol("default");
     let before = fs::read(bundle.state_file("default")).expect("the state");
     let mut session = at_a_terminal(bundle.script_command("add_auth", &["--output", "second.svg"]));
-    session.exp_string("Code for SCONE OTP, alice").expect("the prompt");
+    session.exp_regex("Code for SCONE OTP, alice|Wait for the next code").expect("the prompt");
     session.send_control('c').expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
-    let left: Vec<_> =
-        fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").file_name()).collect();
-    assert!(!left.iter().any(|name| name.to_string_lossy().contains("second.svg")), "{left:?}");
+    let names = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("second.svg")).collect();
+    assert_eq!(left, [""; 0]);
     assert_eq!(before, fs::read(bundle.state_file("default")).expect("the state"));
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+}
+
+#[test]
+fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
+    let bundle = bundle_with_the_hosts_clock();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
+    session.exp_string("the QR code of 'SCONE OTP', 'alice' is in").expect("where it is");
+    // A wrong code is no confirmation.
+    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", || "000000".to_owned());
+    session.exp_string("that code is wrong").expect("advice");
+    let account = bundle.scan("qrcode.svg");
+    let code = || account.code_at(bundle.now());
+    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", code);
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("enrolled and confirmed") && rest.contains("destroyed"), "{rest}");
+    assert!(!bundle.root.join("qrcode.svg").exists());
+    // The code of the confirmation is spent.
+    let reused = bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]);
+    reused.expect(5);
+}
+
+#[test]
+fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
+    let bundle = bundle_with_the_hosts_clock();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
+    session.exp_regex("Code that the new entry|Wait for the next code").expect("the prompt");
+    session.send_control('c').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 130, "{rest}");
+    assert!(rest.contains("the QR code is still there: shred -n 3 -z -u '"), "{rest}");
+    bundle.scan("qrcode.svg");
+}
+
+#[test]
+fn a_qr_code_on_the_terminal_is_in_no_file_and_gone_afterwards() {
+    let bundle = bundle_with_the_hosts_clock();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    // A pipe is no terminal: refused before anything is spent.
+    bundle.gen_qr(&["--terminal"]).expect(2).saying("'--terminal' needs a terminal");
+
+    let mut stty = bundle.command("sh");
+    let script = bundle.root.join("scripts/gen_qr");
+    stty.args(["-c", &format!("stty rows 60 cols 120; exec '{}' --terminal --no-confirm", script.display())]);
+    let mut session = at_a_terminal(stty);
+    session.exp_string("\x1b[?1049h").expect("the alternate screen");
+    let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
+    // The session hands out bytes as characters.
+    let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
+    let account = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
+    assert_eq!(account.login, "alice");
+    let names = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("svg")).collect();
+    assert_eq!(left, [""; 0], "the picture is in a file");
+    session.send_line("").expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("\x1b[?1049l"), "{rest}");
+    assert!(!rest.contains(&account.secret));
+}
+
+/// What a terminal shows of half blocks, as a picture: black on white.
+fn as_svg(drawn: &str) -> String {
+    let mut path = String::new();
+    let lines: Vec<&str> = drawn.lines().filter(|line| line.contains("\x1b[38;5;16;48;5;231m")).collect();
+    let (mut width, mut height) = (0, 0);
+    for (row, line) in lines.iter().enumerate() {
+        let cells =
+            line.split("231m").nth(1).and_then(|rest| rest.split('\x1b').next()).expect("a line of the drawing");
+        for (x, cell) in cells.chars().enumerate() {
+            let (upper, lower) = (matches!(cell, '█' | '▀'), matches!(cell, '█' | '▄'));
+            for (y, _) in [(2 * row, upper), (2 * row + 1, lower)].into_iter().filter(|(_, dark)| *dark) {
+                path.push_str(&format!("M{x} {y}h1v1h-1z"));
+            }
+            width = width.max(x + 1);
+        }
+        height = 2 * (row + 1);
+    }
+    let (w, h) = (8 * width, 8 * height);
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{w}\" height=\"{h}\" viewBox=\"0 0 {width} {height}\">\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#fff\"/><path d=\"{path}\"/></svg>"
+    )
 }
 
 #[test]

@@ -22,10 +22,11 @@ use once::{Marker, Reservation};
 const HELP: &str = "\
 Renders the shared secret of one-time passwords as a QR code (SVG), once
 
-Usage: otpqr [--check]
+Usage: otpqr [--check | --confirm]
 
 Options:
       --check    Only check that a QR code could be issued: spends nothing, leaves nothing behind, needs no secret
+      --confirm  Do nothing: that it was started at all shows that a code was accepted
       --help     Print help
       --version  Print version
 
@@ -36,7 +37,7 @@ Environment:
   OTP_OUTPUT_FILE    the file to create; an existing one is never overwritten
   OTP_SINGLE_USE     the once-marker: while this file exists, nothing is issued
   OTP_RESET          TRUE: issue even if the once-marker exists (it is taken all the same)
---check reads OTP_OUTPUT_FILE and OTP_SINGLE_USE only.
+--check reads OTP_OUTPUT_FILE and OTP_SINGLE_USE only, --confirm nothing.
 
 Exit codes:
    0  done
@@ -76,6 +77,7 @@ fn run(arguments: Vec<OsString>) -> Result<(), Failure> {
     match arguments.as_slice() {
         [] => issue(),
         [option] if option == "--check" => check(),
+        [option] if option == "--confirm" => Ok(()),
         [option] if option == "--help" => print(HELP),
         [option] if option == "--version" => print(concat!("otpqr ", env!("CARGO_PKG_VERSION"), "\n")),
         _ => Err(Failure(Exit::Usage, "unknown arguments; 'otpqr --help' says what there is".into())),

@@ -360,3 +360,12 @@ fn the_svg_is_complete_and_plain() {
     assert!(svg.ends_with("</svg>\n"));
     assert!(!svg.contains(SECRET), "drawn, not written");
 }
+
+#[test]
+fn a_confirmation_needs_nothing_and_does_nothing() {
+    let world = World::new("confirm");
+    let mut confirm = Command::new(env!("CARGO_BIN_EXE_otpqr"));
+    confirm.arg("--confirm").env_clear();
+    world.succeeds(&mut confirm);
+    assert_eq!(world.files(), [""; 0]);
+}

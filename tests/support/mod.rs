@@ -230,17 +230,23 @@ impl Bundle {
         run(self.script_command(name, args))
     }
 
+    /// Runs `gen_qr` as an operator without a terminal does.
+    pub fn gen_qr(&self, args: &[&str]) -> Outcome {
+        self.script("gen_qr", &[&["--no-confirm"], args].concat())
+    }
+
     /// Runs `add_auth` with a code on standard input.
     pub fn add_auth(&self, code: &str, args: &[&str]) -> Outcome {
-        let args = [&["--otp-file", "-"], args].concat();
+        let args = [&["--no-confirm", "--otp-file", "-"], args].concat();
         run_with_input(self.script_command("add_auth", &args), code)
     }
 
     /// Creates the account, has its QR code issued as `NAME.svg`, and scans it.
     pub fn enrol(&self, account: &str) -> phone::Account {
         self.script("create", &["--platform", self.platform.name(), "--account", account]).expect(0);
-        self.script("gen_qr", &["--account", account, "--output", &format!("{account}.svg")]).expect(0);
-        self.scan(&format!("{account}.svg"))
+        let output = format!("{account}.svg");
+        self.script("gen_qr", &["--account", account, "--no-confirm", "--output", &output]).expect(0);
+        self.scan(&output)
     }
 
     /// Scans a QR code that lies in the root.

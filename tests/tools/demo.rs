@@ -125,11 +125,11 @@ impl Demo {
     fn issue_once(&self) -> Step<Account> {
         self.heading("3. The QR code, once");
         let output = self.output("qrcode.svg");
-        let issued = self.script("gen_qr", &["--output", &output])?;
+        let issued = self.script("gen_qr", &["--no-confirm", "--output", &output])?;
         self.right(&issued, 0, "qrcode.svg", "otpqr took the once-marker, durably, and only then wrote the QR code.")?;
         let account = self.scan(&output, &[&issued])?;
         fs::remove_file(&output).map_err(|cause| Stopped(cause.to_string()))?;
-        let again = self.script("gen_qr", &["--output", &output])?;
+        let again = self.script("gen_qr", &["--no-confirm", "--output", &output])?;
         self.right(
             &again,
             5,
@@ -247,18 +247,18 @@ impl Demo {
         let answer = self.add_auth(&self.output("old-code.svg"), &first.code_at(self.bundle.now() + 30))?;
         self.right(&answer, 5, "One-time Password is invalid", "A code of the old secret: dead.")?;
         let output = self.output("new.svg");
-        let issued = self.script("gen_qr", &["--output", &output])?;
+        let issued = self.script("gen_qr", &["--no-confirm", "--output", &output])?;
         self.right(&issued, 0, "new.svg", "The new secret's QR code, once.")?;
         let new = self.scan(&output, &[&rolled, &issued])?;
         self.must(new.secret != first.secret, "the secret is the old one")?;
 
         self.heading("   The second account's volume was destroyed (4g): the same way out");
         let output = self.output("second.svg");
-        let refused = self.script("gen_qr", &["--account", "second", "--output", &output])?;
+        let refused = self.script("gen_qr", &["--no-confirm", "--account", "second", "--output", &output])?;
         self.right(&refused, 5, "roll_forward.rs", "The volume is not what CAS knows.")?;
         let rolled = self.script("roll_forward", &["--yes", "--account", "second"])?;
         self.right(&rolled, 0, "rolled forward", "")?;
-        let issued = self.script("gen_qr", &["--account", "second", "--output", &output])?;
+        let issued = self.script("gen_qr", &["--no-confirm", "--account", "second", "--output", &output])?;
         self.right(&issued, 0, "second.svg", "")?;
         self.scan(&output, &[&rolled, &issued]).map(drop)
     }
@@ -303,7 +303,7 @@ impl Demo {
     }
 
     fn add_auth(&self, output: &str, code: &str) -> Step<Outcome> {
-        let command = self.command("add_auth", &["--output", output, "--otp-file", "-"]);
+        let command = self.command("add_auth", &["--no-confirm", "--output", output, "--otp-file", "-"]);
         println!("(types the code {code})");
         let outcome = run_with_input(command, &format!("{code}\n"));
         self.answered(outcome)
@@ -335,7 +335,7 @@ impl Demo {
     /// gen_qr refuses, whatever was done to the volume.
     fn refused(&self, why: &str) -> Step {
         let output = self.output("stolen.svg");
-        let answer = self.script("gen_qr", &["--output", &output])?;
+        let answer = self.script("gen_qr", &["--no-confirm", "--output", &output])?;
         self.right(&answer, 5, "the volume was refused", why)?;
         self.must(!Path::new(&output).exists(), "there is an output file")
     }
