@@ -928,7 +928,6 @@ mod qr_code {
             let name = path
                 .file_name()
                 .ok_or_else(|| Failure::new(PRECONDITION, format!("output '{shown}' is no file name")))?;
-            let path = parent.join(name);
             if path.symlink_metadata().is_ok() {
                 let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
                 return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
@@ -948,7 +947,7 @@ mod qr_code {
             }
             let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
             lock.try_lock().map_err(|_| failed("another run is writing it".to_owned()))?;
-            let output = Output { account: account.to_owned(), path, directory, _lock: lock };
+            let output = Output { account: account.to_owned(), path: path.to_owned(), directory, _lock: lock };
             if !output.is_complete() && output.written().exists() {
                 // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
                 fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
