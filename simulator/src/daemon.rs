@@ -135,6 +135,10 @@ impl DaemonError {
                 Some(format!("scone-sim down --data '{}'", data.display()))
             }
             DaemonError::DidNotStart { hint, .. } => hint.clone(),
+            DaemonError::Cas(CasError::Store(StoreError::Restored { head, .. })) => Some(format!(
+                "rm '{}'   # go on with the older copy: codes accepted since are good again",
+                head.display()
+            )),
             DaemonError::NotRunning(data) => Some(format!("scone-sim up --data '{}'", data.display())),
             _ => None,
         }
