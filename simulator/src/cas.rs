@@ -1,18 +1,22 @@
 //! What CAS decides: who may upload and read which session, which program gets which configuration, which tag is fresh.
 //! Each decision is one transaction with its entry in the audit log; refusals are answers, not errors.
 
+mod secrets;
+
 use std::path::Path;
 
 use rusqlite::Connection;
-use scone_run::protocol::{self, Configuration, SetTag, VolumeGrant, hex};
+use scone_run::protocol::{
+    self, Configuration, End, InjectionFile, SetTag, UpdatePolicy, VolumeGrant, access_proof, hex, proves_access,
+};
 
 use crate::audit::{self, Event, Record};
 use crate::clock::{Clock, ClockError};
 use crate::codes;
-use crate::session::placeholder::{Part, parts};
-use crate::session::{Kind, Mode, Service, Session, SessionError, decode_shared_secret};
+use crate::session::{Mode, Mount, Service, Session, SessionError, host_argument, host_variable};
 use crate::store::{self, Store, StoreError, Stored};
 use crate::tls::{self, Identity};
+use secrets::Secrets;
 
 /// The database's name in the data directory.
 pub const DATABASE: &str = "cas.db";
@@ -32,6 +36,9 @@ pub enum CasError {
     /// A session could not be written as YAML.
     #[error("cannot write a session down: {0}")]
     Yaml(#[from] yaml_serde::Error),
+    /// A key or certificate of a session.
+    #[error("cannot make a session's key or certificate: {0}")]
+    Certificate(String),
 }
 
 impl From<rusqlite::Error> for CasError {
@@ -147,6 +154,19 @@ pub struct Claim<'a> {
     pub mrenclave: &'a str,
     /// Whether the evidence was made for the connection it came on.
     pub bound: bool,
+    /// What shows on this connection that a service access token is known.
+    pub access: Access<'a>,
+}
+
+/// A connection's part in proving that a service access token is known, by either end.
+#[derive(Clone, Copy, Default)]
+pub struct Access<'a> {
+    /// The runtime's proof.
+    pub proof: Option<&'a str>,
+    /// The connection's exporter value.
+    pub exporter: [u8; 32],
+    /// CAS's nonce.
+    pub nonce: &'a str,
 }
 
 impl<'a> Claim<'a> {
@@ -195,7 +215,7 @@ impl Cas {
             let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
             let replaces = parsed.as_ref().is_ok_and(|session| session.predecessor.is_some());
             let result = match parsed {
-                Ok(session) => settle(upload(tx, session, client))?,
+                Ok(session) => settle(upload(tx, session, client, now))?,
                 Err(error) => Err(ClientRefusal::Invalid(error)),
             };
             let outcome = match &result {
@@ -311,6 +331,7 @@ fn upload(
     tx: &Connection,
     mut session: Session,
     client: Option<&tls::Client>,
+    now: u64,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
     let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
     let predecessor = session.predecessor.take();
@@ -354,7 +375,7 @@ fn upload(
     // Who may update a session owns its codes: an upload ends the wait after wrong ones.
     for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
         // A secret that cannot be had now (its owner is not there yet) has no wait to lift.
-        if let Ok(secret) = settle(shared_secret(tx, &new.session, text))? {
+        if let Ok(secret) = settle(Secrets { tx, now }.shared_secret(&new.session, text))? {
             codes::lift_wait(tx, &secret)?;
         }
     }
@@ -385,9 +406,11 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
     let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
 
-    let configuration = prepare(tx, &session, service)?;
+    let secrets = Secrets { tx, now };
+    let mut configuration = prepare(&secrets, &session, service)?;
+    configuration.access_proof = check_access(&session, &claim.access)?;
     if let Some(text) = session.code_secret(service) {
-        let secret = shared_secret(tx, &session, text)?;
+        let secret = secrets.shared_secret(&session, text)?;
         let verdict = codes::check(tx, &secret, claim.code, now)?;
         audit::append(tx, now, &claim.record(Event::CodeChecked, &verdict.record()))?;
         if let Some(detail) = verdict.refusal() {
@@ -427,101 +450,115 @@ fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refus
     untrusted(chain, format!("unexpected mrenclave {}", claim.mrenclave))
 }
 
-/// Puts together what the service would get.
-fn prepare(tx: &Connection, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
-    let command = service.command.iter().map(|word| substitute(tx, session, word)).collect::<Result<_, _>>()?;
-    let variable =
-        |(name, value): (&String, &String)| Ok((name.clone(), protocol::Secret::new(substitute(tx, session, value)?)));
-    let environment = service.environment.iter().map(variable).collect::<Result<_, Stop<Refusal>>>()?;
-    let mounts = session.mounts(service).iter();
-    let volumes = mounts.map(|mount| grant(tx, session, &mount.name, &mount.path)).collect::<Result<_, _>>()?;
-    Ok(Configuration { command, environment, pwd: service.pwd.clone(), volumes })
+/// The service access token (section 2.10): first of all factors, so that who lacks it can neither try codes nor use them up.
+/// Gives CAS's own proof, for the runtime to check. Our own words: SCONE's are not documented.
+fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>, Stop<Refusal>> {
+    let Access { proof, exporter, nonce } = access;
+    let Some(token) = &session.security.service_access_token else { return Ok(None) };
+    let Some(proof) = proof else {
+        return refuse(Refusal::no_configuration(
+            "A service access token is required to access this session",
+            "no service access token",
+        ));
+    };
+    if !proves_access(proof, End::Runtime, token, exporter, nonce) {
+        return refuse(Refusal::no_configuration(
+            "The given service access token is invalid",
+            "wrong service access token",
+        ));
+    }
+    Ok(Some(access_proof(End::Cas, token, exporter, nonce)))
 }
 
-/// Puts secrets in the place of placeholders.
-fn substitute(tx: &Connection, session: &Session, text: &str) -> Result<String, Stop<Refusal>> {
-    let mut filled = String::new();
-    for part in parts(text).map_err(StoreError::Damaged)? {
-        match part {
-            Part::Text(text) => filled.push_str(text),
-            Part::Secret(name, format) => {
-                let (kind, value) = secret_value(tx, session, name)?;
-                let encoded = format.encode(&value).filter(|_| format.suits(kind));
-                filled.push_str(&encoded.ok_or_else(|| {
-                    Refusal::misconfigured(format!("Secret '{name}' does not have the format it is asked for"))
-                })?);
+/// Puts together what the service would get.
+fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
+    let mut configuration = Configuration { pwd: service.pwd.clone(), ..Configuration::default() };
+    let mut size = 0;
+    for (at, word) in service.command.iter().enumerate() {
+        let word = match host_argument(word).and_then(|position| position.parse().ok()) {
+            Some(position) => {
+                configuration.host_arguments.push((at, position));
+                String::new()
+            }
+            None => secrets.text(session, word)?,
+        };
+        size += word.len();
+        configuration.command.push(word);
+    }
+    for (name, value) in &service.environment {
+        match host_variable(name) {
+            Some(name) => configuration.host_environment.push(name.to_owned()),
+            None => {
+                let value = secrets.text(session, value)?;
+                size += value.len();
+                configuration.environment.insert(name.clone(), protocol::Secret::new(value));
             }
         }
     }
-    Ok(filled)
-}
-
-fn shared_secret(tx: &Connection, session: &Session, text: &str) -> Result<Vec<u8>, Stop<Refusal>> {
-    decode_shared_secret(&substitute(tx, session, text)?).ok_or_else(|| {
-        Refusal::misconfigured("The One-time Password's shared secret is not base32 of at least 128 bits".into())
-    })
-}
-
-/// The bytes of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
-fn secret_value(tx: &Connection, session: &Session, name: &str) -> Result<(Kind, Vec<u8>), Stop<Refusal>> {
-    let declared =
-        session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
-    let Some(import) = &declared.import else { return Ok(own_secret_value(tx, session, declared)?) };
-    let (from, there) = (&import.session, &import.secret);
-    let owner = store::active(tx, from)?.map(|owner| owner.session);
-    let offered = owner.as_ref().and_then(|owner| Some((owner, owner.secret(there)?)));
-    let exported = offered.filter(|(_, secret)| secret.export.iter().any(|export| export.session == session.name));
-    let (owner, original) = exported.ok_or_else(|| {
-        Refusal::misconfigured(format!("Session '{from}' does not export secret '{there}' to '{}'", session.name))
-    })?;
-    let agrees = declared.kind.is_none_or(|kind| original.kind == Some(kind))
-        && declared.size.is_none_or(|size| original.size == Some(size));
-    if !agrees {
-        let problem = format!("Secret '{there}' of session '{from}' has another kind or size than its import");
-        return Err(Refusal::misconfigured(problem));
+    if let Some(image) = session.image(service) {
+        for mount in &image.volumes {
+            configuration.volumes.push(grant(secrets.tx, session, mount)?);
+        }
+        for file in &image.injection_files {
+            let content = secrets.bytes(session, &file.content)?;
+            size += content.len();
+            configuration.injection_files.push(InjectionFile {
+                path: file.path.clone(),
+                content: protocol::Secret::new(hex(&content)),
+                mode: file.mode().ok_or_else(|| StoreError::Damaged("a permission is not valid".into()))?,
+            });
+        }
     }
-    Ok(own_secret_value(tx, owner, original)?)
-}
-
-fn own_secret_value(
-    tx: &Connection,
-    session: &Session,
-    secret: &crate::session::Secret,
-) -> Result<(Kind, Vec<u8>), StoreError> {
-    let damaged = || StoreError::Damaged(format!("secret '{}' has no kind or no valid value", secret.name));
-    let kind = secret.kind.ok_or_else(damaged)?;
-    let value = match secret.explicit_value() {
-        Some(value) => value.ok_or_else(damaged)?,
-        None => store::drawn_secret(tx, &session.name, &secret.name)?,
-    };
-    Ok((kind, value))
+    match size > secrets::MAX_CONFIGURATION {
+        true => Err(secrets::too_large()),
+        false => Ok(configuration),
+    }
 }
 
 /// The key and tag of a mounted volume, here or where it is imported from; both sides must agree.
-fn grant(tx: &Connection, session: &Session, name: &str, path: &str) -> Result<VolumeGrant, Stop<Refusal>> {
+fn grant(tx: &Connection, session: &Session, mount: &Mount) -> Result<VolumeGrant, Stop<Refusal>> {
+    let Mount { name, path, update_policy } = mount;
     let declared =
         session.volume(name).ok_or_else(|| StoreError::Damaged(format!("volume '{name}' is not declared")))?;
+    let mut update_policy = *update_policy;
     let (owner, name) = match &declared.import {
-        None => (session.name.as_str(), name),
+        None => (session.name.clone(), name.clone()),
         Some(import) => {
-            let (from, there) = (import.session.as_str(), import.volume.as_str());
-            let owner = store::active(tx, from)?;
-            let original = owner.as_ref().and_then(|owner| owner.session.volume(there));
-            if !original.is_some_and(|volume| volume.export.iter().any(|export| export.session == session.name)) {
-                let problem = format!("Session '{from}' does not export volume '{there}' to '{}'", session.name);
+            let (from, there) = (&import.session, &import.volume);
+            let owner = secrets::owner(tx, from, import.session_hash.as_deref())?;
+            let exported = owner.iter().flat_map(|owner| &owner.volumes).find_map(|volume| {
+                let meant = volume.export.iter().find(|export| {
+                    let called = export.volume_alias.as_ref().unwrap_or(&volume.name);
+                    called == there && secrets::is_meant(&export.to, session)
+                })?;
+                Some((volume.name.clone(), meant.update_policy))
+            });
+            let (original, most) = exported.ok_or_else(|| {
+                Refusal::misconfigured(format!(
+                    "Session '{from}' does not export volume '{there}' to '{}'",
+                    session.name
+                ))
+            })?;
+            // Section 2.7: an ephemeral export makes the import ephemeral; more than was granted is an error.
+            if most == UpdatePolicy::Ephemeral {
+                update_policy = UpdatePolicy::Ephemeral;
+            } else if update_policy > most {
+                let problem =
+                    format!("Session '{from}' does not allow volume '{there}' the update policy it is used with");
                 return Err(Refusal::misconfigured(problem));
             }
-            (from, there)
+            (from.clone(), original)
         }
     };
     let volume =
-        store::volume(tx, owner, name)?.ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
+        store::volume(tx, &owner, &name)?.ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
     Ok(VolumeGrant {
-        session: owner.to_owned(),
-        name: name.to_owned(),
-        path: path.to_owned(),
+        session: owner,
+        name,
+        path: path.clone(),
         key: protocol::Secret::new(hex(&volume.key)),
         tag: volume.tag,
+        update_policy,
     })
 }
 

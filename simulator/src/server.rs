@@ -29,7 +29,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 
 use futures_util::{SinkExt, StreamExt};
 
-use crate::cas::{Cas, CasError, Claim, ClientRefusal, SessionAnswer};
+use crate::cas::{Access, Cas, CasError, Claim, ClientRefusal, SessionAnswer};
 use crate::session::MAX_TEXT;
 use crate::tls::Client;
 
@@ -235,12 +235,13 @@ async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>) -> std::io::Resul
 
 fn respond(cas: &Cas, request: Request, exporter: &[u8; 32], nonce: &str) -> Result<Response, CasError> {
     Ok(match request {
-        Request::Configure { service, code, evidence } => {
+        Request::Configure { service, code, access_proof, evidence } => {
             let claim = Claim {
                 service: &service,
                 code: code.as_deref(),
                 mrenclave: &evidence.mrenclave,
                 bound: evidence.is_bound_to(exporter, nonce),
+                access: Access { proof: access_proof.as_deref(), exporter: *exporter, nonce },
             };
             match cas.configure(&claim)? {
                 Ok(configuration) => Response::Configuration(configuration),

@@ -7,10 +7,14 @@
 pub mod placeholder;
 mod rules;
 mod syntax;
+pub mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+pub use scone_run::protocol::UpdatePolicy;
 use scone_run::protocol::hex;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +27,11 @@ pub const NOT_SIMULATED: &[&str] = &[
     "namespace_hash",
     "secret_config",
     "access_policy.list_sessions",
+    "access_policy.read.signer",
+    "access_policy.update.signer",
+    "access_policy.update.require-all",
+    "access_policy.create_sessions.signer",
+    "access_policy.create_sessions.require-all",
     "services.fspf_path",
     "services.fspf_key",
     "services.fspf_tag",
@@ -30,43 +39,35 @@ pub const NOT_SIMULATED: &[&str] = &[
     "services.platforms",
     "services.persistency",
     "services.attestation.signer",
-    "images.injection_files",
     "images.provide_secrets",
-    "images.volumes.update_policy",
     "volumes.fspf_key",
     "volumes.fspf_tag",
     "volumes.files",
-    "volumes.export.session_hash",
-    "volumes.export.to",
-    "volumes.export.update_policy",
-    "volumes.export.volume_alias",
-    "volumes.import.session_hash",
     "volumes.import.cas_url",
     "volumes.import.cas_key",
     "volumes.import.cas_software_key",
-    "secrets.key_type",
-    "secrets.migrate",
-    "secrets.private_key",
-    "secrets.issuer",
-    "secrets.common_name",
-    "secrets.endpoint",
-    "secrets.dns",
-    "secrets.san",
-    "secrets.valid_for",
     "secrets.export_public",
     "secrets.import_akv",
-    "secrets.export.session_hash",
-    "secrets.export.namespace",
     "secrets.export.cas_url",
     "secrets.export.cas_key",
-    "secrets.import.session_hash",
+    "secrets.export.cas_software_key",
     "secrets.import.cas_url",
     "secrets.import.cas_key",
     "secrets.import.cas_software_key",
-    "security.singleton_enclaves",
-    "security.service_access_token",
     "security.attestation.trusted_scone_qe_pubkeys",
     "security.attestation.must_be_sgx_local",
+];
+
+/// A documented value that the simulator does not serve, with the path of its key: as above.
+pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
+    ("secrets.kind", "public-key"),
+    ("secrets.kind", "aad-token"),
+    ("secrets.kind", "config-fragment"),
+    ("secrets.kind", "pgp-key"),
+    ("secrets.kind", "jwt"),
+    ("security.attestation.mode", "maa"),
+    ("security.attestation.tolerate", "maa-managed-tcb"),
+    ("security.attestation.tolerate", "local-attestation-trust-cas-tcb"),
 ];
 
 /// Why a text is not a session.
@@ -173,6 +174,9 @@ pub struct Image {
     /// The volumes in it.
     #[serde(default, deserialize_with = "syntax::list")]
     pub volumes: Vec<Mount>,
+    /// The files put into it.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
+    pub injection_files: Vec<InjectionFile>,
 }
 
 /// A volume in an image.
@@ -183,6 +187,22 @@ pub struct Mount {
     pub name: String,
     /// Where the program sees it: an absolute path.
     pub path: String,
+    /// What becomes of the program's changes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub update_policy: UpdatePolicy,
+}
+
+/// A file that is in the program's memory only.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectionFile {
+    /// Where the program sees it: an absolute path.
+    pub path: String,
+    /// What is in it; placeholders stand for secrets.
+    pub content: String,
+    /// Its mode, `0o` and octal digits; `0o700` unless told.
+    #[serde(default)]
+    pub permission: String,
 }
 
 /// A volume this session owns, or imports.
@@ -193,18 +213,48 @@ pub struct Volume {
     pub name: String,
     /// Who may import it.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
-    pub export: Vec<Export>,
+    pub export: Vec<VolumeExport>,
     /// Whose it is, if not this session's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<VolumeImport>,
 }
 
-/// A session that may import.
+/// A session that may import a volume.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "syntax::VolumeExport", into = "syntax::VolumeExport")]
+pub struct VolumeExport {
+    /// Which session. It need not exist yet.
+    pub to: SessionId,
+    /// The most that the importer may do with it.
+    pub update_policy: UpdatePolicy,
+    /// What the importer calls it, if not by its name.
+    pub volume_alias: Option<String>,
+}
+
+/// A session, or one version of it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Export {
-    /// Its name. It need not exist yet.
+pub struct SessionId {
+    /// Its name.
     pub session: String,
+    /// The hash its active version must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_hash: Option<String>,
+}
+
+/// Who may import a secret: a session, or all in a namespace and the namespace's own.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SecretExport {
+    /// A session's name. It need not exist yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    /// The hash its active version must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_hash: Option<String>,
+    /// A namespace's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
 }
 
 /// Another session's volume.
@@ -213,18 +263,74 @@ pub struct Export {
 pub struct VolumeImport {
     /// The session that owns it.
     pub session: String,
-    /// Its name there.
+    /// The hash its active version must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_hash: Option<String>,
+    /// Its name there, or its alias.
     pub volume: String,
 }
 
-/// What a secret's bytes are.
+/// What a secret is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// Printable text.
     Ascii,
     /// Any bytes.
     Binary,
+    /// A private key.
+    PrivateKey,
+    /// A certificate that signs no other.
+    X509,
+    /// A certificate that signs others.
+    X509Ca,
+}
+
+impl Kind {
+    /// Whether CAS draws it byte by byte.
+    pub fn is_bytes(self) -> bool {
+        matches!(self, Kind::Ascii | Kind::Binary)
+    }
+
+    /// As policies write it.
+    pub fn text(self) -> &'static str {
+        match self {
+            Kind::Ascii => "ascii",
+            Kind::Binary => "binary",
+            Kind::PrivateKey => "private-key",
+            Kind::X509 => "x509",
+            Kind::X509Ca => "x509-ca",
+        }
+    }
+}
+
+/// What a private key is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum KeyType {
+    /// ECDSA on NIST P-256.
+    #[serde(rename = "P-256")]
+    P256,
+    /// ECDSA on NIST P-384.
+    #[serde(rename = "P-384")]
+    P384,
+    /// EdDSA on Curve25519.
+    Ed25519,
+    /// Known, not drawn: see the rules.
+    #[serde(rename = "RSA-2048")]
+    Rsa2048,
+    /// Known, not drawn: see the rules.
+    #[serde(rename = "RSA-3072")]
+    Rsa3072,
+}
+
+/// Which end of a TLS connection a certificate is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Endpoint {
+    /// The end that is called.
+    Server,
+    /// The end that calls.
+    Client,
 }
 
 /// A secret this session owns (with a value of its own, or drawn by CAS), or imports.
@@ -236,15 +342,42 @@ pub struct Secret {
     /// Mandatory but for an import, where it is a check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
-    /// In bytes; 20 unless told. For an import: a check.
+    /// Of ascii and binary, in bytes; 20 unless told. For an import: a check.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
-    /// An explicit value: text for ascii, hex for binary. Absent: CAS draws one.
+    /// An explicit value: text for ascii, hex for binary, PEM for keys and certificates. Absent: CAS draws one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
+    /// Of a private key that CAS draws.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_type: Option<KeyType>,
+    /// Of a private key that CAS draws: whether it survives an update.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub migrate: bool,
+    /// Of a certificate: the secret that is its private key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<String>,
+    /// Of a certificate: the secret that is the certificate it is signed with. Absent: self-signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub issuer: Option<String>,
+    /// Of a certificate. Absent: the first DNS name, else the secret's name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub common_name: Option<String>,
+    /// Of a certificate: its extended key usage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
+    /// The old spelling of `san: dns:…`; empty in normal form.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
+    dns: Vec<String>,
+    /// Of a certificate: `dns:NAME` and `ip:ADDRESS`.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
+    pub san: Vec<String>,
+    /// Of a certificate: how long it is valid. Absent: virtually for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_for: Option<String>,
     /// Who may import it.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
-    pub export: Vec<Export>,
+    pub export: Vec<SecretExport>,
     /// Whose it is, if not this session's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<SecretImport>,
@@ -256,11 +389,14 @@ pub struct Secret {
 pub struct SecretImport {
     /// The session that owns it.
     pub session: String,
+    /// The hash its active version must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_hash: Option<String>,
     /// Its name there.
     pub secret: String,
 }
 
-/// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate.
+/// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate (in a file also the certificate, PEM).
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessPolicy {
@@ -279,9 +415,15 @@ pub struct AccessPolicy {
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Security {
-    /// The only part that is simulated.
+    /// How it is judged.
     #[serde(default)]
     pub attestation: Attestation,
+    /// Whether an enclave must be one that was never used before. Here each start is one: kept, without further effect.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub singleton_enclaves: bool,
+    /// What the service's caller must know (section 2.10).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_access_token: Option<String>,
 }
 
 /// What a service must show.
@@ -324,9 +466,8 @@ impl Session {
         if text.len() > MAX_TEXT {
             return Err(SessionError::TooLong);
         }
-        // As a tree first: this finds duplicate keys, which maps would swallow, and keys that are not simulated.
-        let tree: yaml_serde::Value = yaml_serde::from_str(text)?;
-        syntax::refuse_what_is_not_simulated(&tree)?;
+        // As a tree first: this bounds what aliases expand to, and finds duplicate keys and what is not simulated.
+        syntax::refuse_what_is_not_simulated(&tree::read(text)?)?;
         let mut session: Session = yaml_serde::from_str(text)?;
         if let Some(name) = name {
             session.name = name.to_owned();
@@ -376,10 +517,9 @@ impl Session {
         self.secrets.iter().find(|secret| secret.name == name)
     }
 
-    /// What the service sees mounted.
-    pub fn mounts(&self, service: &Service) -> &[Mount] {
-        let image = self.images.iter().find(|image| Some(&image.name) == service.image_name.as_ref());
-        image.map_or(&[], |image| &image.volumes)
+    /// What the service's file system looks like.
+    pub fn image(&self, service: &Service) -> Option<&Image> {
+        self.images.iter().find(|image| Some(&image.name) == service.image_name.as_ref())
     }
 
     /// The secret whose code starts this service: its own before the session's.
@@ -394,6 +534,68 @@ impl Service {
     pub fn measurements(&self) -> BTreeSet<&str> {
         self.attestation.iter().flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
     }
+}
+
+impl InjectionFile {
+    /// The permission as a number. A session in normal form has no other permission than one.
+    pub fn mode(&self) -> Option<u32> {
+        let digits = self.permission.strip_prefix("0o").filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()))?;
+        u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)
+    }
+}
+
+impl Secret {
+    /// The bytes of an explicit value (of keys and certificates, the DER); `Some(None)` if it is not what its kind says.
+    pub fn explicit_value(&self) -> Option<Option<Vec<u8>>> {
+        let value = self.value.as_ref()?;
+        Some(match self.kind {
+            Some(Kind::Binary) => data_encoding::HEXLOWER_PERMISSIVE.decode(value.as_bytes()).ok(),
+            Some(Kind::PrivateKey) => {
+                let key = PrivatePkcs8KeyDer::from_pem_slice(value.as_bytes()).ok();
+                key.map(|key| key.secret_pkcs8_der().to_vec())
+            }
+            Some(Kind::X509 | Kind::X509Ca) => {
+                CertificateDer::from_pem_slice(value.as_bytes()).ok().map(|certificate| certificate.to_vec())
+            }
+            _ => value.bytes().all(|c| (0x20..0x7f).contains(&c)).then(|| value.clone().into_bytes()),
+        })
+    }
+
+    /// What CAS keeps beside a value it drew, to tell whether an update may keep the value (section 2.9): kind, and for a
+    /// private key its type and whether it migrates.
+    pub fn label(&self) -> String {
+        let kind = self.kind.map_or("", Kind::text);
+        match (self.kind, self.key_type) {
+            (Some(Kind::PrivateKey), Some(key_type)) => {
+                format!("{kind} {key_type:?}{}", if self.migrate { " migrate" } else { "" })
+            }
+            _ => kind.to_owned(),
+        }
+    }
+
+    /// Whether a value with that label and of that size, drawn for the session before, stays this secret's.
+    pub fn keeps(&self, label: &str, size: usize) -> bool {
+        let same = self.import.is_none() && self.value.is_none() && self.label() == label;
+        match self.kind {
+            Some(Kind::Ascii | Kind::Binary) => same && self.size == Some(size),
+            Some(Kind::PrivateKey) => same && self.migrate,
+            _ => false,
+        }
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// The position `N` of a command's word `@@N` (section 2.12): the caller's N-th argument takes its place.
+pub fn host_argument(word: &str) -> Option<&str> {
+    word.strip_prefix("@@").filter(|digits| !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// The name of an environment entry `\@\@NAME` (section 2.12): the caller's variable takes its place.
+pub fn host_variable(name: &str) -> Option<&str> {
+    name.strip_prefix(r"\@\@")
 }
 
 /// Shows the name only: values may be secrets.

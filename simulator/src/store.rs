@@ -357,7 +357,7 @@ pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
         params![session.name, version, hash, creator, content],
     )?;
 
-    // A drawn secret is kept as long as name, kind and size stay (section 2.9); else it is gone for good.
+    // A drawn secret is kept as long as its session says so (section 2.9); else it is gone for good.
     let mut kept = tx.prepare("SELECT name, kind, length(value) FROM secret WHERE session = ?1")?;
     let drawn: Vec<(String, String, usize)> = kept
         .query_map([&session.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
@@ -367,16 +367,17 @@ pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
         .iter()
         .filter(|secret| secret.import.is_none() && secret.value.is_none())
         .filter_map(|secret| Some((secret.name.as_str(), secret.kind?, secret.size?)))
+        .filter(|(_, kind, _)| kind.is_bytes())
         .collect();
-    for (name, kind, size) in &drawn {
-        if !wanted.iter().any(|(n, k, s)| n == name && kind_text(*k) == kind && s == size) {
+    for (name, label, size) in &drawn {
+        if !session.secret(name).is_some_and(|secret| secret.keeps(label, *size)) {
             tx.execute("DELETE FROM secret WHERE session = ?1 AND name = ?2", [&session.name, name])?;
         }
     }
     for (name, kind, size) in wanted {
         tx.execute(
             "INSERT INTO secret (session, name, kind, value) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-            params![session.name, name, kind_text(kind), draw(kind, size)?],
+            params![session.name, name, kind.text(), draw(kind, size)?],
         )?;
     }
 
@@ -412,13 +413,6 @@ pub fn move_tag(tx: &Connection, session: &str, name: &str, old: Option<&str>, n
         .prepare_cached("UPDATE volume SET tag = ?4 WHERE session = ?1 AND name = ?2 AND tag IS ?3")?
         .execute(params![session, name, old, new])?;
     Ok(moved == 1)
-}
-
-fn kind_text(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Ascii => "ascii",
-        Kind::Binary => "binary",
-    }
 }
 
 /// Random bytes; for ascii printable ones without the space, each as likely as any other.

@@ -17,6 +17,9 @@ use rustls::{
 };
 use scone_run::protocol::hex;
 
+/// The label of a certificate's PEM.
+pub const CERTIFICATE: &str = "CERTIFICATE";
+
 /// A key or certificate that cannot be made or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
@@ -64,7 +67,12 @@ impl Identity {
         let at = pem.find("-----BEGIN CERTIFICATE-----").ok_or(TlsError::Damaged)?;
         let key_hash = key_hash(&certificate).ok_or(TlsError::Damaged)?;
         // The certificate is written anew: session hashes cover its text, which must be the same on both sides.
-        Ok(Identity { key_pem: pem[..at].to_owned(), certificate_pem: self::pem(&certificate), certificate, key_hash })
+        Ok(Identity {
+            key_pem: pem[..at].to_owned(),
+            certificate_pem: self::pem(CERTIFICATE, &certificate),
+            certificate,
+            key_hash,
+        })
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -84,7 +92,7 @@ pub struct Client {
 impl Client {
     /// From the certificate of a finished handshake.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Option<Client> {
-        Some(Client { key_hash: key_hash(certificate)?, certificate: pem(certificate) })
+        Some(Client { key_hash: key_hash(certificate)?, certificate: pem(CERTIFICATE, certificate) })
     }
 }
 
@@ -94,12 +102,12 @@ pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
     Some(hex(digest(&SHA256, &parsed.subject_public_key_info()).as_ref()))
 }
 
-/// The certificate as PEM.
-pub fn pem(certificate: &CertificateDer<'_>) -> String {
-    let text = data_encoding::BASE64.encode(certificate);
+/// PEM (RFC 7468) with this label.
+pub fn pem(label: &str, der: &[u8]) -> String {
+    let text = data_encoding::BASE64.encode(der);
     // base64 is ASCII: every split is at a character.
     let lines: Vec<&str> = (0..text.len()).step_by(64).map(|i| &text[i..text.len().min(i + 64)]).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
 /// The server's side of the client API: a client certificate is asked for, not demanded.

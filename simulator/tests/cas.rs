@@ -155,7 +155,7 @@ fn recorded_evidence_is_refused_on_another_connection() {
     };
     let ask = |stream: &mut _, evidence: &Evidence| {
         let service = "ns/otpqr/otpqr".to_owned();
-        let request = Request::Configure { service, code: None, evidence: evidence.clone() };
+        let request = Request::Configure { service, code: None, access_proof: None, evidence: evidence.clone() };
         send(stream, &serde_json::to_vec(&request).unwrap());
         serde_json::from_slice::<Response>(&receive(stream)).unwrap()
     };

@@ -242,9 +242,9 @@ fn volumes_are_mounted_by_images() {
 fn references_may_be_relative() {
     let export = |reference: &str| session(&format!("volumes: [{{name: v, export: {{session: {reference}}}}}]\n"));
     refused(&export("../../../x"), "above the root");
-    assert_eq!(accepted(&export("../b")).volumes[0].export[0].session, "ns/b");
-    assert_eq!(accepted(&export("./b")).volumes[0].export[0].session, "ns/a/b");
-    assert_eq!(accepted(&export("b")).volumes[0].export[0].session, "b");
+    assert_eq!(accepted(&export("../b")).volumes[0].export[0].to.session, "ns/b");
+    assert_eq!(accepted(&export("./b")).volumes[0].export[0].to.session, "ns/a/b");
+    assert_eq!(accepted(&export("b")).volumes[0].export[0].to.session, "b");
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Barrier, RwLock};
 
 use scone_run::protocol::Configuration;
-use scone_sim::cas::{Cas, Claim, DATABASE};
+use scone_sim::cas::{Access, Cas, Claim, DATABASE};
 use scone_sim::clock::Clock;
 use scone_sim::tls::{Client, Identity};
 use tempfile::TempDir;
@@ -82,7 +82,7 @@ fn put_clock(home: &TempDir, now: u64) -> PathBuf {
 }
 
 fn configure(cas: &Cas, service: &str, code: Option<&str>) -> Result<Configuration, Vec<String>> {
-    cas.configure(&Claim { service, code, mrenclave: MRENCLAVE, bound: true }).unwrap()
+    cas.configure(&Claim { service, code, mrenclave: MRENCLAVE, bound: true, access: Access::default() }).unwrap()
 }
 
 fn race(rounds: u64) {

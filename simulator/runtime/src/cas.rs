@@ -14,7 +14,10 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
-use crate::protocol::{Configuration, EXPORTER_LABEL, Evidence, Hello, MAX_FRAME, Request, Response, SetTag, hex};
+use crate::protocol::{
+    Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, Request, Response, SetTag, access_proof, hex,
+    proves_access,
+};
 
 /// The enclave API's port (`reference/scone.md` section 5.4).
 pub const DEFAULT_PORT: u16 = 18765;
@@ -90,6 +93,7 @@ pub struct Cas {
     tls: Arc<ClientConfig>,
     stream: StreamOwned<ClientConnection, TcpStream>,
     nonce: String,
+    access_token: Option<String>,
 }
 
 impl Cas {
@@ -110,7 +114,12 @@ impl Cas {
         tls.resumption = Resumption::disabled();
         let tls = Arc::new(tls);
         let (stream, nonce) = dial(&addresses, &tls).map_err(Error::Channel)?;
-        Ok(Cas { addresses, tls, stream, nonce })
+        Ok(Cas { addresses, tls, stream, nonce, access_token: None })
+    }
+
+    /// Demands that both ends know the service access token: neither tells it to the other.
+    pub fn with_access_token(self, access_token: Option<String>) -> Cas {
+        Cas { access_token, ..self }
     }
 
     /// Asks for the configuration of `service`, with evidence for `mrenclave` bound to this very connection. Asked once:
@@ -122,9 +131,20 @@ impl Cas {
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(|error| Error::Channel(io::Error::other(error)))?;
         let evidence = Evidence::new(mrenclave, &exporter, &self.nonce);
-        let request = Request::Configure { service: service.to_owned(), code: code.map(str::to_owned), evidence };
+        let access_proof =
+            self.access_token.as_ref().map(|token| access_proof(End::Runtime, token, &exporter, &self.nonce));
+        let (service, code) = (service.to_owned(), code.map(str::to_owned));
+        let request = Request::Configure { service, code, access_proof, evidence };
         match ask(&mut self.stream, &request).map_err(Error::Channel)? {
-            Response::Configuration(configuration) => Ok(configuration),
+            Response::Configuration(configuration) => {
+                let proof = configuration.access_proof.as_deref().unwrap_or_default();
+                let proven = |token| proves_access(proof, End::Cas, token, &exporter, &self.nonce);
+                match self.access_token.as_deref().is_none_or(proven) {
+                    true => Ok(configuration),
+                    // Own wording: SCONE's is not documented.
+                    false => Err(Error::Refused(vec!["CAS does not know the service access token".to_owned()])),
+                }
+            }
             Response::Refused { causes } => Err(Error::Refused(causes)),
             Response::TagSet => Err(Error::Channel(unexpected("a tag's receipt"))),
         }

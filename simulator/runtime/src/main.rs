@@ -16,7 +16,7 @@ use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
 use scone_run::cas::{self, Address, Cas};
 use scone_run::failure::{self, Failure};
 use scone_run::program::Program;
-use scone_run::protocol::{Configuration, SetTag, VolumeGrant, unhex};
+use scone_run::protocol::{self, Configuration, SetTag, UpdatePolicy, VolumeGrant, unhex};
 use scone_run::root::{self, Image};
 use scone_run::supervise::{self, Signals};
 use scone_run::sys;
@@ -33,6 +33,8 @@ const WARNING: &str = "[SCONE|WARN] scone-run: Application runs in SGX simulatio
 Environment:
   SCONE_HASH=1       print the measurement (mrenclave) and do not run
   SCONE_CONFIG_ID    session/service[@code]; unset: PROGRAM runs unprotected, CAS is not asked
+  SCONE_SERVICE_ACCESS_TOKEN
+                     what the session demands as service_access_token, if it does
   SCONE_CAS_ADDR     host[:port] of CAS; default cas:18765
   SCONE_SIM_CAS_KEY  the key CAS must have, as `scone-sim` prints it
 
@@ -49,7 +51,7 @@ struct Args {
     /// With --rootfs: show the host's directory HOSTDIR at PATH, writable
     #[arg(long, value_name = "HOSTDIR:PATH", value_parser = parse_bind, requires = "rootfs")]
     bind: Vec<(PathBuf, PathBuf)>,
-    /// The program as the image has it. Its arguments count only if it runs unprotected
+    /// The program as the image has it. Its arguments count if it runs unprotected, or where the policy takes them (@@N)
     #[arg(value_name = "PROGRAM", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
 }
@@ -146,10 +148,10 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
     let (image, program) = load()?;
 
     match config_id {
-        Some(config_id) => run_protected(&program, image, config_id, &signals),
+        Some(config_id) => run_protected(&program, image, config_id, arguments, &signals),
         None => {
             if let Some(image) = image {
-                image.enter(&[]).map_err(starting("Making the program's root failed"))?;
+                image.enter(&[], &[]).map_err(starting("Making the program's root failed"))?;
             }
             let mut command = program.command(program_path);
             command.args(arguments);
@@ -162,45 +164,62 @@ fn run_protected(
     program: &Program,
     image: Option<Image>,
     config_id: &ConfigId,
+    host_arguments: &[OsString],
     signals: &Signals,
 ) -> Result<u8, Failure> {
     let (service, code) = config_id.parts();
     let attestation = |error: cas::Error| Failure::attestation(error.causes());
-    let mut cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let mut cas = cas.with_access_token(access_token()?);
     let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
+    let command = command_line(&configuration, host_arguments)?;
+    let files = injection_files(&configuration)?;
 
     let in_container = image.is_none();
-    if let Some(image) = image {
-        let volumes: Vec<&Path> = configuration.volumes.iter().map(|grant| Path::new(&grant.path)).collect();
-        image.enter(&volumes).map_err(starting("Making the program's root failed"))?;
+    match image {
+        Some(image) => {
+            let volumes: Vec<&Path> = configuration.volumes.iter().map(|grant| Path::new(&grant.path)).collect();
+            image.enter(&volumes, &files).map_err(starting("Making the program's root failed"))?;
+        }
+        None => {
+            for (path, content, mode) in &files {
+                inject(path, content, *mode).map_err(|cause| {
+                    Failure::while_starting(format!("Injecting {} failed", path.display()), vec![cause])
+                })?;
+            }
+        }
     }
     let mut volumes = Vec::new();
     for grant in &configuration.volumes {
         let opening = |causes| Failure::while_starting(format!("Opening volume {} failed", grant.name), causes);
         if in_container {
-            refuse_disk(&grant.path).map_err(|cause| opening(vec![cause]))?;
+            refuse_disk(grant.path.as_ref()).map_err(|cause| opening(vec![cause]))?;
         }
         let sealed = format!("/.sealed{}", grant.path);
-        let volume = Volume::open(sealed.as_ref(), grant.path.as_ref(), grant);
+        let to_open = openable(grant, sealed.as_ref()).map_err(|cause| opening(vec![cause]))?;
+        let volume = Volume::open(sealed.as_ref(), grant.path.as_ref(), &to_open);
         let mut volume = volume.map_err(|error| opening(error.causes()))?;
+        // CAS's tag moves from what CAS holds: without rollback protection that need not be what was opened.
+        let mut held = grant.tag.clone();
+        let may_change = grant.update_policy != UpdatePolicy::Ephemeral;
         // The first start brings the volume into being, before the program can do anything with it.
-        if grant.tag.is_none() {
-            let sealed = volume.seal(&mut |old, new| set_tag(&mut cas, grant, old, new));
+        if held.is_none() && may_change {
+            let sealed = volume.seal(&mut |_, new| set_tag(&mut cas, grant, &mut held, new));
             sealed.map_err(|error| opening(error.causes()))?;
         }
-        volumes.push((grant, volume));
+        volumes.push((grant, volume, held, may_change));
     }
     let mut seal = || {
-        volumes.iter_mut().try_for_each(|(grant, volume)| {
-            let sealed = volume.seal(&mut |old, new| set_tag(&mut cas, grant, old, new));
+        volumes.iter_mut().filter(|(.., may_change)| *may_change).try_for_each(|(grant, volume, held, _)| {
+            let sealed = volume.seal(&mut |_, new| set_tag(&mut cas, grant, held, new));
             sealed.map_err(|error| {
                 Failure::while_running(format!("Sealing volume {} failed", grant.name), error.causes())
             })
         })
     };
 
-    let [argv0, arguments @ ..] = &configuration.command[..] else {
+    let [argv0, arguments @ ..] = &command[..] else {
         return Err(Failure::while_starting("CAS sent no command", vec![]));
     };
     let directory = configuration.pwd.as_deref().unwrap_or("/");
@@ -208,10 +227,73 @@ fn run_protected(
         let cause = format!("the working directory '{directory}' does not exist");
         return Err(Failure::while_starting("The program cannot start", vec![cause]));
     }
-    let mut command = program.command(argv0.as_ref());
+    let mut command = program.command(argv0);
     command.args(arguments).current_dir(directory).env_clear();
     command.envs(configuration.environment.iter().map(|(name, value)| (name, value.expose())));
+    // The caller's, where the policy says so; one he does not have is empty (reference/scone.md section 2.12).
+    command.envs(configuration.host_environment.iter().map(|name| (name, env::var_os(name).unwrap_or_default())));
     supervised(command, signals, &mut seal)
+}
+
+/// The program's arguments, with the caller's in the places that the policy leaves to him.
+fn command_line(configuration: &Configuration, host: &[OsString]) -> Result<Vec<OsString>, Failure> {
+    let mut command: Vec<OsString> = configuration.command.iter().map(OsString::from).collect();
+    for &(at, position) in &configuration.host_arguments {
+        let argument = position.checked_sub(1).and_then(|index| host.get(index));
+        match (command.get_mut(at), argument) {
+            (Some(word), Some(argument)) => word.clone_from(argument),
+            _ => {
+                let cause =
+                    format!("the session's command takes argument {position} of the caller's, who gave {}", host.len());
+                return Err(Failure::while_starting("An argument is missing", vec![cause]));
+            }
+        }
+    }
+    Ok(command)
+}
+
+fn access_token() -> Result<Option<String>, Failure> {
+    let Some(token) = env::var_os("SCONE_SERVICE_ACCESS_TOKEN") else { return Ok(None) };
+    let unusable = |_| Failure::while_starting("SCONE_SERVICE_ACCESS_TOKEN is unusable: it is not UTF-8", vec![]);
+    token.into_string().map_err(unusable).map(Some)
+}
+
+type File = (PathBuf, Vec<u8>, u32);
+
+fn injection_files(configuration: &Configuration) -> Result<Vec<File>, Failure> {
+    let decode = |file: &protocol::InjectionFile| {
+        let content = unhex(file.content.expose());
+        let unusable = || Failure::while_starting(format!("CAS sent {} in no usable form", file.path), vec![]);
+        Ok((PathBuf::from(&file.path), content.ok_or_else(unusable)?, file.mode & 0o777))
+    };
+    configuration.injection_files.iter().map(decode).collect()
+}
+
+/// In a container: the file's directory must be in memory, or the secrets in the file would reach the host's disk.
+fn inject(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
+    let failed = |error: io::Error| format!("cannot write '{}': {error}", path.display());
+    let directory = path.parent().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+    refuse_disk(directory)?;
+    root::write_new(path, content, mode).map_err(failed)
+}
+
+/// The grant by which the volume is opened. Without rollback protection that is the state found on disk, the latest one if a
+/// seal was interrupted.
+fn openable(grant: &VolumeGrant, sealed: &Path) -> Result<VolumeGrant, String> {
+    let mut tag = grant.tag.clone();
+    if grant.update_policy == UpdatePolicy::NoRollbackProtection {
+        let cannot = |error: io::Error| format!("cannot read '{}': {error}", sealed.display());
+        let mut latest = None;
+        for entry in std::fs::read_dir(sealed).map_err(cannot)? {
+            let entry = entry.map_err(cannot)?;
+            let name = entry.file_name();
+            let Some(found) = name.to_str().and_then(|name| name.strip_suffix(".manifest")) else { continue };
+            let found = (entry.metadata().and_then(|data| data.modified()).map_err(cannot)?, found.to_owned());
+            latest = latest.max(Some(found));
+        }
+        tag = latest.map(|(_, tag)| tag);
+    }
+    Ok(VolumeGrant { tag, ..grant.clone() })
 }
 
 /// Runs the program to its end. What it left unsynced is sealed before its exit status is believed.
@@ -237,10 +319,14 @@ fn starting<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failu
     move |error| Failure::while_starting(what, vec![error.to_string()])
 }
 
-fn set_tag(cas: &mut Cas, grant: &VolumeGrant, old: Option<&str>, new: &str) -> Result<(), Vec<String>> {
+/// Moves CAS's tag from `held`, what CAS has, to `new`.
+fn set_tag(cas: &mut Cas, grant: &VolumeGrant, held: &mut Option<String>, new: &str) -> Result<(), Vec<String>> {
     // Volume::open has refused a key that is not hex.
     let key = unhex(grant.key.expose()).unwrap_or_default();
-    cas.set_tag(SetTag::new(&grant.session, &grant.name, old, new, &key)).map_err(cas::Error::causes)
+    let request = SetTag::new(&grant.session, &grant.name, held.as_deref(), new, &key);
+    cas.set_tag(request).map_err(cas::Error::causes)?;
+    *held = Some(new.to_owned());
+    Ok(())
 }
 
 fn cas_key() -> Result<Option<String>, Failure> {
@@ -251,9 +337,11 @@ fn cas_key() -> Result<Option<String>, Failure> {
     key.map(Some).ok_or_else(unusable)
 }
 
-/// Volume paths are absolute and plain, and none lies within another, whose files it would seem to be.
+/// Paths of volumes and injected files are absolute and plain, and none lies within another, whose file it would seem to be.
 fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
-    let paths: Vec<&Path> = configuration.volumes.iter().map(|grant| Path::new(&grant.path)).collect();
+    let volumes = configuration.volumes.iter().map(|grant| &grant.path);
+    let files = configuration.injection_files.iter().map(|file| &file.path);
+    let paths: Vec<&Path> = volumes.chain(files).map(Path::new).collect();
     let plain = |path: &Path| {
         let mut parts = path.components();
         parts.next() == Some(Component::RootDir)
@@ -263,17 +351,18 @@ fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
     for (index, path) in paths.iter().enumerate() {
         let nested = paths.iter().enumerate().any(|(other, outer)| other != index && path.starts_with(outer));
         if nested || !plain(path) {
-            let cause = format!("'{}' cannot be the path of a volume", path.display());
-            return Err(Failure::while_starting("The session's volumes are unusable", vec![cause]));
+            let cause = format!("'{}' cannot be the path of a volume or an injected file", path.display());
+            return Err(Failure::while_starting("The session's paths are unusable", vec![cause]));
         }
     }
     Ok(())
 }
 
-/// In a container the volume's plain files must be in memory, or they would reach the host's disk.
-fn refuse_disk(path: &str) -> Result<(), String> {
+/// In a container plain files must be in memory, or they would reach the host's disk.
+fn refuse_disk(path: &Path) -> Result<(), String> {
     const TMPFS_MAGIC: i64 = 0x0102_1994;
     let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+    let path = path.display();
     let kind = directory.and_then(fstatfs).map_err(|errno| format!("cannot open '{path}': {errno}"))?.f_type;
     match kind == TMPFS_MAGIC {
         true => Ok(()),
@@ -284,26 +373,33 @@ fn refuse_disk(path: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use scone_run::protocol::Secret;
 
     #[test]
     fn volumes_have_plain_absolute_paths_and_do_not_lie_in_one_another() {
         let usable = |paths: &[&str]| {
-            let grant = |path: &&str| VolumeGrant {
-                session: String::new(),
-                name: String::new(),
-                path: path.to_string(),
-                key: Secret::new(String::new()),
-                tag: None,
-            };
+            let grant = |path: &&str| VolumeGrant { path: path.to_string(), ..VolumeGrant::default() };
             let volumes = paths.iter().map(grant).collect();
-            let environment = Default::default();
-            refuse_unusable_paths(&Configuration { command: vec![], environment, pwd: None, volumes }).is_ok()
+            refuse_unusable_paths(&Configuration { volumes, ..Configuration::default() }).is_ok()
         };
         for bad in [&["/"][..], &["v"], &["/a/../b"], &["/a", "/a"], &["/a/b", "/a"]] {
             assert!(!usable(bad), "{bad:?}");
         }
         assert!(usable(&["/a", "/ab/c"]));
+    }
+
+    #[test]
+    fn the_callers_arguments_go_where_the_policy_says_and_nowhere_else() {
+        let configuration = |host_arguments| Configuration {
+            command: ["prog", "", "-x", ""].map(str::to_owned).to_vec(),
+            host_arguments,
+            ..Configuration::default()
+        };
+        let host = ["a".into(), "@@1".into(), "c".into()];
+        for beyond in [(1, 4), (1, 0), (4, 1)] {
+            assert!(command_line(&configuration(vec![beyond]), &host).is_err());
+        }
+        assert_eq!(command_line(&configuration(vec![(1, 2), (3, 1)]), &host).unwrap(), ["prog", "@@1", "-x", "a"]);
+        assert_eq!(command_line(&configuration(vec![]), &host).unwrap(), ["prog", "", "-x", ""]);
     }
 
     #[test]

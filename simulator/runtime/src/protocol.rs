@@ -34,6 +34,9 @@ pub enum Request {
         service: String,
         /// What followed the `@` in `SCONE_CONFIG_ID`, as it came.
         code: Option<String>,
+        /// [`access_proof`] of the runtime's end, if it was given a service access token.
+        #[serde(default)]
+        access_proof: Option<String>,
         /// What the runtime says it is.
         evidence: Evidence,
     },
@@ -72,6 +75,32 @@ impl Evidence {
         hash.update(mrenclave.as_bytes());
         hex(hash.finish().as_ref())
     }
+}
+
+/// The two ends of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The one that has a service to run.
+    Runtime,
+    /// The one that has its configuration.
+    Cas,
+}
+
+fn access_text(end: End, exporter: &[u8; 32], nonce: &str) -> Vec<u8> {
+    let end = if end == End::Runtime { "runtime" } else { "cas" };
+    [format!("scone-sim access {end} 1\0").as_bytes(), exporter, nonce.as_bytes()].concat()
+}
+
+/// Proves that this end of the connection with this exporter value and this nonce knows the service access token, without
+/// telling it: HMAC-SHA-256, lower-case hex.
+pub fn access_proof(end: End, token: &str, exporter: &[u8; 32], nonce: &str) -> String {
+    hex(ring::hmac::sign(&mac_key(token.as_bytes()), &access_text(end, exporter, nonce)).as_ref())
+}
+
+/// Whether `proof` is [`access_proof`]'s. Compares in constant time.
+pub fn proves_access(proof: &str, end: End, token: &str, exporter: &[u8; 32], nonce: &str) -> bool {
+    let text = access_text(end, exporter, nonce);
+    unhex(proof).is_some_and(|proof| ring::hmac::verify(&mac_key(token.as_bytes()), &text, &proof).is_ok())
 }
 
 /// A request to move a volume from one tag to the next.
@@ -135,22 +164,46 @@ pub enum Response {
     },
 }
 
-/// All that reaches the program: nothing comes from the caller.
-#[derive(Debug, Serialize, Deserialize)]
+/// All that reaches the program: nothing comes from the caller but what is named here.
+#[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configuration {
     /// The program's arguments, `argv[0]` first.
     pub command: Vec<String>,
-    /// The program's whole environment.
+    /// Places in `command` (from 0) that the caller's arguments take, and which of them (from 1).
+    #[serde(default)]
+    pub host_arguments: Vec<(usize, usize)>,
+    /// The program's whole environment,
     pub environment: BTreeMap<String, Secret>,
+    /// but for these variables of the caller's; empty if the caller has none.
+    #[serde(default)]
+    pub host_environment: Vec<String>,
     /// The program's working directory; `None`: `/`.
     pub pwd: Option<String>,
     /// The volumes to open, in the policy's order.
     pub volumes: Vec<VolumeGrant>,
+    /// The files to put into the program's memory.
+    #[serde(default)]
+    pub injection_files: Vec<InjectionFile>,
+    /// [`access_proof`] of CAS's end, if the session has a service access token.
+    #[serde(default)]
+    pub access_proof: Option<String>,
+}
+
+/// A file for the program.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InjectionFile {
+    /// Where the program sees it: an absolute path.
+    pub path: String,
+    /// Lower-case hex: it may be no text.
+    pub content: Secret,
+    /// Its permissions.
+    pub mode: u32,
 }
 
 /// A volume this service may open.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VolumeGrant {
     /// The session that owns the volume.
@@ -163,10 +216,26 @@ pub struct VolumeGrant {
     pub key: Secret,
     /// The tag of the current state, 32 lower-case hex digits (16 bytes, as SCONE's); `None`: never initialised.
     pub tag: Option<String>,
+    /// What becomes of the program's changes.
+    #[serde(default)]
+    pub update_policy: UpdatePolicy,
+}
+
+/// What becomes of the changes that a program makes to a volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdatePolicy {
+    /// They end with the program.
+    Ephemeral,
+    /// They are the volume's state from then on, and only that state can be opened.
+    #[default]
+    RollbackProtected,
+    /// They are sealed, and any state that was ever sealed can be opened.
+    NoRollbackProtection,
 }
 
 /// A text that must not be shown: no `Display`, and a `Debug` that says nothing.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 
@@ -215,6 +284,16 @@ mod tests {
         assert!(!evidence.is_bound_to(&[1; 32], "other"));
         assert!(!Evidence { mrenclave: "bb".into(), ..evidence.clone() }.is_bound_to(&[1; 32], "nonce"));
         assert!(evidence.is_bound_to(&[1; 32], "nonce"));
+    }
+
+    #[test]
+    fn a_proof_of_access_is_of_one_end_one_connection_and_one_token() {
+        let proof = access_proof(End::Runtime, "token", &[1; 32], "nonce");
+        assert!(!proves_access(&proof, End::Cas, "token", &[1; 32], "nonce"), "sent back, it proves nothing");
+        assert!(!proves_access(&proof, End::Runtime, "other", &[1; 32], "nonce"));
+        assert!(!proves_access(&proof, End::Runtime, "token", &[2; 32], "nonce"));
+        assert!(!proves_access(&proof, End::Runtime, "token", &[1; 32], "other"));
+        assert!(proves_access(&proof, End::Runtime, "token", &[1; 32], "nonce"));
     }
 
     #[test]

@@ -4,11 +4,11 @@
 //! a minimal `/dev`; `/proc`; and for each volume an empty file system in memory. Needs no privilege, only user namespaces.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, DirBuilder, File};
-use std::io;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, StatVfsMountFlags, fstat, openat, readlinkat, statvfs};
@@ -56,8 +56,9 @@ impl Image {
         Ok(Image { path: path.to_owned(), directory: open(path, OFlags::RDONLY | OFlags::DIRECTORY)?, binds })
     }
 
-    /// Makes this image the root of the calling process, with an empty file system in memory at each of `volumes`.
-    pub fn enter(self, volumes: &[&Path]) -> Result<(), Error> {
+    /// Makes this image the root of the calling process, with an empty file system in memory at each of `volumes`, and
+    /// `files` (path, content, mode) in it, in memory and writable.
+    pub fn enter(self, volumes: &[&Path], files: &[(PathBuf, Vec<u8>, u32)]) -> Result<(), Error> {
         let new = fs::canonicalize(&self.path).map_err(failed(format!("find '{}'", self.path.display())))?;
         // Nothing that is mounted from here on shows outside.
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
@@ -75,6 +76,9 @@ impl Image {
             let directory = FileType::from_raw_mode(kind.st_mode) == FileType::Directory;
             points.push(Point { path: relative(to)?, directory });
         }
+        for (path, ..) in files {
+            points.push(Point { path: relative(path)?, directory: false });
+        }
         lay_out(Some(&self.directory), &new, points)?;
 
         for (from, to) in &self.binds {
@@ -85,6 +89,15 @@ impl Image {
             let at = new.join(relative(volume)?);
             mount("tmpfs", &at, "tmpfs", memory | MountFlags::NOEXEC, Some(c"mode=0700"))
                 .map_err(failed(format!("mount '{}'", volume.display())))?;
+        }
+        for (path, content, mode) in files {
+            let at = new.join(relative(path)?);
+            let show = || format!("inject '{}'", path.display());
+            fs::remove_file(&at).map_err(failed(show()))?;
+            write_new(&at, content, *mode).map_err(failed(show()))?;
+            // A mount of its own stays writable when the root becomes read-only.
+            let file = openat(CWD, &at, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty());
+            bind(&file.map_err(failed(show()))?, &at)?;
         }
         for device in DEVICES {
             let at = new.join("dev").join(device);
@@ -102,6 +115,13 @@ impl Image {
         unmount(".", UnmountFlags::DETACH).map_err(failed("leave the old root"))?;
         chdir("/").map_err(failed("enter '/'"))
     }
+}
+
+/// Makes a file that nothing else can be reached through, whatever the umask.
+pub fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(content)?;
+    file.set_permissions(Permissions::from_mode(mode))
 }
 
 /// Moves the process into namespaces of its own. User and group keep their numbers.

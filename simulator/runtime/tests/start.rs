@@ -109,7 +109,7 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
         stream.read_exact(&mut body)?;
         let refused = |cause: &str| Response::Refused { causes: vec!["outer".into(), cause.into()] };
         let answer = match serde_json::from_slice(&body)? {
-            Request::Configure { service, code, evidence } => {
+            Request::Configure { service, code, evidence, .. } => {
                 let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
                 assert!(evidence.is_bound_to(&exporter, &nonce));
                 let mut state = state.lock().unwrap();
@@ -125,7 +125,9 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                             path: "/root/single_run".into(),
                             key: Secret::new(hex(&VOLUME_KEY)),
                             tag: state.tag.clone(),
+                            ..VolumeGrant::default()
                         }],
+                        ..Configuration::default()
                     }),
                     _ => refused("Failed to retrieve service attestation configuration"),
                 }

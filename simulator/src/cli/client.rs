@@ -69,7 +69,9 @@ impl Peer {
     pub fn certificate(&self) -> Result<String> {
         let stream = block_on(self.connect())?;
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-        certificate.map(tls::pem).ok_or_else(|| self.failed("it shows no certificate"))
+        certificate
+            .map(|certificate| tls::pem(tls::CERTIFICATE, certificate))
+            .ok_or_else(|| self.failed("it shows no certificate"))
     }
 
     fn failed(&self, cause: impl std::fmt::Display) -> CliError {

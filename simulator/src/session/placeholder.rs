@@ -1,18 +1,18 @@
-//! `$$SCONE::name[:format]$$`: where a policy's text names a secret (`reference/scone.md` section 2.9).
-
-use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
-use scone_run::protocol::hex;
+//! `$$SCONE::name[:format][|escape(json)]$$`: where a policy's text names a secret (`reference/scone.md` section 2.9).
 
 use super::Kind;
 
-const OPEN: &str = "$$SCONE::";
+/// What every placeholder starts with.
+pub const OPEN: &str = "$$SCONE::";
 const CLOSE: &str = "$$";
 
-/// How a secret's bytes become text.
+/// How a secret is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// No format: an ascii secret as it is.
+    /// No format: ascii as it is, binary as bytes, keys and certificates as PEM.
     Plain,
+    /// A binary secret's bytes.
+    Bin,
     /// Lower-case hex.
     Hex,
     /// RFC 4648 section 4, padded.
@@ -23,25 +23,75 @@ pub enum Format {
     Base32,
     /// RFC 4648 section 6 without padding: what authenticators take.
     Base32NoPad,
+    /// A private key, PKCS#8 in PEM.
+    Pem,
+    /// A private key, PKCS#8 in DER.
+    Der,
+    /// A certificate, PEM.
+    Crt,
+    /// A certificate, DER.
+    CrtDer,
+    /// A certificate's private key, PKCS#8 in PEM.
+    CrtKey,
+    /// A certificate's private key, PKCS#8 in DER.
+    CrtKeyDer,
+    /// The certificates above a certificate, PEM, the root last.
+    Chain,
 }
 
 impl Format {
-    /// Whether a secret of this kind can be written so: ascii as it is, binary encoded.
-    pub fn suits(self, kind: Kind) -> bool {
-        (self == Format::Plain) == (kind == Kind::Ascii)
-    }
-
-    /// The secret's text; `None` if the bytes have none in this format.
-    pub fn encode(self, value: &[u8]) -> Option<String> {
-        Some(match self {
-            Format::Plain => String::from_utf8(value.to_vec()).ok()?,
-            Format::Hex => hex(value),
-            Format::Base64 => BASE64.encode(value),
-            Format::Base64Url => BASE64URL.encode(value),
-            Format::Base32 => BASE32.encode(value),
-            Format::Base32NoPad => BASE32_NOPAD.encode(value),
+    fn parse(format: &str) -> Result<Format, String> {
+        Ok(match format {
+            "bin" => Format::Bin,
+            "hex" => Format::Hex,
+            "base64" => Format::Base64,
+            "base64url" => Format::Base64Url,
+            "base32" => Format::Base32,
+            "base32nopad" => Format::Base32NoPad,
+            "pem" | "pkcs8:pem" => Format::Pem,
+            "der" | "pkcs8:der" => Format::Der,
+            "crt" | "crt:pem" => Format::Crt,
+            "crt:der" => Format::CrtDer,
+            "privatekey" | "privatekey:pem" | "privatekey:pkcs8:pem" => Format::CrtKey,
+            "privatekey:der" | "privatekey:pkcs8:der" => Format::CrtKeyDer,
+            "chain" => Format::Chain,
+            "pkcs12-with-private-key" | "spki:pem" | "spki:der" => {
+                return Err(format!("not simulated: placeholder format '{format}'"));
+            }
+            _ => return Err(format!("unknown placeholder format '{format}'")),
         })
     }
+
+    /// Whether a secret of this kind can be written so.
+    pub fn suits(self, kind: Kind) -> bool {
+        use Format::*;
+        match self {
+            Plain => true,
+            Bin | Hex | Base64 | Base64Url | Base32 | Base32NoPad => kind == Kind::Binary,
+            Pem | Der => kind == Kind::PrivateKey,
+            Crt | CrtDer | CrtKey | CrtKeyDer | Chain => matches!(kind, Kind::X509 | Kind::X509Ca),
+        }
+    }
+
+    /// Whether this gives text, fit for arguments and environment. `kind` as far as it is known.
+    pub fn is_text(self, kind: Option<Kind>) -> bool {
+        match self {
+            Format::Plain => kind != Some(Kind::Binary),
+            Format::Bin | Format::Der | Format::CrtDer | Format::CrtKeyDer => false,
+            _ => true,
+        }
+    }
+}
+
+/// A secret's place in a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Placeholder<'a> {
+    /// The secret.
+    pub name: &'a str,
+    /// How it is written.
+    pub format: Format,
+    /// Whether what is written is escaped for use inside a JSON string (RFC 8259 section 7).
+    pub json: bool,
 }
 
 /// A piece of a policy's text.
@@ -49,8 +99,8 @@ impl Format {
 pub enum Part<'a> {
     /// Text that stands for itself.
     Text(&'a str),
-    /// The named secret, in this format.
-    Secret(&'a str, Format),
+    /// A secret.
+    Secret(Placeholder<'a>),
 }
 
 /// Takes a text apart. The error is a sentence about what is wrong with it.
@@ -64,14 +114,16 @@ pub fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
         if !before.is_empty() {
             parts.push(Part::Text(before));
         }
-        if body.contains('|') {
-            return Err(format!("not simulated: escaping in the placeholder of '{body}'"));
-        }
+        let (body, json) = match body.split_once('|') {
+            None => (body, false),
+            Some((body, "escape(json)")) => (body, true),
+            Some((_, other)) => return Err(format!("unknown encoding '{other}' in a placeholder")),
+        };
         let (name, format) = match body.split_once(':') {
             None => (body, Format::Plain),
-            Some((name, format)) => (name, parse_format(format)?),
+            Some((name, format)) => (name, Format::parse(format)?),
         };
-        parts.push(Part::Secret(name, format));
+        parts.push(Part::Secret(Placeholder { name, format, json }));
         rest = after;
     }
     if !rest.is_empty() {
@@ -80,50 +132,37 @@ pub fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
     Ok(parts)
 }
 
-fn parse_format(format: &str) -> Result<Format, String> {
-    Ok(match format {
-        "hex" => Format::Hex,
-        "base64" => Format::Base64,
-        "base64url" => Format::Base64Url,
-        "base32" => Format::Base32,
-        "base32nopad" => Format::Base32NoPad,
-        "bin" | "pem" | "der" | "crt" | "chain" | "privatekey" | "pkcs8" => {
-            return Err(format!("not simulated: placeholder format '{format}'"));
-        }
-        _ => return Err(format!("unknown placeholder format '{format}'")),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn secret(name: &str, format: Format, json: bool) -> Part<'_> {
+        Part::Secret(Placeholder { name, format, json })
+    }
 
     #[test]
     fn a_placeholder_that_is_open_unknown_or_not_simulated_is_refused() {
         assert!(parts("$$SCONE::a").is_err());
         assert!(parts("$$SCONE::a:rot13$$").unwrap_err().contains("unknown placeholder format"));
-        assert!(parts("$$SCONE::a:bin$$").unwrap_err().contains("not simulated"));
-        assert!(parts("$$SCONE::a|escape(json)$$").unwrap_err().contains("not simulated"));
+        assert!(parts("$$SCONE::a|escape(html)$$").unwrap_err().contains("unknown encoding"));
+        assert!(parts("$$SCONE::a:pkcs12-with-private-key$$").unwrap_err().contains("not simulated"));
     }
 
     #[test]
     fn text_around_placeholders_stands_for_itself() {
         assert_eq!(
-            parts("a$$SCONE::s:hex$$ $$SCONE::t$$").unwrap(),
-            [Part::Text("a"), Part::Secret("s", Format::Hex), Part::Text(" "), Part::Secret("t", Format::Plain)]
+            parts("a$$SCONE::s:hex$$ $$SCONE::t|escape(json)$$").unwrap(),
+            [Part::Text("a"), secret("s", Format::Hex, false), Part::Text(" "), secret("t", Format::Plain, true)]
         );
         assert_eq!(parts("cost: $$5").unwrap(), [Part::Text("cost: $$5")]);
     }
 
     #[test]
-    fn formats_are_rfc_4648s() {
-        let foob = b"foob";
-        assert_eq!(Format::Base32.encode(foob).unwrap(), "MZXW6YQ=");
-        assert_eq!(Format::Base32NoPad.encode(foob).unwrap(), "MZXW6YQ");
-        assert_eq!(Format::Base64.encode(foob).unwrap(), "Zm9vYg==");
-        assert_eq!(Format::Base64Url.encode(&[0xfb, 0xff]).unwrap(), "-_8=");
-        assert_eq!(Format::Hex.encode(foob).unwrap(), "666f6f62");
-        assert!(!Format::Plain.suits(Kind::Binary));
-        assert!(!Format::Hex.suits(Kind::Ascii));
+    fn formats_belong_to_kinds() {
+        for (format, kind) in [(Format::Hex, Kind::Ascii), (Format::Crt, Kind::PrivateKey), (Format::Pem, Kind::X509)] {
+            assert!(!format.suits(kind));
+        }
+        assert!(!Format::Plain.is_text(Some(Kind::Binary)));
+        assert!(Format::Plain.is_text(Some(Kind::X509)) && Format::Hex.suits(Kind::Binary));
     }
 }

@@ -4,10 +4,12 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserialize, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use yaml_serde::Value;
 
-use super::{NOT_SIMULATED, SessionError};
+use super::placeholder::OPEN;
+use super::{NOT_SIMULATED, SessionError, SessionId, UpdatePolicy, VALUES_NOT_SIMULATED};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -90,13 +92,88 @@ fn split(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
-/// Refuses keys of [`NOT_SIMULATED`], and environment variables without a value, which would else become the text `~`.
+/// A volume's export as files have it: a session, or `to:` a session and more.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeExport {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_hash: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<SessionId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    update_policy: Option<UpdatePolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume_alias: Option<String>,
+}
+
+impl TryFrom<VolumeExport> for super::VolumeExport {
+    type Error = &'static str;
+
+    fn try_from(export: VolumeExport) -> Result<Self, &'static str> {
+        let VolumeExport { session, session_hash, to, update_policy, volume_alias } = export;
+        let to = match (session, to) {
+            (Some(session), None) if update_policy.is_none() && volume_alias.is_none() => {
+                SessionId { session, session_hash }
+            }
+            (None, Some(to)) if session_hash.is_none() => to,
+            _ => return Err("an export needs either session, or to (with update_policy or volume_alias beside it)"),
+        };
+        Ok(super::VolumeExport { to, update_policy: update_policy.unwrap_or_default(), volume_alias })
+    }
+}
+
+impl From<super::VolumeExport> for VolumeExport {
+    fn from(export: super::VolumeExport) -> VolumeExport {
+        let super::VolumeExport { to, update_policy, volume_alias } = export;
+        if update_policy == UpdatePolicy::default() && volume_alias.is_none() {
+            let SessionId { session, session_hash } = to;
+            return VolumeExport {
+                session: Some(session),
+                session_hash,
+                to: None,
+                update_policy: None,
+                volume_alias: None,
+            };
+        }
+        VolumeExport {
+            session: None,
+            session_hash: None,
+            to: Some(to),
+            update_policy: Some(update_policy),
+            volume_alias,
+        }
+    }
+}
+
+/// Sections in whose place SCONE takes a placeholder.
+const DYNAMIC: &[&str] = &[
+    "access_policy",
+    "access_policy.read",
+    "access_policy.update",
+    "access_policy.create_sessions",
+    "services.attestation",
+    "services.attestation.mrenclave",
+    "security",
+    "security.attestation",
+    "security.attestation.tolerate",
+    "security.attestation.ignore_advisories",
+];
+
+/// What takes a session in SCONE's one-line form.
+const SESSION_IDS: &[&str] =
+    &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
+
+/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would else
+/// become the text `~`.
 pub fn refuse_what_is_not_simulated(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
 }
 
 /// `path` is for the reader, `key` the same without list positions.
 fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
+    let refuse = |path: String| Err(SessionError::NotSimulated(path));
     match value {
         Value::Mapping(mapping) => {
             for (name, value) in mapping {
@@ -109,8 +186,9 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                     }
                     continue;
                 }
-                if NOT_SIMULATED.contains(&inner.as_str()) {
-                    return Err(SessionError::NotSimulated(path));
+                let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
+                if NOT_SIMULATED.contains(&inner.as_str()) || rule_of_several {
+                    return refuse(path);
                 }
                 walk(value, &path, &inner)?;
             }
@@ -118,6 +196,20 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
         Value::Sequence(items) => {
             for (i, item) in items.iter().enumerate() {
                 walk(item, &format!("{path}[{i}]"), key)?;
+            }
+        }
+        Value::String(text) => {
+            if VALUES_NOT_SIMULATED.contains(&(key, text.as_str())) {
+                return refuse(format!("{path}: {text}"));
+            }
+            if DYNAMIC.contains(&key) && text.contains(OPEN) {
+                return refuse(format!("{path}: a placeholder"));
+            }
+            if SESSION_IDS.contains(&key) {
+                return refuse(format!("{path}: the one-line form"));
+            }
+            if key == "images.injection_files" {
+                return refuse(format!("{path}: a file of the image with placeholders in it (give its content)"));
             }
         }
         _ => {}
