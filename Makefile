@@ -48,7 +48,7 @@ rust-script: ## rust-script, which runs the scripts
 
 # rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
 warm: rust-script ## compile the scripts now, with the versions that were tested
-	for script in create gen_qr add_auth roll_forward; do \
+	for script in create gen_qr add_auth roll_forward doctor; do \
 	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 

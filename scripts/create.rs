@@ -281,6 +281,11 @@ mod outcome {
             self.code
         }
 
+        /// For a report: what is wrong, and the first command that helps.
+        pub fn into_finding(self) -> (String, Option<String>) {
+            (self.message, self.hints.into_iter().next())
+        }
+
         /// Adds a command that helps.
         pub fn hint(mut self, command: impl Into<String>) -> Failure {
             self.hints.push(command.into());

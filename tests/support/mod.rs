@@ -383,6 +383,7 @@ macro_rules! scripts {
             ("gen_qr", env!("CARGO_BIN_EXE_gen_qr")),
             ("add_auth", env!("CARGO_BIN_EXE_add_auth")),
             ("roll_forward", env!("CARGO_BIN_EXE_roll_forward")),
+            ("doctor", env!("CARGO_BIN_EXE_doctor")),
         ]
     };
 }

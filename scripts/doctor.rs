@@ -1,0 +1,1393 @@
+#!/usr/bin/env rust-script
+//! Says what is true of an account: compares state, CAS, policies, program, volume, clock and host.
+//!
+//! Why: in a bad night the first question is what is wrong, and the second which command mends it. It answers both, one line a
+//! finding.
+//! Limits: it changes nothing - but its start of the service `check` initialises a volume that was never used, and on the
+//! simulator leaves a line in the audit log.
+//!
+//! ```cargo
+//! [package]
+//! version = "0.1.0"
+//! edition = "2024"
+//!
+//! [dependencies]
+//! clap = { version = "=4.6.7", features = ["derive"] }
+//! ctrlc = { version = "=3.5.2", features = ["termination"] }
+//! duct = "=1.1.2"
+//! handlebars = "=6.4.4"
+//! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
+//! serde = { version = "=1.0.229", features = ["derive"] }
+//! serde_json = "=1.0.154"
+//! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
+//! tempfile = "=3.27.0"
+//! which = "=8.0.6"
+//! ```
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde::Serialize;
+
+use child::Tool;
+use outcome::{Failure, OTHER, PRECONDITION, conclude};
+use platform::{Start, Tools};
+use policy::{Held, Session, Versions, compare};
+use state::State;
+
+const SCRIPT: &str = "doctor";
+
+/// Say what is true of an account, and which command mends what is wrong
+#[derive(Debug, Parser)]
+#[command(
+    name = "doctor",
+    bin_name = "./scripts/doctor.rs",
+    version,
+    after_help = "\
+Each line: 'ok', 'wrong' or '?' (could not be found out) · what was looked at · what was found · the command that mends it.
+
+Exit codes:
+  0 nothing is wrong   2 usage   3 something is wrong, the report says what   1 anything else
+
+Examples:
+  ./scripts/doctor.rs
+  ./scripts/doctor.rs --account signing
+  ./scripts/doctor.rs --json | jq '.[] | select(.result == \"wrong\")'"
+)]
+struct Args {
+    /// The account
+    #[arg(long, default_value = "default", value_parser = state::account_name)]
+    account: String,
+    /// Print the findings as JSON
+    #[arg(long)]
+    json: bool,
+    /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
+    #[arg(long)]
+    root: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    Ok,
+    Wrong,
+    Unknown,
+}
+
+#[derive(Debug, Serialize)]
+struct Finding {
+    result: Verdict,
+    check: &'static str,
+    finding: String,
+    /// The command that mends it.
+    mend: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut all_is_well = true;
+    let code = conclude(|| {
+        let findings = examine(&args);
+        all_is_well = findings.iter().all(|finding| finding.result != Verdict::Wrong);
+        outcome::check_interrupted()?;
+        match args.json {
+            true => serde_json::to_string_pretty(&findings).map_err(Failure::because(OTHER, "no JSON")),
+            false => Ok(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n")),
+        }
+    });
+    if code == ExitCode::SUCCESS && !all_is_well { ExitCode::from(PRECONDITION) } else { code }
+}
+
+impl Finding {
+    fn ok(check: &'static str, finding: impl Into<String>) -> Finding {
+        Finding { result: Verdict::Ok, check, finding: finding.into(), mend: None }
+    }
+
+    fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<String>) -> Finding {
+        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend: Some(mend.into()) }
+    }
+
+    fn unknown(check: &'static str, finding: impl Into<String>) -> Finding {
+        Finding { result: Verdict::Unknown, check, finding: finding.into(), mend: None }
+    }
+
+    /// What a check of another script refuses with is a finding here.
+    fn of(check: &'static str, result: Result<String, Failure>) -> Finding {
+        match result {
+            Ok(finding) => Finding::ok(check, finding),
+            Err(failure) => {
+                let (finding, mend) = failure.into_finding();
+                Finding { result: Verdict::Wrong, check, finding, mend }
+            }
+        }
+    }
+
+    fn is_ok(&self) -> bool {
+        self.result == Verdict::Ok
+    }
+
+    fn line(&self) -> String {
+        let result = match self.result {
+            Verdict::Ok => "ok",
+            Verdict::Wrong => "wrong",
+            Verdict::Unknown => "?",
+        };
+        let mend = self.mend.as_ref().map_or_else(String::new, |command| format!(" -> {command}"));
+        format!("{result:<6}{:<10}{}{mend}", self.check, self.finding)
+    }
+}
+
+/// Everything, in the order in which the one rests on the other. What rests on something wrong is not looked at.
+fn examine(args: &Args) -> Vec<Finding> {
+    let mut findings = host(args);
+    let (root, state) = match account(args) {
+        Ok((root, state)) => (root, state),
+        Err(failure) => {
+            findings.push(Finding::of("state", Err(failure)));
+            return findings;
+        }
+    };
+    findings.extend(files(args, &root));
+    findings.extend(pending(args, &state));
+    let tools = match state.platform.tools(&root) {
+        Ok(tools) => tools,
+        Err(failure) => {
+            findings.push(Finding::of("tools", Err(failure)));
+            return findings;
+        }
+    };
+    findings.push(Finding::ok("tools", format!("'scone' and the engine are those of platform '{}'", state.platform)));
+    let image = tools.check_image(&state.image, &state.image_id, &state.mrenclave);
+    let image = Finding::of("image", image.map(|()| format!("'{}' is the program in the policies", state.image)));
+    let cas = tools.check_cas(&state.cas);
+    let cas =
+        Finding::of("CAS", cas.map(|()| format!("'{}' is there, and the one that was pinned", state.cas.address)));
+    let (can_start, can_ask) = (image.is_ok() && cas.is_ok(), cas.is_ok());
+    findings.extend([image, cas]);
+    if can_ask {
+        findings.extend(policies(args, &root, &tools, &state));
+    }
+    if can_start {
+        findings.push(volume(args, &root, &tools, &state));
+    }
+    findings
+}
+
+fn account(args: &Args) -> Result<(PathBuf, State), Failure> {
+    let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
+    let root = root::find(Some(&root), Path::new("templates"))?;
+    Ok((root, state))
+}
+
+/// Clock, and who else is here. On a host that should be trusted there should be nobody.
+fn host(args: &Args) -> Vec<Finding> {
+    let clock = match Tool::find("timedatectl", None)
+        .map(|tool| tool.run(&["show", "--property=NTPSynchronized", "--value"].map(Into::into), &[]))
+    {
+        Some(Ok(finished)) if finished.stdout.trim() == "yes" => {
+            Finding::ok("clock", "the kernel's clock is synchronised")
+        }
+        Some(Ok(finished)) if finished.stdout.trim() == "no" => Finding::wrong(
+            "clock",
+            "the kernel's clock is not synchronised: codes may come too late or too early",
+            "timedatectl set-ntp true",
+        ),
+        _ => Finding::unknown("clock", "whether the clock is synchronised: 'timedatectl' does not say"),
+    };
+    let me = rustix::process::geteuid().as_raw();
+    let users = match Tool::find("who", None).map(|tool| tool.run(&[], &[])) {
+        Some(Ok(finished)) if finished.success() => {
+            let mut names: Vec<&str> =
+                finished.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
+            names.sort_unstable();
+            names.dedup();
+            let own = std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).unwrap_or_default();
+            names.retain(|name| *name != own);
+            match names.as_slice() {
+                [] => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
+                others => {
+                    let option = state::option(&args.account);
+                    let finding = format!("also logged in: {}; a QR code should not be shown now", others.join(", "));
+                    Finding::wrong("users", finding, format!("who   # then: ./scripts/doctor.rs{option}"))
+                }
+            }
+        }
+        _ => Finding::unknown("users", "who else is logged in: 'who' does not say"),
+    };
+    vec![clock, users]
+}
+
+/// State's permissions, and QR codes that lie about.
+fn files(args: &Args, root: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (path, most) in [(root.join("state"), 0o700), (root.join(state::file_of(&args.account)), 0o600)] {
+        let shown = path.display();
+        findings.push(match fs::metadata(&path) {
+            Ok(found) if found.mode() & 0o777 & !most == 0 => {
+                Finding::ok("state", format!("'{shown}' is private ({:o})", found.mode() & 0o777))
+            }
+            Ok(found) => Finding::wrong(
+                "state",
+                format!("'{shown}' is open to others ({:o})", found.mode() & 0o777),
+                format!("chmod {most:o} '{}'", shown.to_string().replace('\'', r"'\''")),
+            ),
+            Err(cause) => Finding::unknown("state", format!("the permissions of '{shown}': {cause}")),
+        });
+    }
+    let mut places = vec![root.to_owned()];
+    places.extend(std::env::current_dir().ok().filter(|here| here != root));
+    for place in places {
+        for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let name = entry.file_name();
+            let working = name.to_string_lossy().ends_with(".otpqr");
+            if working || is_qr_code(&path) {
+                let quoted = path.display().to_string().replace('\'', r"'\''");
+                let (what, mend) = match working {
+                    true => {
+                        ("a run that was cut off left", format!("ls -l '{quoted}'   # the script that made it goes on"))
+                    }
+                    false => ("a QR code lies about:", format!("shred -n 3 -z -u '{quoted}'")),
+                };
+                findings.push(Finding::wrong("files", format!("{what} '{}'", path.display()), mend));
+            }
+        }
+    }
+    findings
+}
+
+/// As otpqr draws them.
+fn is_qr_code(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "svg")
+        && fs::read_to_string(path).is_ok_and(|svg| svg.contains("shape-rendering=\"crispEdges\""))
+}
+
+fn pending(args: &Args, state: &State) -> Vec<Finding> {
+    let option = state::option(&args.account);
+    let Some(pending) = &state.pending else { return Vec::new() };
+    let keep = if pending.secret_version == state.secret_version { " --keep-secret" } else { "" };
+    let (what, mend) = match (pending.undo, pending.uploads_done) {
+        (true, _) => ("is being undone; the old codes live", format!("./scripts/roll_forward.rs{option} --undo")),
+        (false, 0 | 1) => (
+            "was cut off; whether the old codes live, the policies say",
+            format!("./scripts/roll_forward.rs{option}{keep}"),
+        ),
+        (false, _) => ("was cut off after it had switched", format!("./scripts/roll_forward.rs{option}{keep}")),
+    };
+    let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
+    vec![Finding::wrong("pending", finding, mend)]
+}
+
+/// Whether CAS holds what the state says it does - or, while a roll-forward is under way, how far that got.
+fn policies(args: &Args, root: &Path, tools: &Tools, state: &State) -> Vec<Finding> {
+    let option = state::option(&args.account);
+    let current = Versions::only(state.volume_version, state.secret_version);
+    let sessions = [Session::Namespace, Session::Otpqr, Session::Reset];
+    let mut findings: Vec<_> = sessions
+        .into_iter()
+        .map(|session| {
+            let name = session.name(state);
+            match compare(tools, root, session, state, &current) {
+                Ok(Held::Same) => Finding::ok("policies", format!("CAS holds '{name}' as it should be")),
+                Ok(Held::Different) if state.pending.is_some() => {
+                    Finding::ok("policies", format!("CAS holds '{name}' as a roll-forward changed it"))
+                }
+                Ok(Held::Different) => {
+                    let finding = format!("CAS holds another '{name}'");
+                    Finding::wrong("policies", finding, format!("./scripts/create.rs{option}"))
+                }
+                Ok(Held::Nothing) => {
+                    let finding = format!("CAS holds no '{name}'");
+                    let mend = match state.reset_hash {
+                        // It never got that far.
+                        None => format!("./scripts/create.rs{option}"),
+                        Some(_) => format!("./scripts/roll_forward.rs{option} --cas-wiped"),
+                    };
+                    Finding::wrong("policies", finding, mend)
+                }
+                Ok(Held::Unknown(reason)) => Finding::unknown("policies", format!("'{name}': {reason}")),
+                Err(failure) => Finding::of("policies", Err(failure)),
+            }
+        })
+        .collect();
+    if let Some(pending) = &state.pending {
+        let new = Versions::only(pending.volume_version, pending.secret_version);
+        findings.push(match compare(tools, root, Session::Reset, state, &new) {
+            Ok(Held::Same) if pending.secret_version != state.secret_version => {
+                Finding::ok("codes", "session 2 has switched: the old codes are dead")
+            }
+            Ok(_) => Finding::ok("codes", "the codes in use live"),
+            Err(failure) => Finding::of("codes", Err(failure)),
+        });
+    }
+    findings
+}
+
+/// The service `check` starts only if program and volume are right.
+fn volume(args: &Args, root: &Path, tools: &Tools, state: &State) -> Finding {
+    let option = state::option(&args.account);
+    let started = || -> Result<Finding, Failure> {
+        let volume = state::volume_directory(root, &args.account, state.volume_version)?;
+        let output = tempfile::tempdir().map_err(Failure::because(OTHER, "no temporary directory"))?;
+        let config_id = format!("{}/otpqr/check", state.namespace);
+        let finished = tools.start(&Start {
+            config_id: &config_id,
+            cas: &state.cas,
+            image_id: &state.image_id,
+            directories: Some((&volume, output.path())),
+        })?;
+        Ok(match finished.success() {
+            true => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
+            false => Finding::wrong("volume", finished.reason(), format!("./scripts/roll_forward.rs{option}")),
+        })
+    };
+    started().unwrap_or_else(|failure| Finding::of("volume", Err(failure)))
+}
+
+// Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
+
+// --- block outcome
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod outcome {
+    //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
+
+    use std::io::{self, IsTerminal};
+    use std::process::{self, ExitCode};
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use rustix::termios::{self, OptionalActions, Termios};
+
+    /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
+    pub const OTHER: u8 = 1;
+    pub const USAGE: u8 = 2;
+    /// Something is missing; nothing was changed.
+    pub const PRECONDITION: u8 = 3;
+    /// Stopped part-way; the state says where.
+    pub const PART_WAY: u8 = 4;
+    /// CAS, the volume or the once-marker said no.
+    pub const REFUSED: u8 = 5;
+    const INTERRUPTED: u8 = 130;
+
+    /// Why a run stops: a lower-case sentence with its object quoted and its cause after a colon, and commands that help.
+    #[derive(Debug)]
+    pub struct Failure {
+        code: u8,
+        message: String,
+        hints: Vec<String>,
+    }
+
+    impl Failure {
+        pub fn new(code: u8, message: impl Into<String>) -> Failure {
+            Failure { code, message: message.into(), hints: Vec::new() }
+        }
+
+        /// For `map_err`: the sentence so far, then the cause.
+        pub fn because<E: std::fmt::Display>(code: u8, message: impl Into<String>) -> impl FnOnce(E) -> Failure {
+            let message = message.into();
+            move |cause| Failure::new(code, format!("{message}: {cause}"))
+        }
+
+        /// Puts what it means before what happened.
+        pub fn in_front(self, meaning: String, code: u8) -> Failure {
+            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
+        /// Somebody pressed Ctrl-C, or told the run to terminate.
+        pub fn interrupted() -> Failure {
+            Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
+        }
+
+        /// The one place where errors are printed. Returns the exit code.
+        pub fn print(&self) -> u8 {
+            eprintln!("{}: error: {}", super::SCRIPT, self.message);
+            for hint in &self.hints {
+                eprintln!("hint: {hint}");
+            }
+            self.code
+        }
+
+        /// For a report: what is wrong, and the first command that helps.
+        pub fn into_finding(self) -> (String, Option<String>) {
+            (self.message, self.hints.into_iter().next())
+        }
+
+        /// Adds a command that helps.
+        pub fn hint(mut self, command: impl Into<String>) -> Failure {
+            self.hints.push(command.into());
+            self
+        }
+    }
+
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
+    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
+
+    /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
+    /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
+    fn interrupt() {
+        STOP.store(true, Ordering::SeqCst);
+        let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((terminal, remains)) = &*prompt {
+            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+            if let Some(before) = terminal {
+                let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
+            }
+            eprintln!("{SHOW_ALL}");
+            process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
+        }
+    }
+
+    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
+    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
+
+    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
+    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+        let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
+        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
+        let answer = ask();
+        set(None);
+        answer
+    }
+
+    /// Whether there is a person to ask.
+    pub fn is_interactive() -> bool {
+        io::stdin().is_terminal() && io::stderr().is_terminal()
+    }
+
+    /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
+    /// and what it leaves behind is recorded or removed, before the script ends.
+    pub fn check_interrupted() -> Result<(), Failure> {
+        match STOP.load(Ordering::SeqCst) {
+            true => Err(Failure::interrupted()),
+            false => Ok(()),
+        }
+    }
+
+    /// Says what is being done: on standard error, since it is no result.
+    pub fn step(what: impl std::fmt::Display) {
+        eprintln!("{}: {what}", super::SCRIPT);
+    }
+
+    /// Runs the script and turns its outcome into an exit code. What was done comes back as text and is printed last: when
+    /// something fails, standard output stays empty.
+    pub fn conclude(run: impl FnOnce() -> Result<String, Failure>) -> ExitCode {
+        let handled = ctrlc::set_handler(interrupt).map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
+        match handled.and_then(|()| run()) {
+            Ok(report) => {
+                println!("{report}");
+                ExitCode::SUCCESS
+            }
+            Err(failure) => ExitCode::from(failure.print()),
+        }
+    }
+}
+// --- end outcome
+
+// --- block root
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod root {
+    //! Where the bundle is. Nothing is ever created in a place that does not already hold what the script needs.
+
+    use std::env;
+    use std::path::{Path, PathBuf};
+
+    use super::outcome::{Failure, PRECONDITION};
+
+    /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
+    /// user named must hold it: no other is tried then.
+    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+        let named = named.map(Path::to_owned).or_else(|| env::var_os("OTPQR_ROOT").map(PathBuf::from));
+        let candidates = match named {
+            Some(place) => vec![place],
+            // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
+            None => env::var_os("RUST_SCRIPT_BASE_PATH")
+                .map(|scripts| Path::new(&scripts).join(".."))
+                .into_iter()
+                .chain(env::current_dir())
+                .collect(),
+        };
+        let root =
+            candidates.iter().filter_map(|place| place.canonicalize().ok()).find(|place| place.join(needed).exists());
+        root.ok_or_else(|| {
+            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
+            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
+            Failure::new(PRECONDITION, message)
+        })
+    }
+}
+// --- end root
+
+// --- block child
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod child {
+    //! Child processes: found with `which`, run with `duct`, never through a shell. duct's own errors would print the whole
+    //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
+
+    use std::ffi::OsString;
+    use std::path::{Path, PathBuf};
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+
+    /// A program of the host.
+    #[derive(Debug)]
+    pub struct Tool {
+        pub name: &'static str,
+        path: PathBuf,
+    }
+
+    /// What a program printed and how it ended. A code in it is masked.
+    #[derive(Debug)]
+    pub struct Finished {
+        /// `None`: ended by a signal.
+        pub code: Option<i32>,
+        pub stdout: String,
+        pub stderr: String,
+    }
+
+    impl Tool {
+        /// Looks in `first`, then on `PATH`.
+        pub fn find(name: &'static str, first: Option<&Path>) -> Option<Tool> {
+            let beside = first.and_then(|dir| which::which_in(dir.join(name), None::<&str>, dir).ok());
+            let path = beside.or_else(|| which::which(name).ok())?;
+            Some(Tool { name, path })
+        }
+
+        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
+        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let mut command = duct::cmd(&self.path, args);
+            for (name, value) in environment {
+                command = command.env(name, value);
+            }
+            // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
+            command = command.env_remove("SCONE_CONFIG_ID");
+            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
+            check_interrupted()?;
+            let output = output.map_err(|cause| {
+                let path = self.path.display();
+                Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
+            })?;
+            Ok(Finished {
+                code: output.status.code(),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: mask(&String::from_utf8_lossy(&output.stderr)),
+            })
+        }
+    }
+
+    impl Finished {
+        pub fn success(&self) -> bool {
+            self.code == Some(0)
+        }
+
+        /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
+        /// complain (both go on after it), else the last line of standard error.
+        pub fn reason(&self) -> String {
+            let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+            let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
+            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: "].into_iter().find_map(last);
+            let cause = marked.or_else(|| lines().next_back());
+            match (cause, self.code) {
+                (Some(cause), _) => cause.to_owned(),
+                (None, Some(code)) => format!("it ended with status {code} and said nothing"),
+                (None, None) => "it was ended by a signal".to_owned(),
+            }
+        }
+    }
+
+    /// SCONE's runtime prints `… using service ID session/service@code`.
+    fn mask(stderr: &str) -> String {
+        let masked = stderr.split_inclusive('\n').map(|line| match (line.contains("service ID"), line.find('@')) {
+            (true, Some(at)) => format!("{}@******\n", &line[..at]),
+            _ => line.to_owned(),
+        });
+        masked.collect()
+    }
+}
+// --- end child
+
+// --- block platform
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod platform {
+    //! The three platforms, and all that differs between them.
+
+    use std::ffi::OsString;
+    use std::os::unix::ffi::{OsStrExt, OsStringExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Serialize};
+
+    use super::child::{Finished, Tool};
+    use super::outcome::{Failure, OTHER, PRECONDITION, step};
+
+    #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+    #[serde(rename_all = "kebab-case")]
+    pub enum Platform {
+        /// SCONE: SGX hardware, the real `scone` command line, SCONE CAS
+        Scone,
+        /// The simulator, programs in containers. Software only: protects nobody from root
+        Sim,
+        /// The simulator, programs on this host, without a Docker Engine. Software only
+        SimNative,
+    }
+
+    /// One row a platform.
+    struct Facts {
+        name: &'static str,
+        /// The image `create` uses unless told: a tag, or natively a directory below the root.
+        image: &'static str,
+        simulator: bool,
+        /// Starts the program: `docker`, or natively the runtime itself.
+        engine: &'static str,
+        engine_missing: &'static str,
+        /// What `docker run` needs on this platform alone.
+        docker: &'static [&'static str],
+        /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path
+        /// the program sees; the simulator keeps the sealed side apart.
+        sealed: &'static str,
+    }
+
+    const SCONE: Facts = Facts {
+        name: "scone",
+        image: "otpqr:scone",
+        simulator: false,
+        engine: "docker",
+        engine_missing: "apt-get install docker.io",
+        // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
+        docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
+        sealed: "/root/single_run",
+    };
+    const SIM: Facts = Facts {
+        name: "sim",
+        image: "otpqr:sim",
+        simulator: true,
+        engine: "docker",
+        engine_missing: "./scripts/create.rs --platform sim-native",
+        docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
+        sealed: "/.sealed/root/single_run",
+    };
+    const SIM_NATIVE: Facts = Facts {
+        name: "sim-native",
+        image: "simulator/bin/rootfs",
+        simulator: true,
+        engine: "scone-run",
+        engine_missing: "make sim",
+        docker: &[],
+        sealed: "/.sealed/root/single_run",
+    };
+
+    const PROGRAM: &str = "/bin/otpqr";
+    const VOLUME: &str = "/root/single_run";
+    const OUTPUT: &str = "/out";
+
+    /// The CAS an account lives on. On SCONE both addresses are the host's name.
+    #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Cas {
+        /// Where the `scone` command line finds it.
+        pub address: String,
+        /// Where programs find it (`SCONE_CAS_ADDR`).
+        pub enclave_address: String,
+        /// The hash of its key, pinned when it was attested.
+        pub key: String,
+    }
+
+    /// A start of a service of one of our policies.
+    pub struct Start<'a> {
+        /// `session/service`, followed by `@code` where one is needed.
+        pub config_id: &'a str,
+        pub cas: &'a Cas,
+        pub image_id: &'a str,
+        /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service
+        /// that has neither.
+        pub directories: Option<(&'a Path, &'a Path)>,
+    }
+
+    /// The programs of the host that this platform needs.
+    pub struct Tools {
+        facts: &'static Facts,
+        root: PathBuf,
+        pub scone: Tool,
+        engine: Tool,
+        simulator: Option<Tool>,
+    }
+
+    impl std::fmt::Display for Platform {
+        fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str(self.facts().name)
+        }
+    }
+
+    impl Platform {
+        fn facts(self) -> &'static Facts {
+            match self {
+                Platform::Scone => &SCONE,
+                Platform::Sim => &SIM,
+                Platform::SimNative => &SIM_NATIVE,
+            }
+        }
+
+        pub fn default_image(self) -> &'static str {
+            self.facts().image
+        }
+
+        /// Finds the tools, and makes sure that the `scone` found is this platform's: a policy meant for SCONE must not end
+        /// up in the simulator, nor the other way round.
+        pub fn tools(self, root: &Path) -> Result<Tools, Failure> {
+            let facts = self.facts();
+            let bundled = root.join("simulator/bin");
+            let first = facts.simulator.then_some(bundled.as_path());
+            let find = |name, hint: &str| {
+                let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
+                Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
+            };
+            let hint = if facts.simulator {
+                "make sim"
+            } else {
+                "./scripts/create.rs --platform sim   # software only: a rehearsal"
+            };
+            let scone = find("scone", hint)?;
+            let version = scone.run(&["--version".into()], &[])?;
+            let version = version.stdout.trim();
+            if version.starts_with("scone-sim") != facts.simulator {
+                let message = format!("the 'scone' found says it is '{version}', but the platform is '{}'", facts.name);
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
+            if facts.simulator {
+                step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
+            }
+            Ok(Tools {
+                facts,
+                root: root.to_owned(),
+                scone,
+                engine: find(facts.engine, facts.engine_missing)?,
+                simulator,
+            })
+        }
+    }
+
+    impl Tools {
+        /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
+        pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
+            let Some(simulator) = &self.simulator else { return Ok(None) };
+            let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
+            if !finished.success() {
+                let message = format!("the simulated CAS is not running: {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint("./scripts/create.rs   # starts it and changes nothing else"));
+            }
+            let field = |name: &str| {
+                let value = finished.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+                value
+                    .map(str::to_owned)
+                    .ok_or_else(|| Failure::new(OTHER, format!("'scone-sim' did not say its '{name}'")))
+            };
+            Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
+        }
+
+        /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
+        /// which its own tool shows on this host.
+        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
+            let simulated = self.simulated_cas(true)?;
+            let mut args = vec!["cas".into(), "attest".into(), address.into()];
+            if let Some(cas) = &simulated {
+                args.extend(["-c".into(), OsString::from(&cas.key)]);
+            }
+            let attested = self.scone.run(&args, &[])?;
+            if !attested.success() {
+                let message = format!("CAS at '{address}' cannot be attested: {}", attested.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            let key = self.cas_key(address)?;
+            let address = address.to_owned();
+            Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+        }
+
+        /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
+        pub fn cas_key(&self, address: &str) -> Result<String, Failure> {
+            let args = ["cas", "show-identification", "-c", address].map(OsString::from);
+            let shown = self.scone.run(&args, &[])?;
+            let key = shown.stdout.trim().to_owned();
+            if !shown.success() || key.is_empty() {
+                let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
+                return Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # attests it"));
+            }
+            Ok(key)
+        }
+
+        /// Makes sure that the account's CAS is there, and still the one that was pinned.
+        pub fn check_cas(&self, cas: &Cas) -> Result<(), Failure> {
+            let running = self.simulated_cas(false)?;
+            let same = match &running {
+                Some(running) => running == cas,
+                None => true,
+            };
+            if !same || self.cas_key(&cas.address)? != cas.key {
+                let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            Ok(())
+        }
+
+        /// What the engine calls the image: an ID that no later build can take over. Natively the directory.
+        pub fn image_id(&self, image: &str) -> Result<String, Failure> {
+            if self.engine.name != "docker" {
+                let directory = self.root.join(image);
+                let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
+                let message = format!("the image directory '{}' is not there", directory.display());
+                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint("make sim"));
+            }
+            let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
+            let finished = self.engine.run(&args, &[])?;
+            if !finished.success() {
+                let message = format!("docker has no image '{image}': {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message).hint("make image"));
+            }
+            Ok(finished.stdout.trim().to_owned())
+        }
+
+        /// The measurement (mrenclave) of our program in the image: 64 hex digits or an error, for a program that was not
+        /// sconified ignores `SCONE_HASH`, simply runs, and what it prints must not pass for a measurement.
+        pub fn measure(&self, image_id: &str) -> Result<String, Failure> {
+            let environment = [("SCONE_HASH", "1")];
+            let finished = match self.engine.name {
+                "docker" => {
+                    let args =
+                        ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH", image_id, PROGRAM];
+                    self.engine.run(&args.map(OsString::from), &environment)?
+                }
+                _ => self.engine.run(&["--rootfs", image_id, PROGRAM].map(OsString::from), &environment)?,
+            };
+            // Not trimmed: a carriage return would say that more than the measurement was printed, on a terminal.
+            let measurement = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
+            if !finished.success() {
+                let message = format!("the image '{image_id}' cannot be measured: {}", finished.reason());
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            if !is_sha256(measurement) {
+                let message =
+                    format!("the image '{image_id}' did not print a measurement: its '{PROGRAM}' is no SCONE program");
+                return Err(Failure::new(PRECONDITION, message));
+            }
+            Ok(measurement.to_owned())
+        }
+
+        /// Makes sure that the image is still the one whose measurement is in the policies.
+        pub fn check_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<(), Failure> {
+            let found = self.image_id(image)?;
+            // An ID stands for its content; a directory does not.
+            let same = found == id && (self.engine.name == "docker" || self.measure(id)? == mrenclave);
+            let message = format!("image '{image}' is not the one in the policies: it was built anew");
+            match same {
+                true => Ok(()),
+                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+            }
+        }
+
+        /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of
+        /// the container: SCONE's runtime prints the code there.
+        pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
+            let environment = [
+                ("SCONE_CONFIG_ID", start.config_id),
+                ("SCONE_CAS_ADDR", &start.cas.enclave_address),
+                ("SCONE_SIM_CAS_KEY", &start.cas.key),
+            ];
+            let mut args: Vec<OsString> = Vec::new();
+            if self.engine.name == "docker" {
+                let user = rustix::process::geteuid().as_raw();
+                let group = rustix::process::getegid().as_raw();
+                args.extend(["run", "--rm", "--log-driver=none", "--cap-drop=ALL"].map(OsString::from));
+                args.extend(
+                    ["--security-opt=no-new-privileges", "-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from),
+                );
+                args.push(format!("--user={user}:{group}").into());
+                args.extend(self.facts.docker.iter().map(OsString::from));
+                if let Some((volume, output)) = start.directories {
+                    if self.facts.sealed != VOLUME {
+                        args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                    }
+                    args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
+                }
+                args.push(start.image_id.into());
+            } else {
+                args.extend(["--rootfs".into(), start.image_id.into()]);
+                if let Some((volume, output)) = start.directories {
+                    for (host, inside) in [(volume, self.facts.sealed), (output, OUTPUT)] {
+                        args.push("--bind".into());
+                        args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
+                    }
+                }
+            }
+            args.push(PROGRAM.into());
+            self.engine.run(&args, &environment)
+        }
+    }
+
+    /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a
+    /// directory that somebody deleted, as root.)
+    fn mount(host: &Path, inside: &str) -> OsString {
+        let source = [b"src=", host.as_os_str().as_bytes()].concat();
+        let quoted: Vec<u8> =
+            source.iter().flat_map(|&byte| if byte == b'"' { vec![b'"', b'"'] } else { vec![byte] }).collect();
+        let argument = [b"--mount=type=bind,\"", quoted.as_slice(), b"\",dst=", inside.as_bytes()].concat();
+        OsString::from_vec(argument)
+    }
+
+    pub fn is_sha256(text: &str) -> bool {
+        text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+// --- end platform
+
+// --- block state
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod state {
+    //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
+
+    use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+    use std::io::{self, Write};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+    use std::path::{Path, PathBuf};
+
+    use serde::{Deserialize, Serialize};
+
+    use super::outcome::{Failure, OTHER, PRECONDITION};
+    use super::platform::{Cas, Platform};
+    use super::root;
+
+    const FORMAT: u32 = 1;
+
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct State {
+        format: u32,
+        pub platform: Platform,
+        pub cas: Cas,
+        /// As the user names it, and as the engine identifies it.
+        pub image: String,
+        pub image_id: String,
+        pub mrenclave: String,
+        pub issuer: String,
+        pub login: String,
+        pub language: String,
+        pub namespace: String,
+        /// The hashes of the sessions as CAS last confirmed them; absent: not yet uploaded.
+        pub namespace_hash: Option<String>,
+        pub otpqr_hash: Option<String>,
+        pub reset_hash: Option<String>,
+        pub volume_version: u32,
+        pub secret_version: u32,
+        /// A roll-forward that was begun; recorded before CAS is changed.
+        pub pending: Option<Pending>,
+    }
+
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub struct Pending {
+        pub volume_version: u32,
+        pub secret_version: u32,
+        /// How many of the uploads CAS has confirmed.
+        pub uploads_done: usize,
+        /// It is to be undone: decided before the old codes died.
+        pub undo: bool,
+    }
+
+    impl State {
+        /// What `create` starts from.
+        pub fn new(platform: Platform, cas: Cas, issuer: String, login: String, namespace: String) -> State {
+            State {
+                format: FORMAT,
+                platform,
+                cas,
+                image: String::new(),
+                image_id: String::new(),
+                mrenclave: String::new(),
+                issuer,
+                login,
+                language: "0.3.10".to_owned(),
+                namespace,
+                namespace_hash: None,
+                otpqr_hash: None,
+                reset_hash: None,
+                volume_version: 1,
+                secret_version: 1,
+                pending: None,
+            }
+        }
+
+        /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
+        pub fn label(&self) -> String {
+            label(&self.login, self.secret_version)
+        }
+    }
+
+    pub fn label(login: &str, secret_version: u32) -> String {
+        match secret_version {
+            1 => login.to_owned(),
+            version => format!("{login} #{version}"),
+        }
+    }
+
+    /// An account's state file, as it was when it was read.
+    #[derive(Debug)]
+    pub struct StateFile {
+        path: PathBuf,
+        content: Option<Vec<u8>>,
+    }
+
+    /// Checks an `--account` before it becomes a file name.
+    pub fn account_name(name: &str) -> Result<String, String> {
+        let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        match (1..=64).contains(&name.len()) && name.chars().all(valid) && !name.starts_with('-') {
+            true => Ok(name.to_owned()),
+            false => Err("1 to 64 letters, digits, '_' or, not first, '-'".to_owned()),
+        }
+    }
+
+    /// What a command needs to be about this account: nothing, for the default one.
+    pub fn option(account: &str) -> String {
+        if account == "default" { String::new() } else { format!(" --account {account}") }
+    }
+
+    /// Where an account's state lies, seen from the root.
+    pub fn file_of(account: &str) -> PathBuf {
+        Path::new("state").join(format!("{account}.yml"))
+    }
+
+    /// The host's side of the account's volume. It is made here if it is not there: whether it may be empty is for CAS to say.
+    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<PathBuf, Failure> {
+        let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(Failure::because(
+            PRECONDITION,
+            format!("cannot make the volume's directory '{}'", path.display()),
+        ))?;
+        Ok(path)
+    }
+
+    /// The bundle's root and the state of an account that must exist.
+    pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
+        let create = format!("./scripts/create.rs{}", option(account));
+        let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
+        let (file, state) = read(&root, account)?;
+        let message = format!("the state of account '{account}' vanished");
+        let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
+        Ok((root, file, state))
+    }
+
+    /// Reads the account's state; `None` if there is none. A damaged file is an error, never a fresh start.
+    pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Failure> {
+        let path = root.join(file_of(account));
+        let refuse = |cause: &str| Failure::new(PRECONDITION, format!("state file '{}' {cause}", path.display()));
+        let content = match fs::read(&path) {
+            Ok(content) => content,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((StateFile { path, content: None }, None)),
+            Err(e) => return Err(refuse(&format!("cannot be read: {e}"))),
+        };
+        let owner = fs::metadata(&path).map_err(|e| refuse(&format!("cannot be read: {e}")))?.uid();
+        if owner != rustix::process::geteuid().as_raw() {
+            return Err(refuse(&format!("belongs to another user (uid {owner})")));
+        }
+        #[derive(Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        match serde_yaml::from_slice::<Version>(&content) {
+            Ok(Version { format: FORMAT }) => {}
+            Ok(Version { format }) => return Err(refuse(&format!("has format {format}; this script knows {FORMAT}"))),
+            Err(_) => return Err(refuse("is damaged or not ours")),
+        }
+        let state = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        Ok((StateFile { path, content: Some(content) }, Some(state)))
+    }
+
+    impl StateFile {
+        /// Replaces the file as a whole: temporary file, fsync, re-check that nobody else changed it, rename, fsync of the
+        /// directory. The lock is held only here, never at a prompt.
+        pub fn write(&mut self, state: &State) -> Result<(), Failure> {
+            let failed = |path: &Path| {
+                let message = format!("state file '{}' cannot be written", path.display());
+                move |e: io::Error| Failure::new(OTHER, format!("{message}: {e}"))
+            };
+            let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
+            // A checkout brings the directory along, open to all.
+            fs::set_permissions(&directory, Permissions::from_mode(0o700)).map_err(failed(&self.path))?;
+            let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
+            let lock = lock.map_err(failed(&self.path))?;
+            lock.lock().map_err(failed(&self.path))?;
+
+            let found = match fs::read(&self.path) {
+                Ok(content) => Some(content),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+                Err(e) => return Err(failed(&self.path)(e)),
+            };
+            if found != self.content {
+                let message = format!("state file '{}' was changed by another run", self.path.display());
+                return Err(Failure::new(OTHER, message));
+            }
+
+            let text = serde_yaml::to_string(state)
+                .map_err(Failure::because(OTHER, "the state cannot be expressed in YAML"))?;
+            let text = format!("# Written by the scripts; described in state/README.md. Holds no secret.\n{text}");
+            // `tempfile` makes it 0600.
+            let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(failed(&self.path))?;
+            file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed(&self.path))?;
+            file.persist(&self.path).map_err(|e| failed(&self.path)(e.error))?;
+            File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed(&self.path))?;
+            self.content = Some(text.into_bytes());
+            Ok(())
+        }
+    }
+}
+// --- end state
+
+// --- block policy
+#[allow(dead_code)] // identical in every script; not every script needs all of it
+mod policy {
+    //! The policies: rendered from `templates/`, uploaded with the `scone` command line.
+
+    use std::ffi::OsString;
+    use std::fs;
+    use std::io::Write;
+    use std::path::Path;
+
+    use serde_json::{Value, json};
+    use tempfile::NamedTempFile;
+
+    use super::child::Finished;
+    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
+    use super::platform::{Tools, is_sha256};
+    use super::state::{State, label};
+
+    /// The three sessions of an account, in the order in which they are first uploaded.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Session {
+        Namespace,
+        Otpqr,
+        Reset,
+    }
+
+    impl Session {
+        fn template(self) -> &'static str {
+            match self {
+                Session::Namespace => "namespace.yml",
+                Session::Otpqr => "otpqr.yml",
+                Session::Reset => "otpqr-reset.yml",
+            }
+        }
+
+        pub fn name(self, state: &State) -> String {
+            match self {
+                Session::Namespace => state.namespace.clone(),
+                Session::Otpqr => format!("{}/otpqr", state.namespace),
+                Session::Reset => format!("{}/otpqr-reset", state.namespace),
+            }
+        }
+
+        fn known_hash(self, state: &State) -> &Option<String> {
+            match self {
+                Session::Namespace => &state.namespace_hash,
+                Session::Otpqr => &state.otpqr_hash,
+                Session::Reset => &state.reset_hash,
+            }
+        }
+
+        pub fn hash(self, state: &mut State) -> &mut Option<String> {
+            match self {
+                Session::Namespace => &mut state.namespace_hash,
+                Session::Otpqr => &mut state.otpqr_hash,
+                Session::Reset => &mut state.reset_hash,
+            }
+        }
+    }
+
+    /// What the services of a session use, and what the session declares: the two differ while a roll-forward is under way.
+    pub struct Versions {
+        pub volume: u32,
+        pub secret: u32,
+        pub declared_volumes: Vec<u32>,
+        pub declared_secrets: Vec<u32>,
+    }
+
+    impl Versions {
+        pub fn only(volume: u32, secret: u32) -> Versions {
+            Versions { volume, secret, declared_volumes: vec![volume], declared_secrets: vec![secret] }
+        }
+    }
+
+    /// Checks an issuer or a login. A colon separates the two in a Key URI; a `$` would be taken for a variable by `scone`.
+    pub fn label_part(text: &str) -> Result<String, String> {
+        match text.trim() == text
+            && !text.is_empty()
+            && !text.contains([':', '$'])
+            && !text.chars().any(char::is_control)
+        {
+            true => Ok(text.to_owned()),
+            false => {
+                Err("must not be empty, hold ':' or '$' or a control character, nor begin or end with a space"
+                    .to_owned())
+            }
+        }
+    }
+
+    /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
+    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
+        let path = root.join("templates").join(session.template());
+        let failed = format!("template '{}' cannot be rendered", path.display());
+        let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;
+        let mut handlebars = handlebars::Handlebars::new();
+        handlebars.set_strict_mode(true);
+        // Every value stands between double quotes; JSON's escapes are valid there in YAML too.
+        handlebars.register_escape_fn(|value| {
+            let quoted = Value::from(value).to_string();
+            quoted[1..quoted.len() - 1].to_owned()
+        });
+        let values = json!({
+            "namespace": state.namespace,
+            "language": state.language,
+            "predecessor": session.known_hash(state).as_deref().unwrap_or("~"),
+            "mrenclave": state.mrenclave,
+            "issuer": state.issuer,
+            "login": label(&state.login, versions.secret),
+            "volume_version": versions.volume,
+            "secret_version": versions.secret,
+            "volume_versions": versions.declared_volumes,
+            "secret_versions": versions.declared_secrets,
+        });
+        handlebars.render_template(&template, &values).map_err(Failure::because(PRECONDITION, failed))
+    }
+
+    /// A policy rendered for one session: what CAS is to hold.
+    struct Policy<'a> {
+        tools: &'a Tools,
+        cas: &'a str,
+        session: String,
+        /// 0600, and removed when this goes.
+        file: NamedTempFile,
+    }
+
+    impl<'a> Policy<'a> {
+        fn of(
+            tools: &'a Tools,
+            root: &Path,
+            session: Session,
+            state: &'a State,
+            versions: &Versions,
+        ) -> Result<Policy<'a>, Failure> {
+            let text = render(root, session, state, versions)?;
+            let failed = "the policy cannot be written to a temporary file";
+            let mut file = tempfile::Builder::new()
+                .prefix("otpqr-policy-")
+                .suffix(".yml")
+                .tempfile()
+                .map_err(Failure::because(OTHER, failed))?;
+            file.write_all(text.as_bytes()).map_err(Failure::because(OTHER, failed))?;
+            Ok(Policy { tools, cas: &state.cas.address, session: session.name(state), file })
+        }
+
+        /// `scone session SUBCOMMAND` on the policy: the hash it prints, or what it says.
+        fn scone(&self, subcommand: &str) -> Result<Result<String, Finished>, Failure> {
+            let file = self.file.path().into();
+            let finished = self.run(subcommand, file)?;
+            let hash = finished.stdout.trim();
+            match (finished.success(), is_sha256(hash)) {
+                (true, true) => Ok(Ok(hash.to_owned())),
+                (true, false) => {
+                    let message = format!("'scone session {subcommand}' did not print the hash of '{}'", self.session);
+                    Err(Failure::new(OTHER, message))
+                }
+                (false, _) => Ok(Err(finished)),
+            }
+        }
+
+        fn run(&self, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
+            let args = ["session".into(), subcommand.into(), format!("--cas={}", self.cas).into(), what];
+            self.tools.scone.run(&args, &[])
+        }
+
+        /// Whether CAS has such a session at all; `None`: it does not say.
+        fn exists(&self) -> Result<Option<bool>, Failure> {
+            Ok(match self.run("read", OsString::from(&self.session))?.code {
+                Some(0) => Some(true),
+                Some(2) => Some(false),
+                _ => None,
+            })
+        }
+    }
+
+    /// What CAS holds, compared with what the state says it should hold.
+    #[derive(Debug, PartialEq, Eq)]
+    pub enum Held {
+        Same,
+        Different,
+        Nothing,
+        /// CAS did not answer.
+        Unknown(String),
+    }
+
+    /// Compares without changing anything.
+    pub fn compare(
+        tools: &Tools,
+        root: &Path,
+        session: Session,
+        state: &State,
+        versions: &Versions,
+    ) -> Result<Held, Failure> {
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        let refusal = match policy.scone("verify")? {
+            Ok(_) => return Ok(Held::Same),
+            Err(refusal) => refusal,
+        };
+        Ok(match policy.exists()? {
+            Some(true) => Held::Different,
+            Some(false) => Held::Nothing,
+            None => Held::Unknown(refusal.reason()),
+        })
+    }
+
+    /// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the
+    /// predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was
+    /// cut off after the upload but before it could record the hash is recognised: rendering is deterministic, so CAS then
+    /// holds exactly what we would upload.
+    pub fn upload(
+        tools: &Tools,
+        root: &Path,
+        session: Session,
+        state: &State,
+        versions: &Versions,
+    ) -> Result<(String, bool), Failure> {
+        let known = session.known_hash(state).is_some();
+        let pending = state.pending.is_some();
+        let policy = Policy::of(tools, root, session, state, versions)?;
+        if known && let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
+        }
+        let refusal = match policy.scone("create")? {
+            Ok(hash) => return Ok((hash, true)),
+            Err(refusal) => refusal,
+        };
+        if let Ok(hash) = policy.scone("verify")? {
+            return Ok((hash, false));
+        }
+        let (name, reason) = (&policy.session, refusal.reason());
+        Err(match policy.exists()? {
+            Some(false) if known => {
+                let message =
+                    format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
+                Failure::new(PRECONDITION, message)
+                    .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
+            }
+            _ if pending => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
+            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
+        })
+    }
+}
+// --- end policy
