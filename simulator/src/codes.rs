@@ -74,7 +74,7 @@ impl Verdict {
 }
 
 /// What is remembered of a secret.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 struct Memory {
     /// The highest accepted time step.
     highest_step: Option<u64>,
@@ -171,6 +171,9 @@ fn load(tx: &Connection, key: &str) -> rusqlite::Result<Memory> {
         .optional()
         .map(Option::unwrap_or_default)
 }
+
+#[cfg(test)]
+mod model;
 
 #[cfg(test)]
 mod tests {
