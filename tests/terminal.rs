@@ -3,12 +3,13 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, phone};
+use support::{Bundle, Platform, User, phone, repository};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -213,4 +214,22 @@ fn rolling_forward_asks_first_and_takes_no_for_an_answer() {
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     bundle.add_auth(&account.code_at(bundle.now() + 30), &["--output", "third.svg"]).expect(5);
+}
+
+#[test]
+fn the_demonstration_cleans_up_after_ctrl_c() {
+    let own = std::env::current_exe().expect("the test's path");
+    let demo = own.ancestors().nth(2).expect("the target directory").join("examples/demo");
+    let mut command = Command::new(demo);
+    command.args(["--platform", "sim-native"]).current_dir(repository());
+    let mut session = at_a_terminal(command);
+    session.exp_string("OTPQR_ROOT='").expect("where it works");
+    let root = session.exp_string("'").expect("where it works");
+    assert!(Path::new(&root).exists());
+    session.exp_string("3. The QR code, once").expect("the middle of it");
+    session.send_control('c').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 1, "{rest}");
+    assert!(rest.contains("interrupted; everything is cleaned up"), "{rest}");
+    assert!(!Path::new(&root).exists());
 }
