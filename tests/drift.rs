@@ -239,6 +239,10 @@ fn tracked_files_name_no_directory_of_one_machine() {
     };
     let places = [concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/Us", "ers/"), concat!("/root/", ".cargo")];
     for file in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
+        // It quotes paths inside SCONE's containers.
+        if file == "docs/reference/scone.md" {
+            continue;
+        }
         // A file may be listed and deleted, and need not be text.
         let Ok(text) = fs::read_to_string(repository().join(file)) else { continue };
         for place in places {
