@@ -1,7 +1,7 @@
 //! Sealed volumes against whoever has the disk: only the state whose tag CAS holds is opened, whatever was done to the files
 //! and wherever a seal was cut off.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -27,9 +27,14 @@ struct Opened {
     plain: TempDir,
 }
 
+/// Plain files are in memory in use, too; sealed ones are, since nothing here depends on what a sync does.
+fn memory() -> TempDir {
+    TempDir::new_in("/dev/shm").unwrap()
+}
+
 impl Disk {
     fn new() -> Disk {
-        Disk { directory: TempDir::new().unwrap(), name: "v", tag: None }
+        Disk { directory: memory(), name: "v", tag: None }
     }
 
     /// A disk with a volume that was sealed with what `fill` puts there.
@@ -47,7 +52,7 @@ impl Disk {
     }
 
     fn open(&self) -> Result<Opened, Error> {
-        let plain = TempDir::new().unwrap();
+        let plain = memory();
         let grant = VolumeGrant {
             session: "ns/s".into(),
             name: self.name.into(),
@@ -94,7 +99,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 #[test]
 fn an_older_copy_is_refused_and_the_current_one_opens() {
     let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
-    let copies = TempDir::new().unwrap();
+    let copies = memory();
     let copy = |from: &Path, to: &Path| {
         for name in names(from) {
             fs::copy(from.join(&name), to.join(&name)).unwrap();
@@ -106,7 +111,7 @@ fn an_older_copy_is_refused_and_the_current_one_opens() {
     disk.seal(&mut opened).unwrap();
     drop(opened);
 
-    let current = TempDir::new().unwrap();
+    let current = memory();
     for name in disk.names() {
         fs::rename(disk.path().join(&name), current.path().join(&name)).unwrap();
     }
@@ -129,6 +134,92 @@ fn a_removed_file_is_named_and_an_emptied_directory_never_starts_anew() {
     let name = manifest.file_name().unwrap().to_str().unwrap();
     assert_eq!(disk.refusal(), format!("file system protection file was removed: {name} (volume /v)"));
     assert_eq!(disk.names(), BTreeSet::new());
+}
+
+#[test]
+fn no_bit_of_any_file_that_the_current_state_needs_can_be_flipped() {
+    let disk = Disk::with(|plain| {
+        fs::write(plain.join("f"), "content").unwrap();
+        fs::write(plain.join("empty"), "").unwrap();
+        symlink("f", plain.join("link")).unwrap();
+        fs::create_dir(plain.join("d")).unwrap();
+    });
+    let names = disk.names();
+    assert_eq!(names.len(), 3);
+    for name in names {
+        let path = disk.path().join(name);
+        let good = fs::read(&path).unwrap();
+        let mut bad = good.clone();
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                bad[at] = good[at] ^ (1 << bit);
+                fs::write(&path, &bad).unwrap();
+                let refusal = disk.refusal();
+                assert!(refusal.starts_with("Verification of file chunk 0 "), "bit {bit} of byte {at}: {refusal}");
+            }
+            bad[at] = good[at];
+        }
+        fs::write(&path, &good).unwrap();
+    }
+    disk.open().unwrap();
+}
+
+/// A disk with a volume so large that what changes is listed in a manifest of its own, which rests on the one that lists all.
+fn large_disk() -> (Disk, PathBuf, PathBuf) {
+    let mut disk = Disk::with(|plain| {
+        for file in 0..200 {
+            fs::write(plain.join(file.to_string()), file.to_string()).unwrap();
+        }
+    });
+    let whole = disk.find(".manifest");
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("7"), "changed").unwrap();
+    fs::remove_file(opened.plain.path().join("8")).unwrap();
+    disk.seal(&mut opened).unwrap();
+    let differences = disk.path().join(format!("{}.manifest", disk.tag.as_ref().unwrap()));
+    assert!(differences != whole && differences.metadata().unwrap().len() * 10 < whole.metadata().unwrap().len());
+    (disk, whole, differences)
+}
+
+#[test]
+fn a_manifest_of_differences_is_worth_nothing_without_the_one_it_rests_on() {
+    let (mut disk, whole, differences) = large_disk();
+    for path in [&whole, &differences] {
+        let good = fs::read(path).unwrap();
+        for at in (0..good.len()).step_by(97).chain([good.len() - 1]) {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            fs::write(path, bad).unwrap();
+            assert!(disk.refusal().starts_with("Verification of file chunk 0 "), "byte {at}");
+        }
+        fs::write(path, good).unwrap();
+    }
+    let away = whole.with_extension("away");
+    fs::rename(&whole, &away).unwrap();
+    assert!(disk.refusal().starts_with("file system protection file was removed: "));
+    fs::rename(&away, &whole).unwrap();
+    fs::rename(&differences, &away).unwrap();
+    assert_eq!(disk.refusal(), "The FSPF tag is not fresh - suspected replay attack");
+    fs::rename(&away, &differences).unwrap();
+
+    let mut opened = disk.open().unwrap();
+    let plain = opened.plain.path().to_owned();
+    assert_eq!(fs::read(plain.join("7")).unwrap(), b"changed");
+    assert!(!plain.join("8").exists());
+    assert_eq!(fs::read_dir(&plain).unwrap().count(), 199);
+    fs::rename(&whole, &away).unwrap();
+    assert!(matches!(disk.seal(&mut opened).unwrap_err(), Error::Removed(_)));
+    fs::rename(&away, &whole).unwrap();
+    // So much has changed that everything is listed anew; what was there before goes.
+    for file in 100..200 {
+        fs::write(plain.join(file.to_string()), "changed").unwrap();
+    }
+    disk.seal(&mut opened).unwrap();
+    assert!(!whole.exists() && !differences.exists());
+    disk.find(".manifest");
+    disk.open().err().unwrap();
+    drop(opened);
+    assert_eq!(fs::read(disk.open().unwrap().plain.path().join("150")).unwrap(), b"changed");
 }
 
 #[test]
@@ -200,7 +291,7 @@ fn one_volume_does_not_open_as_another_of_the_same_key() {
 
 #[test]
 fn a_seal_cut_off_before_cas_took_the_tag_never_happened() {
-    let disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
     let before = disk.names();
     let mut opened = disk.open().unwrap();
     fs::write(opened.plain.path().join("f"), "new").unwrap();
@@ -216,9 +307,37 @@ fn a_seal_cut_off_before_cas_took_the_tag_never_happened() {
     fs::write(disk.path().join(format!("{}.blob.tmp", "ab".repeat(16))), "a draft").unwrap();
     assert!(before.is_subset(&disk.names()) && before != disk.names());
 
-    let opened = disk.open().unwrap();
+    let mut opened = disk.open().unwrap();
     assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"old");
-    assert_eq!(disk.names(), before);
+    fs::write(opened.plain.path().join("f"), "newer").unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(disk.names().len(), 2);
+}
+
+#[test]
+fn a_tag_that_reaches_cas_after_the_next_runtime_has_opened_the_volume_leaves_it_usable() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let mut killed = disk.open().unwrap();
+    fs::write(killed.plain.path().join("f"), "new").unwrap();
+    let mut on_its_way = None;
+    let sealed = killed.volume.seal(&mut |_, new| {
+        on_its_way = Some(new.to_owned());
+        Err(vec!["killed".into()])
+    });
+    assert!(sealed.is_err());
+    drop(killed);
+    let mut opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"old");
+    disk.tag = on_its_way;
+    fs::write(opened.plain.path().join("f"), "too late").unwrap();
+    assert!(opened.volume.seal(&mut |_, _| Err(vec!["stale".into()])).is_err());
+    drop(opened);
+
+    let mut opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"new");
+    fs::write(opened.plain.path().join("f"), "newest").unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(disk.names().len(), 2);
 }
 
 #[test]
@@ -234,9 +353,11 @@ fn a_seal_whose_tag_cas_took_counts_though_nobody_heard_of_it() {
     assert!(sealed.is_err());
     drop(opened);
     disk.tag = taken;
-    let opened = disk.open().unwrap();
+    let mut opened = disk.open().unwrap();
     assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"new");
-    // One manifest, one blob: what the old state needed has gone.
+    fs::write(opened.plain.path().join("f"), "newer").unwrap();
+    disk.seal(&mut opened).unwrap();
+    // One manifest, one blob: what the old states needed has gone.
     assert_eq!(disk.names().len(), 2);
 }
 
@@ -273,7 +394,7 @@ fn a_second_opener_is_refused_for_as_long_as_the_first_has_the_volume() {
 #[test]
 fn files_that_were_there_before_the_volume_are_refused() {
     let disk = Disk::with(|_| ());
-    let plain = TempDir::new().unwrap();
+    let plain = memory();
     fs::write(plain.path().join("planted"), "x").unwrap();
     let grant = VolumeGrant {
         session: "ns/s".into(),
@@ -390,4 +511,100 @@ fn what_cannot_be_sealed_is_named() {
     let _socket = UnixListener::bind(opened.plain.path().join("socket")).unwrap();
     let error = disk.seal(&mut opened).unwrap_err();
     assert_eq!(error.to_string(), "'/v/socket' is no file, directory or symbolic link, so it cannot be sealed");
+}
+
+/// Numbers that look random and are the same in each run (splitmix64).
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+}
+
+/// All that is below a directory: path, mode, and content or target.
+fn tree(root: &Path) -> BTreeMap<PathBuf, (u32, Vec<u8>)> {
+    let mut tree = BTreeMap::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            let metadata = path.symlink_metadata().unwrap();
+            let content = if metadata.is_dir() {
+                directories.push(path.clone());
+                Vec::new()
+            } else if metadata.is_symlink() {
+                fs::read_link(&path).unwrap().into_os_string().into_encoded_bytes()
+            } else {
+                fs::read(&path).unwrap()
+            };
+            tree.insert(path.strip_prefix(root).unwrap().to_owned(), (metadata.mode(), content));
+        }
+    }
+    tree
+}
+
+/// Does one thing to a random path of the tree.
+fn disturb(root: &Path, numbers: &mut Numbers) {
+    let known: Vec<PathBuf> = tree(root).into_keys().collect();
+    let directories: Vec<&Path> = known
+        .iter()
+        .map(PathBuf::as_path)
+        .filter(|path| root.join(path).symlink_metadata().unwrap().is_dir())
+        .collect();
+    let parent = match numbers.below(directories.len() + 1) {
+        0 => root.to_owned(),
+        index => root.join(directories[index - 1]),
+    };
+    let name: Vec<u8> = (0..=numbers.below(3))
+        .map(|_| numbers.below(256) as u8)
+        .filter(|byte| ![0, b'/', b'.'].contains(byte))
+        .collect();
+    let new = parent.join(OsStr::from_bytes(if name.is_empty() { b"n" } else { &name }));
+    let old = (!known.is_empty()).then(|| root.join(&known[numbers.below(known.len().max(1))]));
+    // Much of it cannot be done - a file in the way, a directory into itself - and then is not.
+    let _ = match (numbers.below(8), old) {
+        (0, _) => fs::create_dir(new),
+        (1, _) => symlink("target", new),
+        (2, Some(old)) => fs::rename(old, new),
+        (3, Some(old)) => fs::remove_file(old),
+        (4, Some(old)) if old.is_dir() => fs::remove_dir_all(old),
+        (5, Some(old)) if !old.is_symlink() => {
+            fs::set_permissions(old, Permissions::from_mode(0o700 | numbers.below(0o100) as u32))
+        }
+        (6, Some(old)) => fs::hard_link(old, new),
+        (_, Some(old)) if old.is_file() => fs::write(old, vec![b'c'; numbers.below(100)]),
+        _ => fs::write(new, vec![b'n'; numbers.below(100)]),
+    };
+}
+
+#[test]
+fn whatever_is_done_to_a_tree_every_sealed_state_comes_back() {
+    for (seed, files) in [(1, 0), (2, 0), (3, 0), (4, 100), (5, 100)] {
+        let mut numbers = Numbers(seed);
+        let mut disk = Disk::with(|plain| {
+            for file in 0..files {
+                fs::write(plain.join(format!("file {file}")), file.to_string()).unwrap();
+            }
+        });
+        let mut opened = disk.open().unwrap();
+        for step in 0..100 {
+            for _ in 0..=numbers.below(3) {
+                disturb(opened.plain.path(), &mut numbers);
+            }
+            disk.seal(&mut opened).unwrap();
+            let sealed = tree(opened.plain.path());
+            if numbers.below(4) == 0 {
+                disturb(opened.plain.path(), &mut numbers);
+                drop(opened);
+                opened = disk.open().unwrap();
+                assert_eq!(tree(opened.plain.path()), sealed, "seed {seed}, step {step}");
+                opened.volume.seal(&mut |_, _| panic!("what came back differs from what was sealed")).unwrap();
+            }
+        }
+    }
 }
