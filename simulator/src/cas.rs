@@ -447,7 +447,7 @@ fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refus
         let count = if wanted.len() > 1 { format!("Error {} of {}: ", i + 1, wanted.len()) } else { String::new() };
         chain.push(format!("{count}Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave));
     }
-    untrusted(chain, format!("unexpected mrenclave {}", claim.mrenclave))
+    untrusted(chain, "unexpected mrenclave".into())
 }
 
 /// The service access token (section 2.10): first of all factors, so that who lacks it can neither try codes nor use them up.

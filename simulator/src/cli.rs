@@ -1,8 +1,8 @@
 //! The `scone` command line, as far as `reference/scone.md` section 4 documents it and the simulator serves it.
 //!
 //! What a command is asked for stands alone on standard output. Errors are SCONE's: `Error: …`, then `Caused by: …` lines.
-//! Exit codes: 0; 2 for "session not found" and nothing else (SCONE's `session read` has it so); 1 for any other error, usage
-//! errors too, since scripts must be able to tell the two apart.
+//! Exit codes: 0; 2 for "session not found" and nothing else (SCONE's `session read` has it so); those of `verify-audit-log`
+//! (`audit::Flaw`); 1 for any other error, usage errors too, since scripts must be able to tell the two apart.
 
 mod client;
 mod config;
@@ -17,6 +17,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::SOFTWARE_ONLY;
+use crate::audit::{self, Verified};
 use crate::server::SessionReply;
 use crate::session::{MAX_TEXT, Session, is_session_name};
 use client::{Peer, Reply};
@@ -205,6 +206,14 @@ enum CasCommand {
     /// Print the certificate a CAS shows now
     ShowCertificate {
         /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+    /// Check an audit log that `scone-sim log --json` wrote: whole, unchanged, sealed by the CAS that was attested
+    VerifyAuditLog {
+        /// The log
+        file: PathBuf,
+        /// The CAS; otherwise the default one
+        #[arg(short, long)]
         cas: Option<String>,
     },
     /// Print a CAS's version
@@ -443,6 +452,15 @@ fn cas(command: CasCommand, path: &Path) -> Result<String> {
             Ok(if key_hash { key + "\n" } else { format!("CAS key hash: {key}\n") })
         }
         CasCommand::ShowCertificate { cas } => attested(&Config::load(path)?, cas.as_deref(), 1)?.certificate(),
+        CasCommand::VerifyAuditLog { file, cas } => {
+            let what = format!("Verifying audit log '{}' failed", file.display());
+            let (_, key) = Config::load(path)?.cas(cas.as_deref())?;
+            let export = std::fs::read_to_string(&file).map_err(|error| CliError::new(&what, error.to_string()))?;
+            match audit::verify(&export, &key) {
+                Ok(Verified { entries, hash }) => Ok(format!("{entries} entries, the last one's hash is {hash}\n")),
+                Err(flaw) => Err(CliError { what, causes: vec![flaw.to_string()], exit_code: flaw.exit_code() }),
+            }
+        }
         CasCommand::Version { cas } => {
             let peer = attested(&Config::load(path)?, cas.as_deref(), 1)?;
             let body = accepted(&peer, peer.get("/v1/version")?)?;

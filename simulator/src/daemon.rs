@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::audit::{self, Event};
 use crate::cas::{Cas, CasError, DATABASE};
 use crate::clock::Clock;
-use crate::store::{Store, StoreError};
+use crate::store::{self, Store, StoreError};
 use crate::{SOFTWARE_ONLY, server, tls};
 
 const PID_FILE: &str = "cas.pid";
@@ -96,8 +96,8 @@ pub enum DaemonError {
     #[error(transparent)]
     Cas(#[from] CasError),
     /// The audit log does not hold together.
-    #[error("the audit log is broken at entry {0}")]
-    LogBroken(usize),
+    #[error(transparent)]
+    Log(#[from] audit::Flaw),
 }
 
 impl From<tls::TlsError> for DaemonError {
@@ -395,19 +395,27 @@ fn running(data: &Path) -> Result<Option<Endpoints>, DaemonError> {
     }
 }
 
-/// Prints the audit log, one entry a line, and checks that each follows from the one before.
-pub fn print_log(data: &Path, out: &mut impl Write) -> Result<(), DaemonError> {
+/// Prints the audit log, for people or as an export, and checks that each entry follows from the one before.
+pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), DaemonError> {
     let path = data.join(DATABASE);
     if !path.exists() {
         return Err(DaemonError::File { path, source: io::ErrorKind::NotFound.into() });
     }
-    let entries = audit::read(&Store::open_read_only(&path)?).map_err(StoreError::from)?;
-    for entry in &entries {
-        let audit::Entry { sequence, time, event, subject, outcome, hash, .. } = entry;
-        writeln!(out, "{sequence}\t{time}\t{event}\t{subject}\t{outcome}\t{hash}")
-            .map_err(|source| DaemonError::System { what: "cannot print the log", source })?;
-    }
-    audit::first_break(&entries).map_or(Ok(()), |sequence| Err(DaemonError::LogBroken(sequence)))
+    let database = Store::open_read_only(&path)?;
+    let entries = audit::read(&database).map_err(StoreError::from)?;
+    let printed = match json {
+        false => out.write_all(audit::table(&entries).as_bytes()),
+        true => {
+            let pem = store::identity(&database, || Err(StoreError::Damaged("CAS has no key".into())))?;
+            audit::export(&entries, &tls::Identity::from_pem(&pem)?, out)
+        }
+    };
+    printed
+        .and_then(|()| out.flush())
+        .map_err(|source| DaemonError::System { what: "cannot print the log", source })?;
+    let hash = audit::check_chain(&entries)?;
+    eprintln!("scone-sim: {} entries, each follows from the one before; the last one's hash is {hash}", entries.len());
+    Ok(())
 }
 
 /// Held while looking at the CAS or changing whether it runs: `status` does not meet a CAS that is half started.

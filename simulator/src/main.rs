@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::OsStr;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -37,7 +37,13 @@ enum Command {
     /// Print where the CAS serves, and its key hash
     Status(Data),
     /// Print the audit log and check its chain of hashes
-    Log(Data),
+    Log {
+        #[command(flatten)]
+        data: Data,
+        /// As `scone cas verify-audit-log` reads it: one entry a line, whole hashes, sealed with CAS's signature
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Args)]
@@ -113,7 +119,9 @@ fn run(command: Command) -> Result<(), DaemonError> {
             say(if ran { "stopped\n" } else { "not running\n" })
         }
         Command::Status(data) => say(&daemon::status(&data.path()?)?.lines()),
-        Command::Log(data) => daemon::print_log(&data.path()?, &mut std::io::stdout().lock()),
+        Command::Log { data, json } => {
+            daemon::print_log(&data.path()?, json, &mut BufWriter::new(std::io::stdout().lock()))
+        }
     }
 }
 

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use ring::digest::{SHA256, digest};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
@@ -75,6 +77,16 @@ impl Identity {
         })
     }
 
+    /// Signs with the key: ECDSA P-256, SHA-256, ASN.1.
+    pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
+        let (key, random) = (self.key()?, SystemRandom::new());
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, key.secret_der(), &random)
+            .ok()
+            .and_then(|pair| pair.sign(&random, message).ok())
+            .map(|signature| signature.as_ref().to_vec())
+            .ok_or(TlsError::Damaged)
+    }
+
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
         PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes()).map_err(|_| TlsError::Damaged)
     }
@@ -101,6 +113,20 @@ pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<String> {
     let parsed = ParsedCertificate::try_from(certificate).ok()?;
     Some(hex(digest(&SHA256, &parsed.subject_public_key_info()).as_ref()))
 }
+
+/// The key hash of this certificate (PEM), if its key made this signature (see [`Identity::sign`]).
+pub fn signer(certificate: &str, message: &[u8], signature: &[u8]) -> Option<String> {
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).ok()?;
+    let info = ParsedCertificate::try_from(&certificate).ok()?.subject_public_key_info();
+    // All that may stand before the point: the two identifiers of a P-256 key (RFC 5480).
+    let point = info.strip_prefix(P256_INFO)?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, point).verify(message, signature).ok()?;
+    key_hash(&certificate)
+}
+
+/// The start of the SubjectPublicKeyInfo of every uncompressed P-256 key.
+const P256_INFO: &[u8] =
+    b"\x30\x59\x30\x13\x06\x07\x2a\x86\x48\xce\x3d\x02\x01\x06\x08\x2a\x86\x48\xce\x3d\x03\x01\x07\x03\x42\x00";
 
 /// PEM (RFC 7468) with this label.
 pub fn pem(label: &str, der: &[u8]) -> String {

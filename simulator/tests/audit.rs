@@ -6,35 +6,123 @@ use std::fs;
 
 use world::{ANOTHER, MRENCLAVE, NOW, World, code};
 
+const RESET: &str = "ns/otpqr-reset/otpqr";
+
 #[test]
-fn the_audit_log_tells_what_happened_and_no_secret_and_can_be_checked() {
+fn the_log_tells_who_did_what_when_and_why_not() {
+    let mut world = World::with_policies();
+    let now = code(&world.secret(), NOW);
+    let wrong = if now == "000000" { "000001" } else { "000000" };
+    for (brought, mrenclave) in [
+        (None, MRENCLAVE),
+        (Some("12345"), MRENCLAVE),
+        (Some(wrong), MRENCLAVE),
+        (Some(&now), ANOTHER),
+        (Some(&now), MRENCLAVE),
+    ] {
+        world.configure(RESET, brought, mrenclave).unwrap_err();
+    }
+    world.configure("ns/otpqr/nothing", None, MRENCLAVE).unwrap_err();
+    world.configure("ns/nothing/otpqr", None, MRENCLAVE).unwrap_err();
+    world.scone_as("mallory", &["cas", "attest", &world.client, "-c", &world.key]).succeeds();
+    world.scone_as("mallory", &["session", "read", "ns/otpqr"]).fails(1, "");
+    world.scone(&["session", "read", "ns/otpqr"]).succeeds();
+    world.crash_and_restart();
+
+    let log = world.scone_sim(&["log"]);
+    let lines: Vec<String> =
+        log.succeeds().lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let short = |user: &str| world.scone_as(user, &["self", "show-key-hash"]).succeeds()[..12].to_owned();
+    let (alice, mallory) = (short("alice"), short("mallory"));
+    let step = NOW / 30;
+    let told = [
+        "CAS started - - - accepted".to_owned(),
+        format!("session created ns {alice} - accepted: "),
+        format!("session created ns/otpqr {alice} - accepted: "),
+        format!("session created ns/otpqr-reset {alice} - accepted: "),
+        "service attested ns/otpqr/otpqr - aaaaaaaaaaaa accepted".to_owned(),
+        format!("code checked {RESET} - aaaaaaaaaaaa refused: no code"),
+        format!("service attested {RESET} - aaaaaaaaaaaa refused: the code"),
+        format!("code checked {RESET} - aaaaaaaaaaaa refused: not six digits"),
+        format!("service attested {RESET} - aaaaaaaaaaaa refused: the code"),
+        format!("code checked {RESET} - aaaaaaaaaaaa refused: wrong code"),
+        format!("service attested {RESET} - aaaaaaaaaaaa refused: the code"),
+        format!("code checked {RESET} - bbbbbbbbbbbb accepted: time step {step}"),
+        format!("service attested {RESET} - bbbbbbbbbbbb refused: unexpected mrenclave"),
+        format!("code checked {RESET} - aaaaaaaaaaaa refused: code already used"),
+        format!("service attested {RESET} - aaaaaaaaaaaa refused: the code"),
+        "service attested ns/otpqr/nothing - aaaaaaaaaaaa refused: unknown service".to_owned(),
+        "service attested ns/nothing/otpqr - aaaaaaaaaaaa refused: unknown session".to_owned(),
+        format!("session read ns/otpqr {mallory} - refused: permission denied"),
+        format!("session read ns/otpqr {alice} - accepted"),
+        "CAS started - - - accepted".to_owned(),
+    ];
+    assert_eq!(lines[0], "ENTRY TIME EVENT SUBJECT WHO MEASUREMENT OUTCOME");
+    assert_eq!(lines.len(), told.len() + 1, "{}", lines.join("\n"));
+    for ((line, told), entry) in lines[1..].iter().zip(&told).zip(1..) {
+        assert!(line.starts_with(&format!("{entry} 2027-01-15T08:00:00Z {told}")), "{line}\n{told}");
+    }
+    assert!(log.error().contains("20 entries, each follows from the one before"), "{}", log.error());
+    assert!(!log.succeeds().contains('\u{1b}'), "no colour");
+}
+
+#[test]
+fn no_code_and_no_secret_is_in_the_log_nor_in_any_other_file_but_the_database() {
     let world = World::with_policies();
     let secret = world.secret();
-    let now = code(&secret, NOW);
-    world.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE).unwrap();
-    world.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE).unwrap_err();
-    world.configure("ns/otpqr/otpqr", None, ANOTHER).unwrap_err();
-    world.configure("ns/otpqr/nothing", None, MRENCLAVE).unwrap_err();
-    let log = world.scone_sim(&["log"]).succeeds();
-    for told in [
-        "CAS started",
-        "session created\tns/otpqr\taccepted",
-        "code checked\tns/otpqr-reset/otpqr\taccepted: time step",
-        "refused: code already used",
-        &format!("refused: unexpected mrenclave {ANOTHER}"),
-        "ns/otpqr/nothing\trefused: unknown service",
-    ] {
-        assert!(log.contains(told), "{told}\n{log}");
-    }
-    assert!(!log.contains(&now) && !log.contains(&secret), "{log}");
-    for file in ["cas.pid", "endpoints.json"] {
-        assert!(!fs::read_to_string(world.data().join(file)).unwrap().contains(&secret));
-    }
+    let (right, next) = (code(&secret, NOW), code(&secret, NOW + 30));
+    let wrong = "987654";
+    world.configure(RESET, Some(wrong), MRENCLAVE).unwrap_err();
+    world.configure(RESET, Some(&right), MRENCLAVE).unwrap();
+    world.configure(RESET, Some(&right), MRENCLAVE).unwrap_err();
+    world.configure(RESET, Some(&format!("{next} ")), MRENCLAVE).unwrap_err();
+    // A code in the wrong place.
+    world.configure(&format!("{RESET}@{next}"), None, MRENCLAVE).unwrap_err();
+    world.configure(RESET, Some(&next), &next).unwrap_err();
 
+    let log = world.scone_sim(&["log"]).succeeds() + &world.scone_sim(&["log", "--json"]).succeeds();
+    let mut texts = vec![("the log".into(), log)];
+    for file in fs::read_dir(world.data()).unwrap().map(Result::unwrap) {
+        if !file.file_name().to_str().unwrap().starts_with("cas.db") {
+            texts.push((file.file_name(), fs::read_to_string(file.path()).unwrap()));
+        }
+    }
+    for (name, text) in texts {
+        for confidential in [&secret, &right, &next, wrong] {
+            // Hashes are long enough to hold six digits by chance: only whole words count.
+            let mut words = text.split(|c: char| !c.is_ascii_alphanumeric());
+            assert!(!words.any(|word| word == confidential), "{name:?}");
+        }
+    }
+}
+
+#[test]
+fn an_exported_log_verifies_against_the_cas_that_was_attested_and_nothing_else_does() {
+    let world = World::with_policies();
+    let export = world.scone_sim(&["log", "--json"]).succeeds();
+    let verify = |text: &str| world.scone(&["cas", "verify-audit-log", &world.file("log.json", text)]);
+    let without = |line: usize| {
+        let kept = export.lines().enumerate().filter(|(i, _)| *i != line);
+        kept.map(|(_, line)| format!("{line}\n")).collect::<String>()
+    };
+    let last = export.lines().count() - 1;
+    verify("no log").fails(10, "line 1 is not an entry");
+    verify(&export.replacen("accepted", "refused", 1)).fails(14, "broken at entry 1");
+    verify(&without(1)).fails(15, "broken at entry 2");
+    verify(&without(last)).fails(17, "has no seal");
+    verify(&without(last - 1)).fails(18, "another end");
+    let other = World::unattested();
+    verify(&other.scone_sim(&["log", "--json"]).succeeds()).fails(20, &other.key);
+    let summary = verify(&export).succeeds();
+    assert!(summary.starts_with("4 entries, the last one's hash is "), "{summary}");
+}
+
+#[test]
+fn a_log_tampered_with_in_the_database_is_printed_and_refused() {
+    let world = World::with_policies();
     let database = rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
     database.execute("UPDATE audit SET outcome = 'accepted' WHERE sequence = 3", []).unwrap();
     let broken = world.scone_sim(&["log"]);
     assert_eq!(broken.0.status.code(), Some(1));
     assert!(broken.error().contains("the audit log is broken at entry 3"), "{}", broken.error());
 }
-

@@ -255,7 +255,7 @@ fn power_cuts(before: &Files, steps: &[Step], code: &str) -> Vec<(bool, Option<b
             }
             fs::write(home.path().join("clock"), NOW.to_string()).unwrap();
             let cas = Cas::open(home.path(), Clock::File(home.path().join("clock"))).ok();
-            let claim = Claim { service: SERVICE, code: Some(code), mrenclave: MRENCLAVE, bound: true };
+            let claim = Claim { service: SERVICE, code: Some(code), access: None, mrenclave: MRENCLAVE, bound: true };
             outcomes.push((released, cas.map(|cas| cas.configure(&claim).unwrap().is_ok())));
         }
     }
