@@ -7,7 +7,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check image sim rust-script warm blocks clean
+.PHONY: help demo test attacks check image sim rust-script warm blocks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -18,6 +18,11 @@ demo: rust-script sim $(if $(DOCKER),image) ## the whole flow, step by step, att
 test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
 	cargo test --locked --workspace
+
+# The harness prints its own lines around the tests' words; what fails is on standard error.
+attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what stopped it or reveals it
+	@cargo test --locked --quiet --test attacks -- --nocapture --test-threads=1 >target/attacks.txt
+	@sed -n 's/^attack: //p' target/attacks.txt
 
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use super::{Bundle, Platform, copy, run};
+use super::{Bundle, Outcome, Platform, copy, run};
 
 /// Empties a directory.
 pub fn delete_files(directory: &Path) {
@@ -64,12 +64,32 @@ impl Drop for OtherImage {
     }
 }
 
+/// Somebody else's `scone` command line, which has attested the bundle's CAS.
+pub struct Stranger<'a> {
+    bundle: &'a Bundle,
+}
+
+impl<'a> Stranger<'a> {
+    pub fn to(bundle: &'a Bundle, account: &str) -> Stranger<'a> {
+        let stranger = Stranger { bundle };
+        let (address, key) = (bundle.known(account, &["cas", "address"]), bundle.known(account, &["cas", "key"]));
+        stranger.scone(&["cas", "attest", &address, "-c", &key]).expect(0);
+        stranger
+    }
+
+    pub fn scone(&self, args: &[&str]) -> Outcome {
+        let mut command = self.bundle.command(self.bundle.root.join("simulator/bin/scone"));
+        command.args(args).env("SCONE_CLI_CONFIG", self.bundle.root.join("stranger.json"));
+        run(command)
+    }
+}
+
 /// The line between a program and CAS, in the attacker's hands. It is TLS, so it can only be held up - long enough to do
-/// something meanwhile.
+/// something meanwhile - and recorded.
 pub struct Line {
     /// What to give out as CAS's address.
     pub address: String,
-    forwarder: thread::JoinHandle<io::Result<()>>,
+    forwarder: thread::JoinHandle<io::Result<Vec<u8>>>,
 }
 
 impl Line {
@@ -83,10 +103,11 @@ impl Line {
             let cas = TcpStream::connect(cas)?;
             let (mut from_program, mut to_cas) = (program.try_clone()?, cas.try_clone()?);
             let requests = thread::spawn(move || {
-                let copied = io::copy(&mut from_program, &mut to_cas);
+                let mut recorded = Vec::new();
                 // Either side may be gone already.
+                let _ = record(&mut from_program, &mut to_cas, &mut recorded);
                 let _ = to_cas.shutdown(Shutdown::Write);
-                copied
+                recorded
             });
             let mut deed = Some(deed);
             let mut answers = answers(cas, program, || {
@@ -99,16 +120,36 @@ impl Line {
             {
                 answers = Ok(());
             }
-            // The program may end without a word.
-            let _ = requests.join().expect("the forwarder");
-            answers
+            let recorded = requests.join().expect("the forwarder");
+            answers.map(|()| recorded)
         });
         Line { address, forwarder }
     }
 
-    /// Waits until the connection has ended.
-    pub fn end(self) {
-        self.forwarder.join().expect("the forwarder").expect("the line");
+    /// Waits until the connection has ended. Returns what the program sent.
+    pub fn end(self) -> Vec<u8> {
+        self.forwarder.join().expect("the forwarder").expect("the line")
+    }
+}
+
+/// Says to CAS what somebody else said, and waits until CAS hangs up.
+pub fn replay(cas: &str, recorded: &[u8]) {
+    let mut line = TcpStream::connect(cas).expect("CAS");
+    // CAS may hang up before it has heard it all.
+    let _ = line.write_all(recorded).and_then(|()| line.shutdown(Shutdown::Write));
+    let _ = line.read_to_end(&mut Vec::new());
+}
+
+fn record(from: &mut TcpStream, to: &mut TcpStream, recorded: &mut Vec<u8>) -> io::Result<()> {
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            length => {
+                recorded.extend_from_slice(&buffer[..length]);
+                to.write_all(&buffer[..length])?;
+            }
+        }
     }
 }
 
