@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use rustix::process::{Pid, Signal, kill_process, setsid};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit, setsid};
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -232,6 +232,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
 
     let time = clock.clone().map_or(Clock::System, Clock::File);
     private_umask();
+    allow_connections();
     let cas = Arc::new(Cas::open(data, time)?);
     let identity = cas.identity()?;
     let port = |listener: &tokio::net::TcpListener| {
@@ -436,6 +437,14 @@ fn make_private_directory(path: &Path) -> Result<(), DaemonError> {
 
 fn open_private(path: &Path, options: &mut OpenOptions) -> Result<File, DaemonError> {
     options.mode(0o600).open(path).map_err(|source| DaemonError::File { path: path.to_owned(), source })
+}
+
+/// Both ports' connections may be more files than the usual soft limit has. What cannot be had shows when it is missed.
+fn allow_connections() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        eprintln!("scone-sim: cannot raise the limit of open files: {error}");
+    }
 }
 
 /// SQLite makes its files with the process's umask.

@@ -1,10 +1,13 @@
 //! CAS's two ports. Client API: HTTP/1.1 over TLS, for the CLI (`reference/scone.md` section 4.6). Enclave API:
-//! `scone_run::protocol` over TLS, for runtimes. Every connection is its own task, and a peer that says nothing is let go,
-//! so that nobody can keep others out by holding connections open.
+//! `scone_run::protocol` over TLS, for runtimes. Every connection is its own task. A peer that says nothing is let go; and as
+//! long as others wait for a place, one that has been idle for more than a moment is let go at once, so that nobody can keep
+//! others out by holding connections open.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, Extension, Path, Query, State};
@@ -20,8 +23,8 @@ use scone_run::protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, h
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::spawn_blocking;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -39,8 +42,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A connection of the client API is closed after this. The CLI makes one for each command.
 const CLIENT_LIFETIME: Duration = Duration::from_secs(60);
 
-/// Connections served at once, on each port; more wait.
+/// Connections served at once, on each port; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
+
+/// How long an idle connection keeps its place when others wait for one. The peers that matter do not mind: the CLI is done
+/// much sooner, and a runtime that finds its connection gone makes another.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// The largest request of a runtime, in bytes; what CAS answers may be as large as the protocol allows.
+const MAX_REQUEST: usize = 16 << 10;
 
 /// Told to a peer when CAS itself fails; the reason goes to CAS's standard error.
 const FAILED: &str = "CAS failed, see its log";
@@ -54,7 +64,7 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
         .route("/v1/version", get(version))
         .layer(DefaultBodyLimit::max(MAX_TEXT))
         .with_state(cas);
-    serve(listener, tls, move |stream| {
+    serve(listener, tls, move |stream, _| {
         let router = router.clone();
         async move {
             let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
@@ -73,11 +83,11 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
 
 /// Serves the enclave API; returns only if the listener breaks.
 pub async fn serve_runtimes(listener: TcpListener, tls: ServerConfig, cas: Arc<Cas>) -> std::io::Result<()> {
-    serve(listener, tls, move |stream| {
+    serve(listener, tls, move |stream, busy| {
         let cas = cas.clone();
         async move {
             // A peer that breaks off or talks nonsense is not answered; what it asked for before is decided and recorded.
-            converse(stream, cas).await.ok();
+            converse(stream, cas, &busy).await.ok();
         }
     })
     .await
@@ -86,15 +96,14 @@ pub async fn serve_runtimes(listener: TcpListener, tls: ServerConfig, cas: Arc<C
 async fn serve<F>(
     listener: TcpListener,
     tls: ServerConfig,
-    answer: impl Fn(TlsStream<TcpStream>) -> F + Clone + Send + Sync + 'static,
+    answer: impl Fn(TlsStream<TcpStream>, Arc<AtomicBool>) -> F + Clone + Send + Sync + 'static,
 ) -> std::io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
 {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut guests = Guests { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), seated: VecDeque::new() };
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else { return Ok(()) };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -104,13 +113,52 @@ where
                 continue;
             }
         };
-        let (acceptor, answer) = (acceptor.clone(), answer.clone());
-        tokio::spawn(async move {
+        let place = guests.place().await;
+        let (acceptor, answer, busy) = (acceptor.clone(), answer.clone(), Arc::new(AtomicBool::new(false)));
+        let theirs = busy.clone();
+        let task = tokio::spawn(async move {
             if let Ok(Ok(stream)) = timeout(PATIENCE, acceptor.accept(stream)).await {
-                answer(stream).await;
+                answer(stream, theirs).await;
             }
             drop(place);
         });
+        guests.seated.push_back(Guest { since: Instant::now(), busy, task: task.abort_handle() });
+    }
+}
+
+/// The connections of a port, in the order in which they came.
+struct Guests {
+    places: Arc<Semaphore>,
+    seated: VecDeque<Guest>,
+}
+
+struct Guest {
+    since: Instant,
+    /// CAS works on its request: it is not let go before it has the answer.
+    busy: Arc<AtomicBool>,
+    task: AbortHandle,
+}
+
+impl Guests {
+    /// A place for one more. If all are taken, the first to have come of those that are idle makes room, once its [`GRACE`] is
+    /// over.
+    async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
+        self.seated.retain(|guest| !guest.task.is_finished());
+        loop {
+            if let Ok(place) = self.places.clone().try_acquire_owned() {
+                return Some(place);
+            }
+            let idle = |guest: &&Guest| {
+                !guest.task.is_finished() && !guest.busy.load(Ordering::SeqCst) && guest.since.elapsed() > GRACE
+            };
+            if let Some(guest) = self.seated.iter().find(idle) {
+                guest.task.abort();
+            }
+            // The semaphore is never closed; the time limit is for a guest whose grace ends meanwhile.
+            if let Ok(place) = timeout(GRACE / 20, self.places.clone().acquire_owned()).await {
+                return place.ok();
+            }
+        }
     }
 }
 
@@ -207,7 +255,7 @@ fn failed() -> HttpResponse {
 }
 
 /// One runtime. Until its first request is granted it must hurry; afterwards it may stay as long as its program runs.
-async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>) -> std::io::Result<()> {
+async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>, busy: &AtomicBool) -> std::io::Result<()> {
     let exporter =
         stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(std::io::Error::other)?;
     let mut nonce = [0; 32];
@@ -219,17 +267,21 @@ async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>) -> std::io::Resul
     frames.send(Bytes::from(serde_json::to_vec(&Hello { nonce: nonce.clone() })?)).await?;
     let mut trusted = false;
     loop {
+        frames.codec_mut().set_max_frame_length(MAX_REQUEST);
         let frame = match trusted {
             true => frames.next().await,
             false => timeout(PATIENCE, frames.next()).await?,
         };
         let Some(frame) = frame else { return Ok(()) };
         let request: Request = serde_json::from_slice(&frame?)?;
+        busy.store(true, Ordering::SeqCst);
         let nonce = nonce.clone();
         let response = decide(cas.clone(), move |cas| respond(cas, request, &exporter, &nonce)).await;
         let response = response.unwrap_or_else(|()| Response::Refused { causes: vec![FAILED.to_owned()] });
         trusted |= !matches!(response, Response::Refused { .. });
-        frames.send(Bytes::from(serde_json::to_vec(&response)?)).await?;
+        frames.codec_mut().set_max_frame_length(MAX_FRAME);
+        timeout(PATIENCE, frames.send(Bytes::from(serde_json::to_vec(&response)?))).await??;
+        busy.store(false, Ordering::SeqCst);
     }
 }
 
