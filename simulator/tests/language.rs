@@ -1,6 +1,13 @@
-//! The session language: what is refused and why, what the normal form is, what the hash covers.
+//! The session language: what is refused and why, what the normal form is, what the hash covers. What a service gets of it is
+//! in `release.rs`.
 
-use scone_sim::session::{Mode, NOT_SIMULATED, Session};
+use std::fs;
+use std::path::Path;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use scone_sim::session::{Endpoint, KeyType, Kind, MAX_TEXT, Mode, NOT_SIMULATED, Session, VALUES_NOT_SIMULATED};
+use scone_sim::tls::{self, Identity};
 
 const MRENCLAVE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 const OTHER: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
@@ -18,8 +25,9 @@ fn service(lines: &str) -> String {
 
 #[track_caller]
 fn refused(text: &str, why: &str) {
-    let error = Session::parse(text).expect_err(text).to_string();
-    assert!(error.contains(why), "{error}\n{text}");
+    let shown: String = text.chars().take(1000).collect();
+    let error = Session::parse(text).expect_err(&shown).to_string();
+    assert!(error.contains(why), "{error}\n{shown}");
 }
 
 #[track_caller]
@@ -57,14 +65,34 @@ fn a_documented_key_that_is_not_served_says_so() {
             refused(&session(&format!("{value}\n")), last);
         }
     }
-    refused(&session("security: {attestation: {mode: maa}}\n"), "maa");
-    refused(&session("secrets: [{name: s, kind: x509}]\n"), "x509");
-    refused(&service("command: /p @@1\n"), "not simulated");
-    refused(&service("command: /p\nenvironment: {'\\@\\@HOME': x}\n"), "not simulated");
+    for (key, value) in VALUES_NOT_SIMULATED {
+        let (path, last) = key.rsplit_once('.').unwrap();
+        let inner = path.rsplit('.').fold(format!("{last}: {value}"), |inner, key| format!("{key}: {{{inner}}}"));
+        refused(&session(&format!("{inner}\n")), "not simulated: ");
+        refused(&session(&format!("{inner}\n")), value);
+    }
+    let rule = "access_policy: {update: [{require-at-least-2: [CREATOR]}]}\n";
+    refused(&session(rule), "not simulated: access_policy.update[0].require-at-least-2");
+    refused("name: /\nversion: '0.3.10'\n", "not simulated: name: the root namespace");
 }
 
 #[test]
-fn every_row_of_the_documentation_is_there() {
+fn a_placeholder_for_a_part_of_the_policy_is_not_simulated() {
+    for part in [
+        "access_policy: $$SCONE::x$$",
+        "access_policy: {read: ['$$SCONE::x$$']}",
+        "security: $$SCONE::x$$",
+        "security: {attestation: $$SCONE::x$$}",
+        "services: [{name: s, command: /p, attestation: [$$SCONE::x$$]}]",
+        "services: [{name: s, command: /p, attestation: {mrenclave: $$SCONE::x$$}}]",
+    ] {
+        refused(&session(&format!("{part}\n")), "not simulated: ");
+        refused(&session(&format!("{part}\n")), ": a placeholder");
+    }
+}
+
+#[test]
+fn every_row_of_the_documentation_names_tests_that_exist() {
     let page = include_str!("../../docs/session-language.md");
     for key in NOT_SIMULATED {
         let last = key.rsplit('.').next().unwrap_or(key);
@@ -73,6 +101,25 @@ fn every_row_of_the_documentation_is_there() {
             "docs/session-language.md does not say that {key} is not simulated"
         );
     }
+    for (key, value) in VALUES_NOT_SIMULATED {
+        assert!(page.contains(&format!("`{value}`")), "docs/session-language.md does not speak of {value} ({key})");
+    }
+    let crates =
+        [Path::new(env!("CARGO_MANIFEST_DIR")).to_owned(), Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime")];
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| key"));
+    let mut named = 0;
+    for row in rows {
+        let tests = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        assert!(tests.contains('`'), "no test is named in: {row}");
+        for test in tests.split('`').skip(1).step_by(2) {
+            let (file, name) = test.split_once("::").unwrap_or_else(|| panic!("'{test}' is not FILE::TEST"));
+            let sources = crates.iter().map(|path| path.join("tests").join(file).with_extension("rs"));
+            let text = sources.filter_map(|path| fs::read_to_string(path).ok()).collect::<String>();
+            assert!(text.contains(&format!("#[test]\nfn {name}()")), "there is no test {test}");
+            named += 1;
+        }
+    }
+    assert!(named > 30);
 }
 
 #[test]
@@ -112,13 +159,20 @@ fn who_may_what_is_the_creator_unless_said() {
     for who in ["[ANY, CREATOR]", "[NONE, CREATOR]", "[everybody]", "[any]"] {
         refused(&session(&format!("access_policy: {{read: {who}}}\n")), "access_policy.read");
     }
-    refused(&session("access_policy: {read: ['-----BEGIN CERTIFICATE-----']}\n"), "not simulated");
-    refused(&session("access_policy: {read: ['$$SCONE::x$$']}\n"), "not simulated");
     let policy = accepted(&session(&format!("access_policy: {{update: [{OTHER}]}}\n"))).access_policy;
     assert_eq!(
         (policy.read, policy.update.clone(), policy.create_sessions),
         (vec!["CREATOR".into()], vec![OTHER.into()], policy.update)
     );
+}
+
+#[test]
+fn a_certificate_in_the_access_policy_stands_for_its_key() {
+    refused(&session("access_policy: {read: ['-----BEGIN CERTIFICATE-----']}\n"), "a certificate is damaged");
+    let bob = Identity::generate("bob").unwrap();
+    let pem = bob.certificate_pem.replace('\n', "\n        ");
+    let text = session(&format!("access_policy:\n  read:\n    - CREATOR\n    - |\n        {pem}\n"));
+    assert_eq!(accepted(&text).access_policy.read, ["CREATOR", &bob.key_hash]);
 }
 
 #[test]
@@ -157,6 +211,24 @@ fn a_command_is_text_or_a_list() {
 }
 
 #[test]
+fn the_callers_arguments_are_whole_words_each_once() {
+    refused(&service("command: /p @@0\n"), "counted from 1");
+    refused(&service("command: /p @@99999\n"), "not that many");
+    refused(&service("command: /p @@1 @@1\n"), "stands twice");
+    refused(&service("command: '@@1 x'\n"), "the program's name");
+    refused(&service("command: /p --x=@@1\n"), "not simulated: services[0].command: @@ inside a word");
+    refused(&service("command: [/p, '@@x']\n"), "not simulated");
+    assert_eq!(accepted(&service("command: /p @@2 '@@1'\n")).services[0].command, ["/p", "@@2", "@@1"]);
+}
+
+#[test]
+fn the_callers_variables_are_named_by_the_policy() {
+    refused(&service("command: /p\nenvironment: {'\\@\\@': x}\n"), "not a variable's name");
+    refused(&service("command: /p\nenvironment: {'\\@\\@A': x, A: y}\n"), "both the caller's and the policy's");
+    accepted(&service("command: /p\nenvironment:\n  \\@\\@HOME: ignored\n"));
+}
+
+#[test]
 fn the_environment_is_text_as_it_is_written() {
     refused(&service("command: /p\nenvironment: {A: ~}\n"), "services[0].environment.A: the variable has no value");
     refused(&service("command: /p\nenvironment: {A: [1]}\n"), "environment.A");
@@ -173,11 +245,15 @@ fn placeholders_name_declared_secrets_in_formats_they_have() {
             + "secrets: [{name: b, kind: binary}, {name: a, kind: ascii}]\n"
     };
     refused(&with("$$SCONE::nobody$$"), "no secret 'nobody'");
-    refused(&with("$$SCONE::a:hex$$"), "takes no format");
-    refused(&with("$$SCONE::b$$"), "has no format");
-    refused(&with("$$SCONE::b:bin$$"), "not simulated");
+    refused(&with("$$SCONE::a:hex$$"), "'a' is ascii and does not have that format");
+    refused(&with("$$SCONE::b:pem$$"), "'b' is binary and does not have that format");
+    for binary in ["$$SCONE::b$$", "$$SCONE::b:bin$$"] {
+        refused(&with(binary), "'b' is in binary form here");
+    }
+    refused(&with("$$SCONE::b.hex$$"), "not simulated: services[0].environment.A: the old format of 'b.hex'");
     refused(&with("$$SCONE::a"), "not closed");
-    accepted(&with("x $$SCONE::a$$ $$SCONE::b:base64url$$"));
+    refused(&with("$$SCONE::a|escape(xml)$$"), "unknown encoding");
+    accepted(&with("x $$SCONE::a|escape(json)$$ $$SCONE::b:base64url$$"));
 }
 
 #[test]
@@ -218,12 +294,76 @@ fn secrets_are_drawn_given_or_imported() {
         ("{name: s, kind: ascii, value: x, import: {session: a, secret: b}}", "neither value nor export"),
         ("{name: s, import: {session: a, secret: b}, export: {session: c}}", "neither value nor export"),
         ("{name: s, kind: ascii, export: {session: '/session=x,session_hash=y'}}", "not a session's name"),
+        ("{name: s, kind: ascii, export: '/session=x'}", "not simulated: secrets[0].export: the one-line form"),
+        ("{name: s, kind: ascii, export: {session: x, namespace: y}}", "either session"),
+        ("{name: s, kind: ascii, export: {namespace: y, session_hash: x}}", "either session"),
+        ("{name: s, kind: ascii, export: {session: x, session_hash: y}}", "session_hash"),
+        ("{name: s, kind: ascii, migrate: true}", "secrets[0].migrate: not for a secret of kind ascii"),
+        ("{name: s, kind: binary, private_key: k}", "not for a secret of kind binary"),
+        ("{name: s, kind: x509, import: {session: a, secret: b}, common_name: c}", "not for an imported secret"),
     ] {
         refused(&session(&format!("secrets: [{secret}]\n")), why);
     }
     refused(&session("secrets: [{name: s, kind: ascii}, {name: s, kind: binary}]\n"), "declared twice");
     let session = accepted(&session("secrets: [{name: s, kind: ascii}, {name: t, kind: binary, value: aabb}]\n"));
     assert_eq!(session.secrets.iter().map(|s| s.size).collect::<Vec<_>>(), [Some(20), Some(2)]);
+}
+
+#[test]
+fn a_private_key_has_a_type_and_may_migrate() {
+    for (key, why) in [
+        ("{name: k, kind: private-key, key_type: DSA}", "key_type"),
+        ("{name: k, kind: private-key, key_type: RSA-2048}", "not simulated: secrets[0].key_type: drawing an RSA key"),
+        ("{name: k, kind: private-key, key_type: RSA-3072}", "not simulated"),
+        ("{name: k, kind: private-key, size: 32}", "not for a secret of kind private-key"),
+        ("{name: k, kind: private-key, value: abc}", "not a PKCS#8 private key in PEM"),
+    ] {
+        refused(&session(&format!("secrets: [{key}]\n")), why);
+    }
+    let secrets = accepted(&session(
+        "secrets: [{name: k, kind: private-key}, {name: l, kind: private-key, key_type: Ed25519, migrate: true}]\n",
+    ))
+    .secrets;
+    assert_eq!((secrets[0].key_type, secrets[0].migrate), (Some(KeyType::P256), false));
+    assert_eq!((secrets[1].key_type, secrets[1].migrate), (Some(KeyType::Ed25519), true));
+}
+
+#[test]
+fn a_certificate_needs_a_key_and_perhaps_an_issuer() {
+    let with = |certificate: &str| {
+        session(&format!(
+            "secrets: [{{name: k, kind: private-key}}, {{name: ca, kind: x509-ca, private_key: k}}, {certificate}]\n"
+        ))
+    };
+    for (certificate, why) in [
+        ("{name: c, kind: x509}", "private_key: missing"),
+        ("{name: c, kind: x509, private_key: ca}", "no private-key 'ca' is declared"),
+        ("{name: c, kind: x509, private_key: k, issuer: k}", "no x509-ca 'k' is declared"),
+        ("{name: c, kind: x509-ca, private_key: k, issuer: c}", "in a chain"),
+        ("{name: c, kind: x509-ca, private_key: k, endpoint: server}", "not for a secret of kind x509-ca"),
+        ("{name: c, kind: x509, private_key: k, endpoint: both}", "endpoint"),
+        ("{name: c, kind: x509, private_key: k, san: 'example.com'}", "neither dns:NAME nor ip:ADDRESS"),
+        ("{name: c, kind: x509, private_key: k, san: 'ip:1.2.3'}", "neither dns:NAME nor ip:ADDRESS"),
+        ("{name: c, kind: x509, private_key: k, endpoint: client, dns: a.example}", "a client has no DNS name"),
+        ("{name: c, kind: x509, private_key: k, valid_for: soon}", "not a duration"),
+        ("{name: c, kind: x509, private_key: k, valid_for: 0d}", "not a duration"),
+        ("{name: c, kind: x509, private_key: k, valid_for: 99999999 years}", "not a duration"),
+        ("{name: c, kind: x509, value: abc}", "not a certificate in PEM"),
+    ] {
+        refused(&with(certificate), why);
+    }
+    let whole = "{name: c, kind: x509, private_key: k, issuer: ca, common_name: C, endpoint: server, dns: [a.example], san: ['ip:::1'], valid_for: 90 days}";
+    let session = accepted(&with(whole));
+    assert_eq!(session.secrets[2].san, ["ip:::1", "dns:a.example"]);
+    assert_eq!((session.secrets[2].kind, session.secrets[2].endpoint), (Some(Kind::X509), Some(Endpoint::Server)));
+    for (spelled, seconds) in [("90 days", 7_776_000), ("59d", 5_097_600), ("1 year", 31_557_600), ("1h 5m", 3_900)] {
+        let text = with(&whole.replace("90 days", spelled));
+        assert_eq!(accepted(&text).secrets[2].validity(), Some(seconds), "{spelled}");
+    }
+    let identity = Identity::generate("given").unwrap();
+    let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap();
+    let pem = tls::pem(tls::CERTIFICATE, &certificate).replace('\n', "\\n");
+    accepted(&with(&format!("{{name: c, kind: x509, value: \"{pem}\"}}")));
 }
 
 #[test]
@@ -236,6 +376,56 @@ fn volumes_are_mounted_by_images() {
     refused(&image("{name: i, volumes: [{name: v, path: /x}, {name: v, path: /x}]}"), "used twice");
     refused(&service("command: /p\nimage_name: i\n"), "no image 'i'");
     accepted(&image("{name: i, volumes: {name: v, path: /x/y}}"));
+}
+
+#[test]
+fn a_volume_is_used_and_exported_with_an_update_policy() {
+    let mount = |policy: &str| {
+        session(&format!(
+            "volumes: [{{name: v}}]\nimages: [{{name: i, volumes: [{{name: v, path: /x, update_policy: {policy}}}]}}]\n"
+        ))
+    };
+    refused(&mount("rollback_protected_reinitializable"), "update_policy");
+    for policy in ["rollback_protected", "ephemeral", "no_rollback_protection"] {
+        accepted(&mount(policy));
+    }
+    let export = |export: &str| session(&format!("volumes: [{{name: v, export: {export}}}]\n"));
+    refused(&export("{session: a, volume_alias: w}"), "either session, or to");
+    refused(&export("{session: a, update_policy: ephemeral}"), "either session, or to");
+    refused(&export("{session: a, to: {session: b}}"), "either session, or to");
+    refused(&export("{to: {session: a}, volume_alias: 'w w'}"), "volume_alias: not a volume's name");
+    refused(&export("{to: {session: a, session_hash: x}}"), "session_hash");
+    refused(&export("/session=a"), "not simulated: volumes[0].export: the one-line form");
+    // Written out or not, it is the same session.
+    let short = accepted(&export("{session: a}"));
+    assert_eq!(accepted(&export("[{to: {session: a}, update_policy: rollback_protected}]")).hash(), short.hash());
+    let long = accepted(&export(&format!(
+        "{{to: {{session: ../a, session_hash: {OTHER}}}, volume_alias: w, update_policy: ephemeral}}"
+    )));
+    assert_ne!(long.hash(), short.hash());
+    assert!(accepted(&long.to_yaml().unwrap()) == long);
+}
+
+#[test]
+fn an_injected_file_has_its_content_in_the_policy() {
+    let file = |file: &str| {
+        session(&format!(
+            "secrets: [{{name: b, kind: binary}}]\nvolumes: [{{name: v}}]\nimages: [{{name: i, volumes: [{{name: v, path: /v}}], injection_files: [{file}]}}]\n"
+        ))
+    };
+    refused(&file("/etc/my.cnf"), "not simulated: images[0].injection_files[0]: a file of the image");
+    refused(&file("{path: /etc/my.cnf}"), "missing field `content`");
+    refused(&file("{path: etc, content: x}"), "not an absolute path");
+    refused(&file("{path: /v/f, content: x}"), "not simulated: images[0].injection_files[0].path: a file in a volume");
+    refused(&file("{path: /a, content: x}, {path: /a/b, content: x}"), "used twice");
+    refused(&file("{path: /a, content: '$$SCONE::c$$'}"), "no secret 'c'");
+    for permission in ["700", "0o1000", "0o888", "rw", "0o"] {
+        refused(&file(&format!("{{path: /a, content: x, permission: {permission}}}")), "permission");
+    }
+    let session = accepted(&file("{path: /a, content: '$$SCONE::b$$'}, {path: /b, content: '', permission: 0o100}"));
+    let modes: Vec<_> = session.images[0].injection_files.iter().map(|file| file.mode()).collect();
+    assert_eq!(modes, [Some(0o700), Some(0o100)]);
+    assert!(accepted(&session.to_yaml().unwrap()) == session);
 }
 
 #[test]
@@ -255,11 +445,68 @@ fn what_is_tolerated_must_be_known() {
 }
 
 #[test]
-fn a_session_that_is_too_long_or_blows_up_is_refused() {
+fn singletons_and_access_tokens_are_part_of_the_session() {
+    refused(&session("security: {singleton_enclaves: perhaps}\n"), "singleton_enclaves");
+    refused(&session("security: {service_access_token: ''}\n"), "service_access_token: empty");
+    let plain = accepted(&session(""));
+    assert_eq!(accepted(&session("security: {singleton_enclaves: false}\n")).hash(), plain.hash());
+    for other in ["singleton_enclaves: true", "service_access_token: j765WyMWTKksiqWbBuuc"] {
+        assert_ne!(accepted(&session(&format!("security: {{{other}}}\n"))).hash(), plain.hash());
+    }
+}
+
+#[test]
+fn a_session_that_is_too_long_too_deep_or_blows_up_is_refused() {
     refused(&session(&format!("# {}\n", "x".repeat(300_000))), "longer than");
-    let bomb = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: [*d,*d,*d,*d,*d,*d,*d,*d,*d]\n";
-    refused(bomb, "");
-    refused(&"[".repeat(100_000), "");
+    let deep = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    refused(&session(&format!("a: {}\n", deep(40))), "nested deeper than 32 levels");
+    // The parser would take its time over these.
+    for open in ["[", "{a: ", "- [", "a: {"] {
+        refused(&open.repeat(MAX_TEXT / 4 - 10), "more than 256 brackets are open at line 1 column ");
+    }
+    refused(&"- ".repeat(MAX_TEXT / 2 - 10), "nested deeper");
+    refused(&"? ".repeat(MAX_TEXT / 2 - 10), "expected a text as key");
+    // Few bytes that would become many: by doubling, by one long text, by one long list.
+    let many = |alias: &str| vec![alias; 60_000].join(",");
+    for bomb in [
+        "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n".to_owned(),
+        format!("a: &a {}\nb: [{}]\n", "x".repeat(50_000), many("*a")),
+        format!("a: &a [{}]\nb: [{}]\n", vec!["1"; 20_000].join(","), many("*a")),
+    ] {
+        assert!(bomb.len() < MAX_TEXT);
+        let error = Session::parse(&bomb).unwrap_err().to_string();
+        assert!(error.contains("aliases are expanded") || error.contains("repetition limit"), "{error}");
+    }
+    refused("a: &a [*a]\n", "");
+    // Without aliases any text of that length can be read, however dense.
+    refused(&format!("a: [{}]\n", vec!["1"; MAX_TEXT / 2 - 10].join(",")), "unknown field `a`");
+}
+
+#[test]
+fn an_alias_stands_for_what_it_names() {
+    let text = "services:\n  - {name: s, command: /p, environment: &e {A: x}, attestation: &v {mrenclave: 'M'}}\n  - {name: t, command: /p, environment: *e, attestation: *v}\n".replace('M', MRENCLAVE);
+    let session = accepted(&session(&text));
+    assert_eq!(session.services[1].environment["A"], "x");
+}
+
+#[test]
+fn what_is_no_yaml_is_refused_with_line_and_column() {
+    refused(&session("services: [\n"), "line 4 column 1");
+    refused(&session("name: again\n"), "duplicate key 'name' at line 3 column 1");
+    refused(&session("a: !tag x\n"), "line 3 column 4");
+    refused(&session("? [a]\n: b\n"), "invalid type: sequence, expected a text as key at line 3 column 3");
+    refused(&session("--- {}\n"), "");
+    refused("", "");
+    refused("just a text", "");
+}
+
+#[test]
+fn the_session_file_of_scones_demo_is_accepted_as_it_stands() {
+    let text = include_str!("session/2fa-demo.yml");
+    refused(&text.replace("BASE32SECRET3232BASE32SECRET3232", "BASE32SECRET3232"), "128 bits");
+    let session = accepted(text);
+    assert_eq!(session.services[0].command, ["python3", "my_service.py", "-a", "4", "-b", "12", "-x", "@@1"]);
+    assert!(accepted(&session.to_yaml().unwrap()) == session);
 }
 
 #[test]

@@ -43,6 +43,9 @@ impl Session {
             }
             _ => return Err(SessionError::NotSimulated(format!("version: {}", self.version))),
         }
+        if self.name == "/" {
+            return Err(SessionError::NotSimulated("name: the root namespace".into()));
+        }
         if !is_session_name(&self.name) {
             return Err(rule("name", "not a session name (letters, digits and _-.~, at most 128 in a component)"));
         }

@@ -12,6 +12,9 @@ use super::MAX_TEXT;
 /// Lists and mappings within one another. A session needs seven.
 const MAX_DEPTH: usize = 32;
 
+/// Brackets that may be open, wherever they stand: the parser's work grows with the square of it.
+const MAX_OPEN: usize = 256;
+
 /// What a tree may weigh, aliases expanded: its texts' bytes, and [`NODE`] for each value. A file without aliases, however
 /// dense, comes to less.
 const MAX_WEIGHT: usize = MAX_TEXT * NODE;
@@ -19,8 +22,29 @@ const NODE: usize = 4;
 
 /// The tree of a text.
 pub fn read(text: &str) -> Result<Value, yaml_serde::Error> {
+    refuse_open_brackets(text)?;
     let left = Cell::new(MAX_WEIGHT);
     Node { left: &left, depth: 0 }.deserialize(yaml_serde::Deserializer::from_str(text))
+}
+
+/// Looks at the bare text, so also at brackets in quotes and comments: none of those has hundreds that it does not close.
+fn refuse_open_brackets(text: &str) -> Result<(), yaml_serde::Error> {
+    let mut open = 0usize;
+    let (mut line, mut column) = (1, 0);
+    for c in text.chars() {
+        column += 1;
+        match c {
+            '\n' => (line, column) = (line + 1, 0),
+            '[' | '{' => open += 1,
+            ']' | '}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        if open > MAX_OPEN {
+            let text = format!("more than {MAX_OPEN} brackets are open at line {line} column {column}");
+            return Err(yaml_serde::Error::custom(text));
+        }
+    }
+    Ok(())
 }
 
 #[derive(Clone, Copy)]
@@ -105,17 +129,40 @@ impl<'de> Visitor<'de> for Node<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let inner = self.inner()?;
         let mut mapping = Mapping::new();
-        while let Some(key) = entries.next_key_seed(inner)? {
-            if key.is_mapping() || key.is_sequence() {
-                return Err(A::Error::custom("a key is a list or a mapping"));
-            }
-            if mapping.contains_key(&key) {
-                let name = key.as_str().unwrap_or("?").to_owned();
-                return Err(A::Error::custom(format!("duplicate key '{name}'")));
-            }
+        while let Some(key) = entries.next_key_seed(Key { node: inner, seen: &mapping })? {
             let value = entries.next_value_seed(inner)?;
             mapping.insert(key, value);
         }
         Ok(Value::Mapping(mapping))
+    }
+}
+
+/// A key: told apart as text, which is what it is read as.
+struct Key<'a> {
+    node: Node<'a>,
+    seen: &'a Mapping,
+}
+
+impl<'de> DeserializeSeed<'de> for Key<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text as key")
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Value, E> {
+        let key = self.node.visit_str(name)?;
+        match self.seen.contains_key(&key) {
+            true => Err(E::custom(format!("duplicate key '{name}'"))),
+            false => Ok(key),
+        }
     }
 }
