@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 name: "v".into(),
                 path: "/v".into(),
                 key: Secret::new(hex(&[7; 32])),
-                tag: None,
+                ..VolumeGrant::default()
             };
             let mut volume = Volume::open(sealed.path(), plain.path(), &grant)?;
             let mut seal = || volume.seal(&mut |_, _| Ok(()));

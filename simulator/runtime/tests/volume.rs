@@ -59,6 +59,7 @@ impl Disk {
             path: "/v".into(),
             key: Secret::new(hex(&[7; 32])),
             tag: self.tag.clone(),
+            ..VolumeGrant::default()
         };
         Volume::open(self.path(), plain.path(), &grant).map(|volume| Opened { volume, plain })
     }
@@ -402,6 +403,7 @@ fn files_that_were_there_before_the_volume_are_refused() {
         path: "/v".into(),
         key: Secret::new(hex(&[7; 32])),
         tag: disk.tag.clone(),
+        ..VolumeGrant::default()
     };
     let error = Volume::open(disk.path(), plain.path(), &grant).err().unwrap();
     assert_eq!(error.to_string(), "'planted' is in the volume's path before the volume is opened");

@@ -74,6 +74,25 @@ fn act(verb: &str, operands: &[&str]) {
                 say(format!("msync returned {}", unsafe { msync(at, 1, 4) }));
             }
         }
+        // Counts on, as often as asked: the number in one file, and one file named after it. Acknowledged once it is safe.
+        "count" => {
+            let [acknowledged, rounds] = operands[1..] else { panic!("count=DIRECTORY,FILE,ROUNDS") };
+            for _ in 0..rounds.parse().unwrap() {
+                let number = fs::read_to_string(format!("{path}/number")).map_or(0, |text| text.parse::<u32>().unwrap());
+                fs::write(format!("{path}/number"), (number + 1).to_string()).unwrap();
+                fs::write(format!("{path}/is-{}", number + 1), "").unwrap();
+                let _ = fs::remove_file(format!("{path}/is-{number}"));
+                File::open(path).unwrap().sync_all().unwrap();
+                let mut file = OpenOptions::new().create(true).append(true).open(acknowledged).unwrap();
+                file.write_all(format!("{}\n", number + 1).as_bytes()).unwrap();
+            }
+        }
+        "counted" => {
+            let mut names: Vec<_> =
+                fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.sort();
+            say(format!("{} {}", fs::read_to_string(format!("{path}/number")).unwrap_or_default(), names.join(" ")));
+        }
         // Ways around the barrier.
         "open-synchronous" => {
             let opened = OpenOptions::new().write(true).create(true).custom_flags(O_SYNC).open(path);
