@@ -7,7 +7,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks check image sim rust-script warm blocks clean
+.PHONY: help demo test attacks check image sim rust-script warm bin blocks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -57,9 +57,14 @@ warm: rust-script ## compile the scripts now, with the versions that were tested
 	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 
+bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: they are told by OTPQR_ROOT where this is
+	$(STATIC) target --package otpqr-bundle --bins
+	install -d -m 0755 bin
+	for script in $(notdir $(basename $(wildcard scripts/*.rs))); do install -C target/$(HOST)/release/$$script bin || exit; done
+
 blocks: ## copy the blocks of FROM=scripts/x.rs into the other scripts
 	cargo run --locked --quiet --example copy_blocks -- "$(FROM)"
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
-	rm -rf otpqr/target simulator/bin
+	rm -rf otpqr/target simulator/bin bin
