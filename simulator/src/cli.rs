@@ -13,13 +13,17 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
 use crate::SOFTWARE_ONLY;
 use crate::audit::{self, Verified};
 use crate::server::SessionReply;
 use crate::session::{MAX_TEXT, Session, is_session_name};
+use crate::tls::{self, Identity};
 use client::{Peer, Reply};
 use config::{Address, Config};
 
@@ -69,6 +73,76 @@ enum Command {
     /// Show this user's identity
     #[command(subcommand, name = "self")]
     Own(OwnCommand),
+    /// Look at certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
+}
+
+#[derive(Subcommand)]
+enum CertCommand {
+    /// Print a certificate's key hash, as access policies name it
+    ShowKeyHash {
+        /// The certificate (PEM)
+        file: PathBuf,
+    },
+}
+
+/// What SCONE's command line has (sections 4.1 to 4.4) and this one has not.
+const NOT_SIMULATED: &[&str] = &[
+    "binary-fs",
+    "cargo",
+    "fspf",
+    "g++",
+    "gcc",
+    "gccgo",
+    "gdb",
+    "gfortran",
+    "las",
+    "rustc",
+    "signer",
+    "session encrypt",
+    "session sign",
+    "cas attest-audit-log",
+    "cas provision",
+    "cas register-backup",
+    "cas register-upgrade",
+    "cas start-upgrade",
+    "cas update-config",
+    "self show-certificate-hash",
+    "self show-session-signing-key",
+];
+
+/// As [`NOT_SIMULATED`], of options: they are about what only hardware could show.
+const OPTIONS_NOT_SIMULATED: &[&str] = &[
+    "-T",
+    "-o",
+    "-s",
+    "--allow-cas-owner-secret-access",
+    "--isvprodid",
+    "--isvsvn",
+    "--mrenclave",
+    "--mrsigner",
+    "--nonce",
+    "--offline-report",
+    "--only_for_testing_allow-unprovisioned-cas",
+    "--session-encryption-key",
+    "--verification-time",
+];
+
+/// The subcommand or option that is not simulated, if that is why the arguments were not understood.
+fn not_simulated(error: &clap::Error, args: &[OsString]) -> Option<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.clone()),
+        _ => None,
+    };
+    if let Some(name) = context(ContextKind::InvalidSubcommand) {
+        let at = args.iter().position(|arg| *arg == *name)?;
+        let before = args.get(at.checked_sub(1)?)?.to_str()?;
+        let full = format!("{before} {name}");
+        return NOT_SIMULATED.iter().find(|known| **known == name || **known == full).map(|known| known.to_string());
+    }
+    let option = context(ContextKind::InvalidArg)?;
+    OPTIONS_NOT_SIMULATED.iter().find(|known| **known == option).map(|known| known.to_string())
 }
 
 #[derive(Subcommand)]
@@ -142,6 +216,9 @@ struct Source {
     /// Another name for the session than the file's
     #[arg(short, long)]
     name: Option<String>,
+    /// As in SCONE. What it warns of is an error here anyway
+    #[arg(long)]
+    fail_on_warning: bool,
 }
 
 #[derive(Args)]
@@ -149,6 +226,9 @@ struct Target {
     /// The CAS, as it was attested; otherwise the default one
     #[arg(short, long)]
     cas: Option<String>,
+    /// Private key and certificate (PEM) to use instead of this user's
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
     /// How often to try to connect
     #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
     retries: u32,
@@ -163,6 +243,8 @@ enum CasCommand {
     Attest {
         /// host[:port]
         address: String,
+        /// The measurement of SCONE's CAS: not simulated
+        mrenclave: Option<String>,
         /// The key hash it must have
         #[arg(short)]
         cas_key_hash: Option<String>,
@@ -235,9 +317,13 @@ enum OwnCommand {
 
 /// Runs the command line `args` (`args[0]` is the program).
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
+    let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
+            if let Some(name) = not_simulated(&error, &args) {
+                eprintln!("Error: not simulated: {name}");
+                return ExitCode::from(1);
+            }
             if error.kind() == clap::error::ErrorKind::DisplayVersion {
                 eprintln!("{SOFTWARE_ONLY}");
             }
@@ -272,6 +358,11 @@ fn run(cli: Cli) -> Result<String> {
     match cli.command {
         Command::Session(command) => session(command, &path),
         Command::Cas(command) => cas(command, &path),
+        Command::Cert(CertCommand::ShowKeyHash { file }) => {
+            let text = std::fs::read(&file).map_err(|error| unreadable(&file, &error.to_string()))?;
+            let hash = CertificateDer::from_pem_slice(&text).ok().and_then(|certificate| tls::key_hash(&certificate));
+            Ok(hash.ok_or_else(|| unreadable(&file, "it is not a certificate in PEM"))? + "\n")
+        }
         Command::Own(command) => {
             let identity = Config::load(&path)?.identity()?;
             Ok(match command {
@@ -375,12 +466,22 @@ impl Target {
     /// The CAS to talk to: attested, and held to the key it had then.
     fn peer(&self, path: &Path) -> Result<Peer> {
         let config = Config::load(path)?;
-        if self.unattested {
+        let mut peer = if self.unattested {
             let address = Address::parse(self.cas.as_deref().or(config.default_cas()).unwrap_or("cas"))?;
-            return Ok(Peer { address, key: None, identity: config.identity()?, retries: self.retries });
+            Peer { address, key: None, identity: config.identity()?, retries: self.retries }
+        } else {
+            attested(&config, self.cas.as_deref(), self.retries)?
+        };
+        if let Some(file) = &self.identity {
+            let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error.to_string()))?;
+            peer.identity = Identity::from_pem(&text).map_err(|error| unreadable(file, &error.to_string()))?;
         }
-        attested(&config, self.cas.as_deref(), self.retries)
+        Ok(peer)
     }
+}
+
+fn unreadable(file: &Path, cause: &str) -> CliError {
+    CliError::new(format!("Cannot use '{}'", file.display()), cause)
 }
 
 fn attested(config: &Config, cas: Option<&str>, retries: u32) -> Result<Peer> {
@@ -430,6 +531,10 @@ fn accepted(peer: &Peer, reply: Reply) -> Result<Value> {
 
 fn cas(command: CasCommand, path: &Path) -> Result<String> {
     match command {
+        CasCommand::Attest { mrenclave: Some(_), .. } => Err(CliError::new(
+            "not simulated: the measurement of a CAS",
+            "This CAS is software and has none: give its key hash with -c",
+        )),
         CasCommand::Attest { address, cas_key_hash, trust_any, retries, .. } => {
             eprintln!("{SOFTWARE_ONLY}");
             attest(path, &address, cas_key_hash.as_deref(), trust_any, retries)
