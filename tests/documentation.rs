@@ -1,0 +1,340 @@
+//! The documentation holds: each ```console block of README.md and of the runbooks is run, command for command, and compared
+//! with what the page shows; what the pages link to, and the tests they name, are there. Random names, hashes, ports and times
+//! are compared by their shape.
+//!
+//! A runbook is rehearsed in a bundle of its own. What has to have happened before a step (an account, a catastrophe) stands in
+//! an HTML comment, as lines that begin with `$`: a reader does not see them, a rehearsal runs them. `phone` is the operator's
+//! authenticator: a named pipe, from which each reader gets one code.
+
+mod support;
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, sleep};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+
+use support::{Bundle, Platform, User, copy, phone, repository, run};
+
+/// Where the pages say the bundle lies.
+const ROOT: &str = "/srv/otpqr";
+
+/// A command of a page, and what the page says it prints: nothing, if it is a reader's not to see.
+struct Shown {
+    line: usize,
+    command: String,
+    output: Option<String>,
+}
+
+fn shown(page: &str) -> Vec<Shown> {
+    let mut found: Vec<Shown> = Vec::new();
+    let (mut console, mut comment) = (false, false);
+    for (number, line) in page.lines().enumerate() {
+        match line {
+            "```console" => console = true,
+            "```" => console = false,
+            _ if line.starts_with("<!--") => comment = !line.ends_with("-->"),
+            "-->" => comment = false,
+            _ if console || comment => match (line.strip_prefix("$ "), found.last_mut()) {
+                (Some(command), _) => {
+                    let output = console.then(String::new);
+                    found.push(Shown { line: number + 1, command: command.to_owned(), output });
+                }
+                (None, Some(Shown { output: Some(output), .. })) if console => output.push_str(&format!("{line}\n")),
+                _ if console => panic!("line {}: output before the first command", number + 1),
+                _ => {}
+            },
+            _ => {}
+        }
+    }
+    found
+}
+
+/// Hashes and random names become `HEX`, also where only their beginning is shown; ports `PORT`, counts and time steps
+/// `NUMBER`, times `TIME`. How far a QR code could be destroyed is the file system's.
+fn shape(text: &str) -> String {
+    let mut shaped = String::new();
+    let mut run = String::new();
+    for c in text.chars().chain(['\n']) {
+        if c.is_ascii_hexdigit() && !c.is_ascii_uppercase() {
+            run.push(c);
+            continue;
+        }
+        let number = !run.is_empty() && run.bytes().all(|digit| digit.is_ascii_digit());
+        shaped.push_str(match run.len() {
+            12 | 20.. => "HEX",
+            _ if number && shaped.ends_with("127.0.0.1:") => "PORT",
+            _ => &run,
+        });
+        run.clear();
+        shaped.push(c);
+    }
+    const DESTROYED: &str = "QR code: destroyed";
+    let lines = shaped.trim().lines().map(|line| if line.starts_with(DESTROYED) { DESTROYED } else { line });
+    lines.map(|line| line.split(' ').map(without_number).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n")
+}
+
+fn without_number(word: &str) -> &str {
+    let zeroes: String = word.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    match zeroes.as_str() {
+        "0000-00-00T00:00:00Z" => "TIME",
+        number if number.len() >= 2 && number.bytes().all(|c| c == b'0') => "NUMBER",
+        _ => word,
+    }
+}
+
+/// Runs a page in `checkout`. If it does not hold, what would is left in a file, for whoever mends the page.
+fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
+    let page = fs::read_to_string(repository().join(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"));
+    let (mut holds, mut rest) = (String::new(), page.as_str());
+    let mut wrong = Vec::new();
+    for Shown { line, command, output } in shown(&page) {
+        // What builds is run by the tests' own recipe; here it is enough that the target is there.
+        let makes = command.strip_prefix("make ");
+        let mut bash = bundle.command("bash");
+        match makes {
+            Some(target) => {
+                bash.current_dir(repository()).args(["-c", &format!("make --dry-run --silent {target} >/dev/null")])
+            }
+            None => bash.current_dir(checkout).env_remove("OTPQR_ROOT").args(["-c", &format!("{{ {command}\n}} 2>&1")]),
+        };
+        let answered = run(bash);
+        let Some(output) = output.filter(|_| makes.is_none()) else {
+            assert_eq!(answered.code, Some(0), "{name}, line {line}: $ {command}\n{}", answered.text());
+            continue;
+        };
+        let answer = answered.stdout.replace(checkout.to_str().expect("a path in UTF-8"), ROOT);
+        let (before, after) = rest.split_once(&format!("$ {command}\n{output}")).expect("commands come in order");
+        let right = shape(&answer) == shape(&output);
+        holds.push_str(&format!("{before}$ {command}\n{}", if right { &output } else { &answer }));
+        rest = after;
+        if !right {
+            wrong.push(format!("line {line}: $ {command}\n{answer}"));
+        }
+    }
+    holds.push_str(rest);
+    let actual = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name.replace('/', "-"));
+    if !wrong.is_empty() {
+        fs::write(&actual, holds).expect("the page as it would hold");
+        panic!("{name} shows something else; as it would hold it is '{}'\n\n{}", actual.display(), wrong.join("\n"));
+    }
+}
+
+/// The operator's authenticator. Scans the QR code that lies in the bundle, if there is one, and gives each reader of `phone`
+/// the next code that was not given yet; like a person it waits where CAS would not accept that one yet.
+struct Phone {
+    pipe: PathBuf,
+    gone: Arc<AtomicBool>,
+    person: Option<JoinHandle<()>>,
+}
+
+impl Phone {
+    fn lying_in(root: &Path) -> Phone {
+        let pipe = root.join("phone");
+        make_pipe(&pipe);
+        let gone = Arc::new(AtomicBool::new(false));
+        let person = thread::spawn({
+            let (root, pipe, gone) = (root.to_owned(), pipe.clone(), Arc::clone(&gone));
+            move || answer_readers(&root, &pipe, &gone)
+        });
+        Phone { pipe, gone, person: Some(person) }
+    }
+}
+
+impl Drop for Phone {
+    fn drop(&mut self) {
+        self.gone.store(true, Ordering::SeqCst);
+        // One last reader, for whom the person would otherwise wait for ever.
+        let last = rustix::fs::open(&self.pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
+        let ended = self.person.take().map(JoinHandle::join);
+        drop(last);
+        assert!(matches!(ended, Some(Ok(()))) || thread::panicking(), "the phone");
+    }
+}
+
+fn answer_readers(root: &Path, pipe: &Path, gone: &AtomicBool) {
+    let mut entry: Option<(phone::Account, u64)> = None;
+    loop {
+        let mut reader = OpenOptions::new().write(true).open(pipe).expect("the pipe");
+        if gone.load(Ordering::SeqCst) {
+            return;
+        }
+        // The next reader finds a pipe of its own, whenever this one has read to the end.
+        let next = pipe.with_extension("next");
+        make_pipe(&next);
+        fs::rename(next, pipe).expect("the pipe");
+        if let Some(found) = picture(root).map(|svg| phone::scan(&svg).expect("a QR code that a phone can read")) {
+            entry = match entry.take() {
+                Some((known, given)) if known.secret == found.secret => Some((known, given)),
+                _ => Some((found, 0)),
+            };
+        }
+        let (account, given) = entry.as_mut().expect("a QR code was scanned");
+        *given = current_step().max(*given + 1);
+        // CAS accepts the next step's code already: a person need not wait for it.
+        while *given > current_step() + 1 {
+            sleep(Duration::from_millis(100));
+        }
+        // A reader that went away without reading is none of the phone's concern.
+        let _ = writeln!(reader, "{}", account.code_at(*given * 30));
+    }
+}
+
+fn make_pipe(path: &Path) {
+    mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a named pipe");
+}
+
+/// The latest QR code that lies in the bundle.
+fn picture(root: &Path) -> Option<String> {
+    let entries = fs::read_dir(root).expect("the bundle").map(|entry| entry.expect("an entry").path());
+    let pictures = entries.filter(|path| path.extension().is_some_and(|extension| extension == "svg"));
+    let latest = pictures.max_by_key(|path| fs::metadata(path).and_then(|picture| picture.modified()).ok())?;
+    fs::read_to_string(latest).ok()
+}
+
+fn current_step() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs() / 30
+}
+
+/// Rehearses a runbook. Its scripts are the compiled ones: the same files, without a compilation for each bundle.
+fn rehearse_runbook(name: &str) {
+    let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
+    let scripts: &[(&str, &str)] = scripts!();
+    let named: Vec<_> = scripts.iter().map(|(name, path)| (format!("{name}.rs"), *path)).collect();
+    bundle.install(&named.iter().map(|(name, path)| (name.as_str(), *path)).collect::<Vec<_>>());
+    let _phone = Phone::lying_in(&bundle.root);
+    rehearse(&format!("docs/runbooks/{name}.md"), &bundle, &bundle.root);
+}
+
+/// A test for each runbook, and the list of them.
+macro_rules! runbooks {
+    ($($test:ident: $page:literal,)*) => {
+        const RUNBOOKS: &[&str] = &[$($page),*];
+        $(#[test]
+        fn $test() {
+            rehearse_runbook($page);
+        })*
+    };
+}
+
+runbooks! {
+    first_set_up_goes_as_its_runbook_says: "first-set-up",
+    a_second_authenticator_is_added_as_its_runbook_says: "second-authenticator",
+    a_lost_phone_is_dealt_with_as_its_runbook_says: "phone-lost",
+    a_stolen_phone_is_dealt_with_as_its_runbook_says: "phone-stolen",
+    a_refused_code_is_dealt_with_as_its_runbook_says: "code-refused",
+    a_damaged_volume_is_dealt_with_as_its_runbook_says: "volume-damaged",
+    a_rebuilt_image_is_dealt_with_as_its_runbook_says: "image-rebuilt",
+    a_wiped_cas_is_dealt_with_as_its_runbook_says: "cas-wiped",
+    moving_to_another_host_goes_as_its_runbook_says: "moving-to-another-host",
+    handing_over_goes_as_its_runbook_says: "handing-over-to-another-person",
+    a_code_used_by_a_stranger_is_dealt_with_as_its_runbook_says: "incident-a-code-was-used-that-was-not-mine",
+}
+
+#[test]
+fn every_console_block_of_the_readme_prints_what_it_shows() {
+    let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
+    // rust-script caches by path: a path that stays spares the next run the compilation.
+    let checkout = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
+    let _ = fs::remove_dir_all(&checkout);
+    fs::create_dir_all(&checkout).expect("a checkout");
+    for part in ["scripts", "templates", "simulator"] {
+        copy(&if part == "simulator" { bundle.root.join(part) } else { repository().join(part) }, &checkout.join(part));
+    }
+    rehearse("README.md", &bundle, &checkout);
+}
+
+#[test]
+fn every_make_target_the_readme_names_is_there() {
+    let page = fs::read_to_string(repository().join("README.md")).expect("README.md");
+    let mut help = Command::new("make");
+    help.current_dir(repository()).arg("help");
+    let targets = run(help).expect(0).stdout;
+    let named =
+        page.split('`').filter_map(|word| word.strip_prefix("make ")).filter(|word| !word.contains([' ', '\n']));
+    for target in named {
+        assert!(targets.contains(&format!("  make {target} ")), "`make {target}` is not there:\n{targets}");
+    }
+}
+
+/// All pages: their names, seen from the repository, and what they say.
+fn pages() -> Vec<(String, String)> {
+    let markdown = |directory: &str| {
+        let entries = fs::read_dir(repository().join(directory)).expect("a directory of pages");
+        let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in UTF-8"));
+        names.filter(|name| name.ends_with(".md")).map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
+    };
+    let names = [vec!["README.md".to_owned()], markdown("docs"), markdown("docs/runbooks"), markdown("state")].concat();
+    names.into_iter().map(|name| (name.clone(), fs::read_to_string(repository().join(name)).expect("a page"))).collect()
+}
+
+#[test]
+fn every_runbook_is_rehearsed_and_in_the_index_and_says_what_an_operator_must_know() {
+    let index = fs::read_to_string(repository().join("docs/runbooks/README.md")).expect("the index");
+    let mut found: Vec<String> = Vec::new();
+    for (name, page) in pages() {
+        let Some(runbook) = name.strip_prefix("docs/runbooks/").and_then(|name| name.strip_suffix(".md")) else {
+            continue;
+        };
+        if runbook == "README" {
+            continue;
+        }
+        assert!(index.contains(&format!("({runbook}.md)")), "'{name}' is not in the index");
+        for part in ["**When.** ", "**Who.** ", "## Prerequisites", "## Verification", "## Undo"] {
+            assert!(page.contains(part), "'{name}' has no '{part}'");
+        }
+        let commands = shown(&page).into_iter().filter(|shown| shown.output.is_some()).count();
+        assert_eq!(commands, page.matches("```console").count(), "'{name}': one command a block");
+        found.push(runbook.to_owned());
+    }
+    let mut rehearsed = RUNBOOKS.to_vec();
+    rehearsed.sort_unstable();
+    found.sort_unstable();
+    assert_eq!(found, rehearsed);
+}
+
+#[test]
+fn every_link_of_every_page_leads_somewhere() {
+    for (name, page) in pages() {
+        let directory = repository().join(&name).parent().expect("a directory").to_owned();
+        let targets = page.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (file, _) = target.split_once('#').unwrap_or((target, ""));
+            assert!(directory.join(file).exists(), "'{name}' links to '{target}'");
+        }
+    }
+}
+
+/// A page names a test as `file.rs::function`.
+#[test]
+fn every_test_a_page_names_is_there() {
+    let mut checked = 0;
+    for (name, page) in pages() {
+        for reference in page.split('`').filter(|word| word.contains(".rs::")) {
+            let (file, function) = reference.split_once("::").expect("file.rs::function");
+            let source = fs::read_to_string(repository().join(file));
+            let source = source.unwrap_or_else(|cause| panic!("'{name}' names '{reference}': {cause}"));
+            let lines: Vec<&str> = source.lines().map(str::trim).collect();
+            let there =
+                lines.windows(2).any(|pair| pair[0] == "#[test]" && pair[1].starts_with(&format!("fn {function}(")))
+                    || (file == "tests/documentation.rs" && source.contains(&format!("\n    {function}: \"")));
+            assert!(there, "'{name}' names '{reference}', which is no test");
+            checked += 1;
+        }
+    }
+    assert!(checked > 0, "no page names a test");
+}
+
+#[test]
+fn each_failing_of_the_reference_solution_has_its_row_and_its_test() {
+    let page = fs::read_to_string(repository().join("docs/reference-solution.md")).expect("the comparison");
+    for number in 1..=20 {
+        let row = page.lines().find(|line| line.starts_with(&format!("| {number} |")));
+        assert!(row.is_some_and(|row| row.contains(".rs::")), "failing {number}");
+    }
+}
