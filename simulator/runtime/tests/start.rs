@@ -44,6 +44,8 @@ struct CasState {
     tag: Option<String>,
     tags_set: usize,
     on_set_tag: OnSetTag,
+    /// What else is in the configuration.
+    more: Option<Box<dyn Fn(&mut Configuration) + Send>>,
     /// Called when asked to move a tag, before anything else.
     witness: Option<Box<dyn FnMut() + Send>>,
 }
@@ -78,6 +80,7 @@ impl TestCas {
                 tag: None,
                 tags_set: 0,
                 on_set_tag: OnSetTag::Take,
+                more: None,
                 witness: None,
             })),
         };
@@ -115,20 +118,25 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                 let mut state = state.lock().unwrap();
                 state.mrenclave = evidence.mrenclave;
                 match (&state.configuration, code == state.code && service == SERVICE) {
-                    (Some((command, environment)), true) => Response::Configuration(Configuration {
-                        command: command.clone(),
-                        environment: environment.clone(),
-                        pwd: None,
-                        volumes: vec![VolumeGrant {
-                            session: "ns/otpqr".into(),
-                            name: "single_run_1".into(),
-                            path: "/root/single_run".into(),
-                            key: Secret::new(hex(&VOLUME_KEY)),
-                            tag: state.tag.clone(),
-                            ..VolumeGrant::default()
-                        }],
-                        ..Configuration::default()
-                    }),
+                    (Some((command, environment)), true) => {
+                        let mut configuration = Configuration {
+                            command: command.clone(),
+                            environment: environment.clone(),
+                            volumes: vec![VolumeGrant {
+                                session: "ns/otpqr".into(),
+                                name: "single_run_1".into(),
+                                path: "/root/single_run".into(),
+                                key: Secret::new(hex(&VOLUME_KEY)),
+                                tag: state.tag.clone(),
+                                ..VolumeGrant::default()
+                            }],
+                            ..Configuration::default()
+                        };
+                        if let Some(more) = &state.more {
+                            more(&mut configuration);
+                        }
+                        Response::Configuration(configuration)
+                    }
                     _ => refused("Failed to retrieve service attestation configuration"),
                 }
             }
@@ -437,6 +445,94 @@ fn without_a_config_id_cas_is_not_asked_and_the_callers_arguments_count() {
     });
 }
 
+#[test]
+fn the_callers_arguments_and_variables_reach_the_program_only_where_the_policy_says() {
+    everywhere(|host| {
+        host.policy(&["", "", "arguments", "environment"]);
+        host.cas.state().more = Some(Box::new(|configuration| {
+            configuration.host_arguments = vec![(1, 3), (2, 1)];
+            configuration.host_environment = vec!["OTP_RESET".into(), "ABSENT".into()];
+        }));
+        // The caller gives one argument, three are needed.
+        let output = host.command().output().unwrap();
+        assert_fatal(&output, &["An argument is missing", "takes argument 3 of the caller's, who gave 1"]);
+        assert_eq!(text(&output.stdout), "");
+
+        let output = host.command().env("OTP_RESET", "the caller's").args(["unused", "directory"]).output().unwrap();
+        let said = text(&output.stdout);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        assert!(said.starts_with("/\nprobe\ndirectory\narguments\narguments\nenvironment\n"), "{said}");
+        assert!(said.ends_with("ABSENT=\nGIVEN=by the policy\nOTP_RESET=the caller's\n"), "{said}");
+        assert!(!said.contains("unused"), "{said}");
+    });
+}
+
+#[test]
+fn injected_files_are_in_memory_with_their_mode() {
+    everywhere(|host| {
+        let (directory, nowhere) =
+            if host.image.is_some() { ("/root", "/nowhere") } else { ("/etc/app", "/bin/probe") };
+        let path = format!("{directory}/my.cnf");
+        let inject = |path: String| {
+            host.cas.state().more = Some(Box::new(move |configuration| {
+                let content = Secret::new(hex(b"password=hunter2"));
+                configuration.injection_files = vec![InjectionFile { path: path.clone(), content, mode: 0o640 }];
+                configuration.volumes.clear();
+            }));
+        };
+        // In a volume it would be kept; nor may it lie below a file, nor in a container where there is a disk.
+        host.cas.state().more = Some(Box::new(|configuration| {
+            let content = Secret::new(String::new());
+            let path = "/root/single_run/f".to_owned();
+            configuration.injection_files = vec![InjectionFile { path, content, mode: 0o640 }];
+        }));
+        assert_fatal(&host.run(&["arguments"]), &["cannot be the path of a volume or an injected file"]);
+        inject(format!("{nowhere}/below/it"));
+        assert_eq!(host.run(&["arguments"]).status.code(), Some(134));
+
+        host.policy(&[
+            &format!("read={path}"),
+            &format!("mode={path}"),
+            &format!("write={path},x"),
+            &format!("read={path}"),
+        ]);
+        inject(path);
+        let mut command = match host.image {
+            Some(image) => {
+                let memory = format!("/root:mode=0700,uid={}", host.ids(",gid="));
+                let mut command = host.in_container(image, &["--tmpfs", &memory]);
+                command.args(["/bin/probe"]).env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
+                command.env("SCONE_SIM_CAS_KEY", &host.cas.key);
+                command
+            }
+            None => host.command(),
+        };
+        let output = command.output().unwrap();
+        assert_eq!(text(&output.stdout), "password=hunter2\n640\nx\n", "{}", text(&output.stderr));
+        let image = host.path("image");
+        assert!(!image.join("etc/app").exists() && !image.join("root/my.cnf").exists(), "it is in memory only");
+    });
+}
+
+#[test]
+fn a_cas_that_does_not_know_the_access_token_configures_nothing() {
+    on_the_host(|host| {
+        host.policy(&["arguments"]);
+        let run = || host.command().env("SCONE_SERVICE_ACCESS_TOKEN", "token").output().unwrap();
+        for proof in [None, Some(String::new()), Some("00".repeat(32))] {
+            let proof = proof.clone();
+            host.cas.state().more = Some(Box::new(move |configuration| configuration.access_proof = proof.clone()));
+            let output = run();
+            assert_fatal(&output, &["CAS does not know the service access token"]);
+            assert_eq!(text(&output.stdout), "");
+            assert!(!text(&output.stderr).contains("token\n  "), "the token is not shown");
+        }
+        // Without one, none is asked for.
+        host.cas.state().more = None;
+        assert!(host.command().output().unwrap().status.success());
+    });
+}
+
 // ---- what is refused --------------------------------------------------------------------------------------------------
 
 #[test]
@@ -545,6 +641,50 @@ fn a_volume_keeps_its_files_from_start_to_start_and_shows_none_of_them() {
         assert_eq!(host.says(&[&format!("read={ONCE}")]), "secret-in-volume\n");
         // The first start brings the volume into being, its end seals the file; the second start changes nothing.
         assert_eq!(host.cas.state().tags_set, 2);
+    });
+}
+
+#[test]
+fn an_ephemeral_volume_is_at_every_start_what_it_was() {
+    everywhere(|host| {
+        host.says(&[&format!("write={ONCE},first")]);
+        let (sealed, tag) = (host.sealed(""), host.cas.state().tag.clone());
+        host.cas.state().more =
+            Some(Box::new(|configuration| configuration.volumes[0].update_policy = UpdatePolicy::Ephemeral));
+        for _ in 0..2 {
+            let steps = [
+                &format!("read={ONCE}"),
+                &format!("write={ONCE},second"),
+                &format!("fsync={ONCE}"),
+                &format!("read={ONCE}"),
+            ];
+            let said = host.says(&steps.map(String::as_str));
+            assert_eq!(said, "first\nfsync returned Ok(())\nsecond\n");
+            assert_eq!((host.sealed(""), host.cas.state().tag.clone()), (sealed.clone(), tag.clone()));
+        }
+    });
+}
+
+#[test]
+fn without_rollback_protection_an_older_copy_is_opened() {
+    on_the_host(|host| {
+        let older = TempDir::new().unwrap();
+        let copy_volume = |from: &Path, to: &Path| {
+            let script = "rm -rf \"$2\"/*; cp -a \"$1\"/. \"$2\"";
+            assert!(Command::new("sh").args(["-c", script, "-"]).arg(from).arg(to).status().unwrap().success());
+        };
+        host.says(&[&format!("write={ONCE},first")]);
+        copy_volume(&host.path("volume"), older.path());
+        host.says(&[&format!("write={ONCE},second")]);
+        copy_volume(older.path(), &host.path("volume"));
+        assert_fatal(&host.run(&[&format!("read={ONCE}")]), &["The FSPF tag is not fresh - suspected replay attack"]);
+
+        let unprotected = |grant: &mut VolumeGrant| grant.update_policy = UpdatePolicy::NoRollbackProtection;
+        host.cas.state().more = Some(Box::new(move |configuration| unprotected(&mut configuration.volumes[0])));
+        assert_eq!(host.says(&[&format!("read={ONCE}"), &format!("write={ONCE},third")]), "first\n");
+        // CAS was told: with protection it goes on from there.
+        host.cas.state().more = None;
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "third\n");
     });
 }
 

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use yaml_serde::Value;
 
+use crate::session::tree;
+
 /// Fills in the variables. A `~` for a whole value stands for nothing. A text without variables stays as it is, so that
 /// later errors name its lines.
 pub fn substitute(text: String, given: &[String], use_env: bool) -> Result<String, String> {
@@ -18,7 +20,7 @@ pub fn substitute(text: String, given: &[String], use_env: bool) -> Result<Strin
         None if use_env => std::env::var(name).ok(),
         None => None,
     };
-    let mut tree: Value = yaml_serde::from_str(&text).map_err(|error| error.to_string())?;
+    let mut tree = tree::read(&text).map_err(|error| error.to_string())?;
     let mut changed = false;
     fill(&mut tree, "", &lookup, &mut changed).map_err(|(path, name)| {
         let (line, column) = position(&text, &name);

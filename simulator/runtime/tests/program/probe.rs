@@ -53,6 +53,10 @@ fn act(verb: &str, operands: &[&str]) {
         },
         "write" => fs::write(path, operands[1]).unwrap(),
         "try-write" => say(format!("{:?}", fs::write(path, "x").map_err(|error| error.raw_os_error()))),
+        "mode" => {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+            say(format!("{:o}", mode & 0o7777));
+        }
         "mkdir" => fs::create_dir(path).unwrap(),
         "link" => std::os::unix::fs::symlink(operands[1], path).unwrap(),
         "remove" => fs::remove_file(path).unwrap(),
