@@ -3,8 +3,9 @@
 //! are compared by their shape.
 //!
 //! A runbook is rehearsed in a bundle of its own. What has to have happened before a step (an account, a catastrophe) stands in
-//! an HTML comment, as lines that begin with `$`: a reader does not see them, a rehearsal runs them. `phone` is the operator's
-//! authenticator: a named pipe, from which each reader gets one code.
+//! an HTML comment, as lines that begin with `$`: a reader does not see them, a rehearsal runs them. Where a script asks a person,
+//! the rehearsal answers by options, which stand behind the opening "```console"; a reader does not see those, either. `phone`
+//! is the operator's authenticator: a named pipe, from which each reader gets one code.
 
 mod support;
 
@@ -24,26 +25,32 @@ use support::{Bundle, Platform, User, copy, phone, repository, run};
 /// Where the pages say the bundle lies.
 const ROOT: &str = "/srv/otpqr";
 
+/// How a block of commands opens.
+const CONSOLE: &str = "```console";
+
 /// A command of a page, and what the page says it prints: nothing, if it is a reader's not to see.
 struct Shown {
     line: usize,
     command: String,
+    /// The options that answer what a person would be asked.
+    answers: String,
     output: Option<String>,
 }
 
 fn shown(page: &str) -> Vec<Shown> {
     let mut found: Vec<Shown> = Vec::new();
-    let (mut console, mut comment) = (false, false);
+    let (mut console, mut comment, mut answers) = (false, false, "");
     for (number, line) in page.lines().enumerate() {
         match line {
-            "```console" => console = true,
-            "```" => console = false,
+            _ if line.starts_with(CONSOLE) => (console, answers) = (true, &line[CONSOLE.len()..]),
+            "```" => (console, answers) = (false, ""),
             _ if line.starts_with("<!--") => comment = !line.ends_with("-->"),
             "-->" => comment = false,
             _ if console || comment => match (line.strip_prefix("$ "), found.last_mut()) {
                 (Some(command), _) => {
                     let output = console.then(String::new);
-                    found.push(Shown { line: number + 1, command: command.to_owned(), output });
+                    let (command, answers) = (command.to_owned(), answers.to_owned());
+                    found.push(Shown { line: number + 1, command, answers, output });
                 }
                 (None, Some(Shown { output: Some(output), .. })) if console => output.push_str(&format!("{line}\n")),
                 _ if console => panic!("line {}: output before the first command", number + 1),
@@ -93,7 +100,7 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
     let page = fs::read_to_string(repository().join(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"));
     let (mut holds, mut rest) = (String::new(), page.as_str());
     let mut wrong = Vec::new();
-    for Shown { line, command, output } in shown(&page) {
+    for Shown { line, command, answers, output } in shown(&page) {
         // What builds is run by the tests' own recipe; here it is enough that the target is there.
         let makes = command.strip_prefix("make ");
         let mut bash = bundle.command("bash");
@@ -101,7 +108,10 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
             Some(target) => {
                 bash.current_dir(repository()).args(["-c", &format!("make --dry-run --silent {target} >/dev/null")])
             }
-            None => bash.current_dir(checkout).env_remove("OTPQR_ROOT").args(["-c", &format!("{{ {command}\n}} 2>&1")]),
+            None => {
+                bash.current_dir(checkout).env_remove("OTPQR_ROOT");
+                bash.args(["-c", &format!("{{ {command}{answers}\n}} 2>&1")])
+            }
         };
         let answered = run(bash);
         let Some(output) = output.filter(|_| makes.is_none()) else {
@@ -289,7 +299,7 @@ fn every_runbook_is_rehearsed_and_in_the_index_and_says_what_an_operator_must_kn
             assert!(page.contains(part), "'{name}' has no '{part}'");
         }
         let commands = shown(&page).into_iter().filter(|shown| shown.output.is_some()).count();
-        assert_eq!(commands, page.matches("```console").count(), "'{name}': one command a block");
+        assert_eq!(commands, page.matches(CONSOLE).count(), "'{name}': one command a block");
         found.push(runbook.to_owned());
     }
     let mut rehearsed = RUNBOOKS.to_vec();
