@@ -1,0 +1,1217 @@
+//! The catalogue of errors: every message of every script, as an operator meets it - whole standard error, exit code, nothing
+//! on standard output, and hints that can be pasted. What varies is shown as ROOT, NAMESPACE, CAS, ENCLAVE, HASH.
+//! The last test finds the messages in the sources and fails if one is neither here nor exempt, with a reason.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
+use std::path::{Path, PathBuf};
+
+use support::{Bundle, Outcome, Platform, User, copy, is_root, repository, run, run_with_input};
+
+/// Stands before a tool: does what it is told instead, or before; a deed that does not `exit` lets the call go on.
+const TOOL: &str = r#"#!/bin/sh
+bin=${0%/*} name=${0##*/}
+[ ! -f "$bin/instead-of-$name" ] || . "$bin/instead-of-$name"
+exec "$bin/genuine/$name" "$@"
+"#;
+
+/// What SCONE's runtime prints around a cause.
+const FATAL: &str = "echo '[SCONE|FATAL] init.c:302: Could not initialize enclave state: Attestation failed' >&2; \
+                     echo '  Caused by: @' >&2; exit 134";
+
+struct Host {
+    bundle: Bundle,
+    bin: PathBuf,
+}
+
+impl std::ops::Deref for Host {
+    type Target = Bundle;
+
+    fn deref(&self) -> &Bundle {
+        &self.bundle
+    }
+}
+
+impl Host {
+    fn new() -> Host {
+        let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+        bundle.install(scripts!());
+        let bin = bundle.root.join("simulator/bin");
+        fs::create_dir(bin.join("genuine")).expect("a directory");
+        fs::write(bin.join("tool"), TOOL).expect("a script");
+        let executable = Permissions::from_mode(0o755);
+        fs::set_permissions(bin.join("tool"), executable).expect("permissions");
+        fs::rename(bin.join("scone-sim"), bin.join("genuine/scone-sim")).expect("a move");
+        symlink("scone-sim", bin.join("genuine/scone")).expect("a link");
+        symlink("../rootfs/scone-run", bin.join("genuine/scone-run")).expect("a link");
+        for name in ["scone", "scone-run"] {
+            fs::remove_file(bin.join(name)).expect("deletion");
+        }
+        for name in ["scone", "scone-run", "scone-sim"] {
+            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            copy(&bin.join("tool"), &bin.join(name));
+        }
+        for name in ["create", "gen_qr", "add_auth", "roll_forward"] {
+            symlink(name, bundle.root.join("scripts").join(format!("{name}.rs"))).expect("a link");
+        }
+        Host { bundle, bin }
+    }
+
+    /// With the account `signing`.
+    fn with_account() -> Host {
+        let host = Host::new();
+        host.script("create", &["--platform", "sim-native", "--account", "signing"]).expect(0);
+        host
+    }
+
+    /// Runs a script for the account `signing`.
+    fn signing(&self, script: &str, args: &[&str]) -> Outcome {
+        self.script(script, &[&["--account", "signing"], args].concat())
+    }
+
+    fn gen_qr(&self) -> Outcome {
+        self.signing("gen_qr", &["--no-confirm"])
+    }
+
+    fn add_auth(&self, code: &str) -> Outcome {
+        let args = ["--account", "signing", "--no-confirm", "--otp-file", "-", "--output", "second.svg"];
+        run_with_input(self.script_command("add_auth", &args), code)
+    }
+
+    /// Runs `then` while a tool does this first.
+    fn instead_of<T>(&self, tool: &str, shell: &str, then: impl FnOnce() -> T) -> T {
+        let file = self.bin.join(format!("instead-of-{tool}"));
+        fs::write(&file, shell).expect("a deed");
+        let result = then();
+        fs::remove_file(file).expect("deletion");
+        result
+    }
+
+    /// Runs `then` while something is elsewhere.
+    fn without<T>(&self, path: &str, then: impl FnOnce() -> T) -> T {
+        let (path, aside) = (self.root.join(path), self.root.join("aside"));
+        fs::rename(&path, &aside).expect("a move");
+        let result = then();
+        if path.exists() {
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.expect("deletion");
+        }
+        fs::rename(&aside, &path).expect("a move back");
+        result
+    }
+
+    /// Asserts exit code and whole standard error; tries each hint.
+    #[track_caller]
+    fn says(&self, outcome: Outcome, code: i32, expected: &str) {
+        let found = self.normalised(&outcome.stderr);
+        assert_eq!(outcome.code, Some(code), "{found}");
+        assert_eq!(outcome.stdout, "", "nothing on standard output when something fails");
+        assert_eq!(found, expected, "\n-- found:\n{found}\n-- expected:\n{expected}");
+        for hint in outcome.stderr.lines().filter_map(|line| line.strip_prefix("hint: ")) {
+            self.can_be_pasted(hint);
+        }
+    }
+
+    fn normalised(&self, text: &str) -> String {
+        let root = self.root.display().to_string();
+        let mut text = text.replace(&root, "ROOT").replace(&root.replace('"', "\\\""), "ROOT");
+        if self.state_file("signing").is_file()
+            && let Ok(state) = fs::read_to_string(self.state_file("signing"))
+        {
+            let known = |key: &str| state.lines().find_map(|line| line.trim().strip_prefix(key)).map(str::to_owned);
+            for (key, name) in [("namespace: ", "NAMESPACE"), ("address: ", "CAS"), ("enclave_address: ", "ENCLAVE")] {
+                if let Some(value) = known(key) {
+                    text = text.replace(&value, name);
+                }
+            }
+        }
+        // What `tempfile` adds to a name.
+        if let Some((before, after)) = text.split_once("/otpqr-policy-") {
+            text = format!("{before}/otpqr-policy-RANDOM{}", &after[6..]);
+        }
+        let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric());
+        let hash = |word: &str| word.len() >= 64 && word[..64].bytes().all(|c| c.is_ascii_hexdigit());
+        words.map(|word| if hash(word) { format!("HASH{}", &word[64..]) } else { word.to_owned() }).collect()
+    }
+
+    /// A hint is a command, its reason behind a `#`.
+    #[track_caller]
+    fn can_be_pasted(&self, hint: &str) {
+        let command = hint.split_once('#').map_or(hint, |(command, _)| command).trim();
+        let mut shell = self.command("sh");
+        match command.strip_prefix("make ") {
+            Some(target) => shell.current_dir(repository()).args(["-c", &format!("make --dry-run {target}")]),
+            None if command.starts_with("apt-get ") && which::which("apt-get").is_err() => return,
+            None => shell.args(["-c", &format!("{command} --help")]),
+        };
+        run(shell).expect(0);
+    }
+}
+
+#[test]
+fn wrong_usage() {
+    let host = Host::with_account();
+    host.says(
+        host.signing("gen_qr", &[]),
+        2,
+        "\
+gen_qr: error: a code is needed and there is no terminal to ask on: give '--confirm-file FILE' or '--no-confirm'
+",
+    );
+    host.says(
+        host.signing("gen_qr", &["--terminal"]),
+        2,
+        "\
+gen_qr: error: '--terminal' needs a terminal: the QR code must end up in no file or pipe
+",
+    );
+    host.says(
+        host.signing("add_auth", &["--no-confirm"]),
+        2,
+        "\
+add_auth: error: a code is needed and there is no terminal to ask on: give '--otp-file FILE' ('-': standard input)
+",
+    );
+    host.says(
+        host.add_auth("12345"),
+        2,
+        "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: error: a code is exactly six digits
+",
+    );
+    host.says(
+        host.signing("add_auth", &["--no-confirm", "--otp-file", "code"]),
+        2,
+        "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: error: no code can be read from 'code': No such file or directory (os error 2)
+",
+    );
+    host.says(
+        host.signing("roll_forward", &[]),
+        2,
+        "\
+roll_forward: error: this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'
+",
+    );
+    host.says(
+        host.signing("roll_forward", &["--yes", "--keep-secret"]),
+        2,
+        "\
+roll_forward: error: a code is needed and there is no terminal to ask on: give '--otp-file FILE' ('-': standard input)
+",
+    );
+    host.says(
+        host.script("create", &["--platform", "sim-native", "--cas", "cas.example.com"]),
+        2,
+        "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: '--cas' is for SCONE: the simulator's CAS is found by itself
+",
+    );
+    let mut create = host.script_command("create", &["--platform", "sim-native"]);
+    create.env("LOGNAME", "a:b");
+    host.says(run(create), 2, "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: the login name cannot be used: '--login': must not be empty, hold ':' or '$' or a control character, nor begin or end with a space
+");
+    let mut create = host.script_command("create", &["--platform", "sim-native"]);
+    create.env_remove("LOGNAME").env_remove("USER");
+    host.says(
+        run(create),
+        2,
+        "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: whose code it is to be is not known: '--login NAME'
+",
+    );
+}
+
+#[test]
+fn no_bundle_or_no_account_or_another() {
+    let host = Host::with_account();
+    host.says(
+        host.script("create", &["--root", "nowhere"]),
+        3,
+        "\
+create: error: there is no 'templates' in 'nowhere'
+",
+    );
+    host.says(
+        host.script("gen_qr", &["--no-confirm", "--account", "none"]),
+        3,
+        "\
+gen_qr: error: there is no 'state/none.yml' in 'ROOT'
+hint: ./scripts/create.rs --account none
+",
+    );
+    for (args, expected) in [
+        (
+            ["--platform", "sim"],
+            "\
+create: error: account 'signing' has platform 'sim-native', not 'sim'
+hint: ./scripts/create.rs --account NAME   # another account
+",
+        ),
+        (
+            ["--cas", "cas.example.com"],
+            "\
+create: error: account 'signing' has CAS 'CAS', not 'cas.example.com'
+hint: ./scripts/create.rs --account NAME   # another account
+",
+        ),
+        (
+            ["--issuer", "another"],
+            "\
+create: error: account 'signing' has issuer 'SCONE OTP', not 'another'
+hint: ./scripts/create.rs --account NAME   # another account
+",
+        ),
+        (
+            ["--login", "bob"],
+            "\
+create: error: account 'signing' has login 'alice', not 'bob'
+hint: ./scripts/create.rs --account NAME   # another account
+",
+        ),
+    ] {
+        host.says(host.signing("create", &args), 3, expected);
+    }
+}
+
+#[test]
+fn a_tool_that_is_missing_or_not_what_it_should_be() {
+    let host = Host::with_account();
+    let empty_path = || {
+        let mut gen_qr = host.script_command("gen_qr", &["--account", "signing", "--no-confirm"]);
+        gen_qr.env("PATH", "");
+        run(gen_qr)
+    };
+    host.without("simulator/bin/scone", || {
+        host.says(
+            empty_path(),
+            3,
+            "\
+gen_qr: error: 'scone', which platform 'sim-native' needs, was not found
+hint: make sim
+",
+        )
+    });
+    host.without("simulator/bin/scone-sim", || {
+        host.says(
+            empty_path(),
+            3,
+            "\
+gen_qr: error: 'scone-sim', which platform 'sim-native' needs, was not found
+hint: make sim
+",
+        )
+    });
+    host.without("simulator/bin/scone-run", || {
+        host.says(
+            empty_path(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: 'scone-run', which platform 'sim-native' needs, was not found
+hint: make sim
+",
+        )
+    });
+    host.without("simulator/bin/scone", || {
+        fs::write(host.bin.join("no-program"), "\0").expect("a file");
+        fs::set_permissions(host.bin.join("no-program"), Permissions::from_mode(0o755)).expect("permissions");
+        copy(&host.bin.join("no-program"), &host.bin.join("scone"));
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: error: 'scone' (ROOT/simulator/bin/scone) could not be started: Exec format error (os error 8)
+",
+        );
+    });
+    host.instead_of("scone", "echo scone 5.9.0; exit", || {
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: error: the 'scone' found says it is 'scone 5.9.0', but the platform is 'sim-native'
+",
+        )
+    });
+}
+
+#[test]
+fn a_cas_that_is_not_there_or_not_the_one() {
+    let host = Host::with_account();
+    let status = "case $1 in status) @ ;; esac";
+    host.instead_of("scone-sim", &status.replace('@', "exit 0"), || {
+        host.says(
+            host.gen_qr(),
+            1,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: 'scone-sim' did not say its 'client'
+",
+        )
+    });
+    let another = "printf 'client: a:1\\nenclave: a:2\\nkey: c\\n'; exit";
+    host.instead_of("scone-sim", &status.replace('@', another), || {
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: the CAS at 'CAS' is not the one this account was created on
+",
+        )
+    });
+    let up = "case $1 in up) printf 'client: a:1\\nenclave: a:2\\nkey: c\\n'; exit ;; esac";
+    let attests = "case $2 in attest) exit 0 ;; show-identification) echo c; exit 0 ;; esac";
+    host.instead_of("scone-sim", up, || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: CAS at 'a:1' cannot be attested: failed to lookup address information: Name or service not known
+",
+        );
+        host.instead_of("scone", attests, || {
+            host.says(
+                host.signing("create", &[]),
+                3,
+                "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: the CAS at 'a:1' is not the one account 'signing' was created on
+",
+            )
+        });
+    });
+    host.without("data/scone-sim/cli", || {
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: 'scone' does not know the CAS at 'CAS': Attest it first: scone cas attest CAS -c CAS_KEY_HASH
+hint: ./scripts/create.rs   # attests it
+",
+        )
+    });
+    let clock = host.root.join("clock").display().to_string();
+    host.scone_sim(["down"]).expect(0);
+    host.says(
+        host.gen_qr(),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: the simulated CAS is not running: hint: scone-sim up --data 'ROOT/data/scone-sim'
+hint: ./scripts/create.rs   # starts it and changes nothing else
+",
+    );
+    host.scone_sim(["up", "--clock", &clock]).expect(0);
+}
+
+#[test]
+fn an_image_that_is_missing_or_was_built_anew_or_holds_no_scone_program() {
+    let host = Host::with_account();
+    host.says(
+        host.signing("create", &["--image", "nowhere"]),
+        3,
+        "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: error: the image directory 'ROOT/nowhere' is not there
+hint: make sim
+",
+    );
+    host.instead_of("scone-run", "echo no such program >&2; exit 1", || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: error: the image 'ROOT/simulator/bin/rootfs' cannot be measured: no such program
+",
+        );
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: the image 'ROOT/simulator/bin/rootfs' cannot be measured: no such program
+",
+        );
+    });
+    host.instead_of("scone-run", "echo hello; exit", || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: error: the image 'ROOT/simulator/bin/rootfs' did not print a measurement: its '/bin/otpqr' is no SCONE program
+",
+        )
+    });
+    host.instead_of("scone-run", "printf %064d\\\\n 0; exit", || {
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+hint: ./scripts/create.rs   # updates the policies
+",
+        );
+        host.says(
+            host.add_auth("123456"),
+            3,
+            "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+hint: ./scripts/create.rs   # updates the policies
+",
+        );
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            3,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+hint: ./scripts/create.rs   # updates the policies
+",
+        );
+    });
+}
+
+#[test]
+fn state_that_is_damaged_or_somebody_elses_or_cannot_be_written() {
+    let host = Host::with_account();
+    let file = host.state_file("signing");
+    let genuine = fs::read_to_string(&file).expect("the state");
+    for (content, expected) in [
+        (
+            "\0",
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' is damaged or not ours
+",
+        ),
+        (
+            "format: 2\n",
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' has format 2; this script knows 1
+",
+        ),
+        (
+            "format: 1\nplatform: sim\n",
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' is damaged: missing field `cas`
+",
+        ),
+    ] {
+        fs::write(&file, content).expect("damage");
+        host.says(host.gen_qr(), 3, expected);
+        host.says(host.signing("create", &[]), 3, &expected.replace("gen_qr:", "create:"));
+    }
+    fs::write(&file, &genuine).expect("repair");
+    host.without("state/signing.yml", || {
+        fs::create_dir(&file).expect("a directory");
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' cannot be read: Is a directory (os error 21)
+",
+        );
+    });
+    if is_root() {
+        chown(&file, Some(1), None).expect("another owner");
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' belongs to another user (uid 1)
+",
+        );
+        chown(&file, Some(0), None).expect("the owner");
+    }
+    host.without("state/signing.lock", || {
+        fs::create_dir(host.root.join("state/signing.lock")).expect("a directory");
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            1,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: state file 'ROOT/state/signing.yml' cannot be written: Is a directory (os error 21)
+",
+        );
+    });
+    let meanwhile = "case $2 in show-identification) echo '# changed' >>\"$bin/../../state/signing.yml\" ;; esac";
+    host.instead_of("scone", meanwhile, || {
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            1,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: state file 'ROOT/state/signing.yml' was changed by another run
+",
+        )
+    });
+}
+
+#[test]
+fn a_policy_that_cannot_be_made_or_that_cas_does_not_take() {
+    let host = Host::with_account();
+    host.without("templates/otpqr.yml", || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: policy 'NAMESPACE/otpqr'
+create: error: template 'ROOT/templates/otpqr.yml' cannot be rendered: No such file or directory (os error 2)
+",
+        )
+    });
+    let mut create = host.script_command("create", &["--account", "signing"]);
+    create.env("TMPDIR", "nowhere");
+    host.says(run(create), 1, "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: the policy cannot be written to a temporary file: No such file or directory (os error 2) at path \"ROOT/nowhere/otpqr-policy-RANDOM.yml\"
+");
+    let session = "case \"$1 $2\" in 'session verify') @; esac";
+    host.instead_of("scone", &session.replace('@', "echo no hash; exit"), || {
+        host.says(
+            host.signing("create", &[]),
+            1,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: 'scone session verify' did not print the hash of 'NAMESPACE'
+",
+        );
+    });
+    let refuses = "case \"$1 $2\" in 'session read') exit @ ;; session*) echo 'Error: Session creation failed' >&2; echo 'Caused by: The predecessor is not the current session' >&2; exit 1 ;; esac";
+    host.instead_of("scone", &refuses.replace('@', "0"), || {
+        host.says(
+            host.signing("create", &[]),
+            5,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: CAS did not take session 'NAMESPACE': The predecessor is not the current session
+",
+        )
+    });
+    host.instead_of("scone", &refuses.replace('@', "1"), || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: CAS cannot be asked about session 'NAMESPACE': The predecessor is not the current session
+",
+        )
+    });
+    host.instead_of("scone", &refuses.replace('@', "2"), || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: CAS at 'CAS' no longer holds session 'NAMESPACE': it was wiped or restored
+hint: ./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions
+",
+        )
+    });
+
+    host.says(
+        host.signing("roll_forward", &["--yes", "--cas-wiped"]),
+        3,
+        "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: CAS was not wiped: it holds session 'NAMESPACE'
+hint: ./scripts/create.rs --account signing
+",
+    );
+    host.instead_of("scone", &refuses.replace('@', "1"), || {
+        host.says(
+            host.signing("roll_forward", &["--yes", "--cas-wiped"]),
+            3,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: CAS cannot be asked what it holds: The predecessor is not the current session
+",
+        );
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            4,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: declaring the new beside the old
+roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': The predecessor is not the current session
+",
+        );
+    });
+    host.says(
+        host.signing("create", &[]),
+        3,
+        "\
+create: error: a roll-forward of account 'signing' was begun and not finished
+hint: ./scripts/roll_forward.rs --account signing
+",
+    );
+    host.says(
+        host.signing("roll_forward", &["--yes", "--keep-secret", "--otp-file", "-"]),
+        3,
+        "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: another roll-forward was begun and is to be finished first: one with a new secret
+hint: ./scripts/roll_forward.rs --account signing
+",
+    );
+    // Cut off after the second upload.
+    let third = "case \"$1 $2\" in 'session create') [ ! -f \"$bin/second\" ] || exec false; [ ! -f \"$bin/first\" ] || : >\"$bin/second\"; : >\"$bin/first\" ;; esac";
+    host.instead_of("scone", third, || {
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            4,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: going on with a roll-forward that was begun
+roll_forward: declaring the new beside the old
+roll_forward: switching: from here on the old codes are dead
+roll_forward: dropping the old
+roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+",
+        )
+    });
+    host.says(
+        host.signing("roll_forward", &["--undo"]),
+        3,
+        "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: session 2 has switched already: the only way is forward
+hint: ./scripts/roll_forward.rs --account signing
+",
+    );
+    let keeps = "case \"$1 $2\" in 'session create') exec false; esac";
+    host.signing("roll_forward", &["--yes"]).expect(0);
+    host.instead_of("scone", keeps, || {
+        let keep =
+            host.script_command("roll_forward", &["--account", "signing", "--yes", "--keep-secret", "--otp-file", "-"]);
+        host.says(
+            run(keep),
+            4,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: declaring the new beside the old
+roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+",
+        );
+    });
+    host.says(
+        host.signing("roll_forward", &["--yes"]),
+        3,
+        "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: another roll-forward was begun and is to be finished first: one that keeps the secret
+hint: ./scripts/roll_forward.rs --account signing --keep-secret
+",
+    );
+}
+
+#[test]
+fn an_output_that_cannot_be_made() {
+    let host = Host::with_account();
+    let output = |path: &str| host.signing("gen_qr", &["--no-confirm", "--output", path]);
+    host.says(
+        output("nowhere/qrcode.svg"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: no directory for output 'nowhere/qrcode.svg': No such file or directory (os error 2)
+",
+    );
+    host.says(
+        output(".."),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: output '..' is no file name
+",
+    );
+    fs::write(host.root.join("taken.svg"), "").expect("a file");
+    host.says(
+        output("taken.svg"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: output 'taken.svg' exists already
+hint: ./scripts/gen_qr.rs --account signing --output another.svg
+",
+    );
+    let directory = host.root.join(".qrcode.svg.signing-1.otpqr");
+    fs::create_dir(&directory).expect("a directory");
+    fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("permissions");
+    host.says(
+        output("qrcode.svg"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: cannot prepare output 'qrcode.svg': 'ROOT/.qrcode.svg.signing-1.otpqr' is not a private directory of ours
+",
+    );
+    fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("permissions");
+    let held = File::open(&directory).expect("the directory");
+    held.lock().expect("the lock");
+    host.says(
+        output("qrcode.svg"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: cannot prepare output 'qrcode.svg': another run is writing it
+",
+    );
+    drop(held);
+    fs::write(host.root.join("state/volumes"), "").expect("a file");
+    host.says(output("qrcode.svg"), 3, "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: cannot make the volume's directory 'ROOT/state/volumes/signing/single_run_1': Not a directory (os error 20)
+");
+}
+
+#[test]
+fn a_start_that_ends_without_a_qr_code() {
+    let host = Host::with_account();
+    let ends = |how: &str| {
+        let deed = format!("[ -n \"$SCONE_HASH\" ] || {{ {how}; }}");
+        host.instead_of("scone-run", &deed, || host.gen_qr())
+    };
+    host.says(
+        ends(&FATAL.replace('@', "The FSPF tag is not fresh - suspected replay attack")),
+        5,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the volume was refused: The FSPF tag is not fresh - suspected replay attack
+hint: ./scripts/roll_forward.rs --account signing   # new secret, new volume; kills the old codes
+",
+    );
+    host.says(
+        ends(&FATAL.replace('@', "Failed to establish an encrypted channel to CAS")),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: there is no channel to CAS: Failed to establish an encrypted channel to CAS
+",
+    );
+    host.says(
+        ends(&FATAL.replace('@', "Unexpected enclave measurement")),
+        5,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the start was refused: Unexpected enclave measurement
+",
+    );
+    host.says(
+        ends("echo 'otpqr: error: exists' >&2; exit 10"),
+        5,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the QR code was issued already, and is issued only once
+hint: ./scripts/add_auth.rs --account signing       # with a code: the same secret for another authenticator
+hint: ./scripts/roll_forward.rs --account signing   # without: new secret, kills the old codes
+",
+    );
+    host.says(
+        ends("echo 'otpqr: error: OTP_SECRET is not set' >&2; exit 11"),
+        1,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the policy does not suit the program: otpqr: error: OTP_SECRET is not set
+",
+    );
+    host.says(
+        ends("echo 'otpqr: error: /out/qrcode.svg exists' >&2; exit 12"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the program cannot write its output: otpqr: error: /out/qrcode.svg exists
+",
+    );
+    host.says(
+        ends("exit 125"),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the program could not be started: it ended with status 125 and said nothing
+",
+    );
+    host.says(
+        ends("exit 0"),
+        4,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the program ended without a QR code: it ended with status 0 and said nothing
+hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is taken
+",
+    );
+    host.says(
+        ends("kill -9 $$"),
+        4,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the program ended without a QR code: it was ended by a signal
+hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is taken
+",
+    );
+    let out = "for arg; do case $arg in *:/out) out=${arg%:/out} ;; esac; done";
+    host.says(
+        ends(&format!("{out}; echo '<svg' >\"$out/qrcode.svg\"; exit 0")),
+        4,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the program started but left an incomplete QR code in 'ROOT/.qrcode.svg.signing-1.otpqr/qrcode.svg'
+hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be taken
+",
+    );
+    let directory = ".qrcode.svg.signing-1.otpqr";
+    fs::remove_dir_all(host.root.join(directory)).expect("deletion");
+    let taken = format!("{out}; echo '</svg>' >\"$out/qrcode.svg\"; : >\"$out/../qrcode.svg\"; exit 0");
+    host.says(ends(&taken), 4, "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the QR code is in 'ROOT/.qrcode.svg.signing-1.otpqr/qrcode.svg' and cannot be moved to 'qrcode.svg': File exists (os error 17)
+");
+}
+
+#[test]
+fn a_code_that_is_refused() {
+    let host = Host::with_account();
+    host.signing("gen_qr", &["--no-confirm", "--output", "first.svg"]).expect(0);
+    let account = host.scan("first.svg");
+    let code = account.code_at(host.now());
+    let wrong = if code == "000000" { "000001" } else { "000000" };
+    let words = |words: &str| {
+        let deed = format!("case $SCONE_CONFIG_ID in *@*) {} ;; esac", FATAL.replace('@', words));
+        host.instead_of("scone-run", &deed, || host.add_auth("123456"))
+    };
+    host.says(words("A One-time Password was already used within this time-step."), 5, "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: starting the confidential program
+add_auth: error: that code was used already, by you or somebody else: wait for the next one: A One-time Password was already used within this time-step.
+");
+    host.says(words("Too many wrong One-time Passwords were given. Please try again in 30 seconds."), 5, "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: starting the confidential program
+add_auth: error: too many wrong codes were given: Too many wrong One-time Passwords were given. Please try again in 30 seconds.
+");
+
+    fs::write(host.root.join("wrong"), wrong).expect("a code");
+    let confirm = |output: &str| {
+        let args = ["--account", "signing", "--otp-file", "-", "--confirm-file", "wrong", "--output", output];
+        run_with_input(host.script_command("add_auth", &args), &account.code_at(host.now()))
+    };
+    host.says(confirm("second.svg"), 4, "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: starting the confidential program
+add_auth: the QR code of 'SCONE OTP', 'alice' is in 'second.svg'
+add_auth: a first code of the new entry shows that it works; CAS accepts no code twice, so this one is spent
+add_auth: error: the QR code was issued, but no code of it was confirmed; the QR code is still in 'second.svg': that code is wrong: is it this account's entry, and is the clock of the authenticator right?: The given One-time Password is invalid. Please try again.
+hint: ./scripts/add_auth.rs --account signing --output another.svg   # if the entry works after all
+hint: ./scripts/roll_forward.rs --account signing   # if it was not scanned
+");
+    host.wait(60);
+    let unfit = "case $SCONE_CONFIG_ID in */confirm@*) echo 'otpqr: error: no such option' >&2; exit 2 ;; esac";
+    host.instead_of("scone-run", unfit, || host.says(confirm("third.svg"), 4, "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: starting the confidential program
+add_auth: the QR code of 'SCONE OTP', 'alice' is in 'third.svg'
+add_auth: a first code of the new entry shows that it works; CAS accepts no code twice, so this one is spent
+add_auth: error: the QR code was issued, but no code of it was confirmed; the QR code is still in 'third.svg': otpqr: error: no such option
+hint: ./scripts/add_auth.rs --account signing --output another.svg   # if the entry works after all
+hint: ./scripts/roll_forward.rs --account signing   # if it was not scanned
+"));
+
+    // The code is right, and the picture cannot be destroyed.
+    host.wait(60);
+    let path = host.root.join("path");
+    fs::create_dir(&path).expect("a directory");
+    symlink(which::which("false").expect("false"), path.join("shred")).expect("a link");
+    fs::write(host.root.join("right"), account.code_at(host.now() + 30)).expect("a code");
+    let args = ["--account", "signing", "--otp-file", "-", "--confirm-file", "right", "--output", "fourth.svg"];
+    let mut add_auth = host.script_command("add_auth", &args);
+    let found = std::env::var_os("PATH").expect("PATH");
+    add_auth
+        .env("PATH", std::env::join_paths(std::iter::once(path).chain(std::env::split_paths(&found))).expect("PATH"));
+    host.says(
+        run_with_input(add_auth, &account.code_at(host.now())),
+        4,
+        "\
+add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+add_auth: checking program and volume
+add_auth: starting the confidential program
+add_auth: the QR code of 'SCONE OTP', 'alice' is in 'fourth.svg'
+add_auth: a first code of the new entry shows that it works; CAS accepts no code twice, so this one is spent
+add_auth: error: the QR code in 'fourth.svg' cannot be destroyed: it ended with status 1 and said nothing
+",
+    );
+}
+
+/// A host with nothing but a script and what is added step by step: each time it says what is missing next.
+#[test]
+fn a_script_on_another_host_says_what_is_missing() {
+    let host = Host::new();
+    let (desk, path) = (host.root.join("desk"), host.root.join("path"));
+    for directory in [&desk, &path] {
+        fs::create_dir(directory).expect("a directory");
+    }
+    let script = |name: &str, root: Option<&Path>| {
+        let mut command = host.script_command(name, &[]);
+        command.current_dir(&desk).env("PATH", &path).env_remove("OTPQR_ROOT");
+        command.envs(root.map(|root| ("OTPQR_ROOT", root)));
+        command
+    };
+    let tool = |name: &str, answers: &str| {
+        fs::write(host.root.join(name), format!("#!/bin/sh\n{answers}\n")).expect("a tool");
+        fs::set_permissions(host.root.join(name), Permissions::from_mode(0o755)).expect("permissions");
+        copy(&host.root.join(name), &path.join(name));
+    };
+    let root = Some(host.root.as_path());
+
+    // OTPQR_ROOT
+    host.says(
+        run(script("create", None)),
+        3,
+        "\
+create: error: there is no 'templates' in 'ROOT/desk'
+",
+    );
+    // scone, docker
+    host.says(
+        run(script("create", root)),
+        3,
+        "\
+create: error: 'scone', which platform 'scone' needs, was not found
+hint: ./scripts/create.rs --platform sim   # software only: a rehearsal
+",
+    );
+    let scone = "case \"$1 $2\" in '--version ') echo scone 5.9.0 ;; 'cas show-identification') echo key ;; session*) printf %064d\\\\n 0 ;; esac";
+    tool("scone", scone);
+    host.says(
+        run(script("create", root)),
+        3,
+        "\
+create: error: 'docker', which platform 'scone' needs, was not found
+hint: apt-get install docker.io
+",
+    );
+    // The image
+    tool("docker", "echo 'Error: No such image: otpqr:scone' >&2; exit 1");
+    host.says(
+        run(script("create", root)),
+        3,
+        "\
+create: error: docker has no image 'otpqr:scone': Error: No such image: otpqr:scone
+hint: make image
+",
+    );
+    tool("docker", "case $1 in image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac");
+    // The address of CAS
+    host.says(
+        run(script("create", root)),
+        2,
+        "\
+create: measuring image 'otpqr:scone'
+create: attesting CAS
+create: error: on platform 'scone' the CAS must be named: '--cas ADDRESS'
+",
+    );
+    let mut create = script("create", root);
+    create.args(["--cas", "cas.example.com"]);
+    assert_eq!(run(create).code, Some(0));
+    // The identity of the command line, which attested the CAS
+    tool("scone", &scone.replace("echo key", "echo 'Error: unknown CAS' >&2; exit 1"));
+    let mut gen_qr = script("gen_qr", root);
+    gen_qr.arg("--no-confirm");
+    host.says(
+        run(gen_qr),
+        3,
+        "\
+gen_qr: error: 'scone' does not know the CAS at 'cas.example.com': Error: unknown CAS
+hint: ./scripts/create.rs   # attests it
+",
+    );
+}
+
+#[test]
+fn no_message_is_missing_here() {
+    let catalogue = fs::read_to_string(repository().join(file!())).expect("this file");
+    let (catalogue, _) = catalogue.split_once("\n// --- exempt").expect("the catalogue, then the exemptions");
+    let lines: Vec<&str> = catalogue.lines().collect();
+    let is_here = |message: &str| lines.iter().any(|line| fits(line, message));
+    let mut found = BTreeSet::new();
+    for script in ["create", "gen_qr", "add_auth", "roll_forward"] {
+        let source = fs::read_to_string(repository().join(format!("scripts/{script}.rs"))).expect("a script");
+        found.extend(messages(&source));
+    }
+    assert!(found.len() > 60, "{found:#?}");
+    let exempt: BTreeSet<_> = EXEMPT.iter().map(|(message, _)| (*message).to_owned()).collect();
+    let missing: Vec<_> = found.iter().filter(|message| !is_here(message) && !exempt.contains(*message)).collect();
+    assert!(missing.is_empty(), "neither in the catalogue nor exempt: {missing:#?}");
+    let stale: Vec<_> = exempt.iter().filter(|message| !found.contains(*message) || is_here(message)).collect();
+    assert!(stale.is_empty(), "exempt without need: {stale:#?}");
+}
+
+/// Whether a line holds a message; what stands in braces may be anything.
+fn fits(mut line: &str, message: &str) -> bool {
+    message.split('{').enumerate().all(|(number, part)| {
+        let fixed = if number == 0 { part } else { part.split_once('}').map_or("", |(_, fixed)| fixed) };
+        match line.find(fixed) {
+            Some(at) => {
+                line = &line[at + fixed.len()..];
+                true
+            }
+            None => false,
+        }
+    })
+}
+
+/// The texts of which the errors of a script are made: what its calls that make errors, and what they are prepared by, quote.
+fn messages(source: &str) -> BTreeSet<String> {
+    let calls = ["Failure::new(", "Failure::because(", "refuse(", "failed(", ".in_front(", ".hint("];
+    let preparations = ["let message =", "let failed =", "let command =", "fn advice("];
+    let mut found = BTreeSet::new();
+    for call in calls {
+        for (at, _) in source.match_indices(call) {
+            found.extend(quoted(balanced(&source[at + call.len()..])));
+        }
+    }
+    for preparation in preparations {
+        for (at, _) in source.match_indices(preparation) {
+            let end = if preparation.starts_with("fn") { "\n    }\n" } else { ";\n" };
+            let rest = &source[at..];
+            found.extend(quoted(&rest[..rest.find(end).unwrap_or(rest.len())]));
+        }
+    }
+    // A word alone is no message but a part of one.
+    found.retain(|text| text.contains(' ') || text.starts_with("./"));
+    found
+}
+
+/// Up to where the parenthesis closes that is open at the beginning.
+fn balanced(source: &str) -> &str {
+    let (mut depth, mut in_text, mut escaped) = (1, false, false);
+    for (at, c) in source.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if in_text => escaped = true,
+            '"' => in_text = !in_text,
+            '(' if !in_text => depth += 1,
+            ')' if !in_text => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &source[..at];
+        }
+    }
+    source
+}
+
+/// The string literals in a piece of source.
+fn quoted(source: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut rest = source;
+    while let Some((_, text)) = rest.split_once('"') {
+        let mut literal = String::new();
+        let mut characters = text.chars();
+        loop {
+            match characters.next() {
+                None | Some('"') => break,
+                // The only escape messages need: a line that goes on.
+                Some('\\') => {
+                    characters = characters.as_str().trim_start().chars();
+                }
+                Some(c) => literal.push(c),
+            }
+        }
+        found.push(literal);
+        rest = characters.as_str();
+    }
+    found
+}
+
+// --- exempt: what no test here can bring about, and why.
+const EXEMPT: &[(&str, &str)] = &[
+    (
+        "a second name of the QR code, '{}', cannot be removed",
+        "the directory would have to change within a system call or two",
+    ),
+    ("cannot handle Ctrl-C", "the kernel would have to refuse a signal handler"),
+    ("cannot read '{}'", "the file was just seen to be whole"),
+    ("cannot remove '{}'", "somebody would have to put a file into a private directory, in time"),
+    ("interrupted; run the same command again to go on", "tests/terminal.rs"),
+    ("interrupted; {remains}", "tests/terminal.rs"),
+    ("no answer: {cause}", "the terminal would have to vanish while it is read"),
+    ("no code was accepted", "the last try says why it was refused"),
+    ("no code was entered: {cause}", "the terminal would have to vanish while it is read"),
+    ("no random name for the namespace", "a host without /dev/urandom"),
+    ("not confirmed; nothing was changed", "tests/terminal.rs"),
+    ("nothing can be read from the terminal", "the terminal would have to vanish while it is read"),
+    (
+        "that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears",
+        "a time step would have to end while the program starts",
+    ),
+    ("the program was not started", "no code is presented without a start"),
+    ("the state cannot be expressed in YAML", "it consists of strings and numbers"),
+    ("the state of account '{account}' vanished", "between two system calls"),
+    ("the terminal cannot be written to", "the terminal would have to vanish while it is written to"),
+];
