@@ -7,7 +7,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks check image sim rust-script warm bin blocks clean
+.PHONY: help demo test attacks soak bench check image sim rust-script warm bin blocks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -23,6 +23,13 @@ test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Dock
 attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what stopped it or reveals it
 	@cargo test --locked --quiet --test attacks -- --nocapture --test-threads=1 >target/attacks.txt
 	@sed -n 's/^attack: //p' target/attacks.txt
+
+soak: ## single use, long: 64 clients and one code, ten thousand times
+	cargo test --locked --release --package scone-sim --test single_use -- --ignored
+
+bench: ## what CAS and the sync of a volume cost on this disk, as tables
+	cargo bench --locked --quiet --package scone-sim --bench cas
+	cargo bench --locked --quiet --package scone-run --bench volume
 
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
