@@ -58,6 +58,11 @@ impl Address {
     }
 }
 
+/// Service and code of a `SCONE_CONFIG_ID`, `session/service[@code]`. No name holds an `@`.
+pub fn config_id_parts(text: &str) -> (&str, Option<&str>) {
+    text.split_once('@').map_or((text, None), |(service, code)| (service, Some(code)))
+}
+
 /// What stopped the talk with CAS.
 #[derive(Debug)]
 pub enum Error {
@@ -273,6 +278,13 @@ impl ServerCertVerifier for CasKey {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_follows_the_first_at_sign_is_the_code() {
+        assert_eq!(config_id_parts("ns/s/v"), ("ns/s/v", None));
+        assert_eq!(config_id_parts("ns/s/v@1@2"), ("ns/s/v", Some("1@2")));
+        assert_eq!(config_id_parts("ns/s/v@"), ("ns/s/v", Some("")));
+    }
 
     #[test]
     fn an_address_is_a_host_and_perhaps_a_port() {

@@ -81,11 +81,6 @@ impl ConfigId {
         };
         Ok(Some(ConfigId { text, address: address.ok_or_else(|| invalid("SCONE_CAS_ADDR"))? }))
     }
-
-    /// Service and code. No name holds an `@`.
-    fn parts(&self) -> (&str, Option<&str>) {
-        self.text.split_once('@').map_or((&self.text, None), |(service, code)| (service, Some(code)))
-    }
 }
 
 fn main() -> ExitCode {
@@ -167,7 +162,7 @@ fn run_protected(
     host_arguments: &[OsString],
     signals: &Signals,
 ) -> Result<u8, Failure> {
-    let (service, code) = config_id.parts();
+    let (service, code) = cas::config_id_parts(&config_id.text);
     let attestation = |error: cas::Error| Failure::attestation(error.causes());
     let cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
     let mut cas = cas.with_access_token(access_token()?);
@@ -400,19 +395,6 @@ mod tests {
         }
         assert_eq!(command_line(&configuration(vec![(1, 2), (3, 1)]), &host).unwrap(), ["prog", "@@1", "-x", "a"]);
         assert_eq!(command_line(&configuration(vec![]), &host).unwrap(), ["prog", "", "-x", ""]);
-    }
-
-    #[test]
-    fn what_follows_the_first_at_sign_is_the_code() {
-        let parts = |text: &str| {
-            let address = Address::parse("cas").unwrap();
-            let id = ConfigId { text: text.to_owned(), address };
-            let (service, code) = id.parts();
-            (service.to_owned(), code.map(str::to_owned))
-        };
-        assert_eq!(parts("ns/s/v"), ("ns/s/v".to_owned(), None));
-        assert_eq!(parts("ns/s/v@1@2"), ("ns/s/v".to_owned(), Some("1@2".to_owned())));
-        assert_eq!(parts("ns/s/v@"), ("ns/s/v".to_owned(), Some(String::new())));
     }
 
     #[test]

@@ -62,21 +62,16 @@ impl Program {
         refuse_unmeasured_code(&program).map_err(|what| Error::NotSimulated { path: path.to_owned(), what })?;
 
         let own = Path::new("/proc/self/exe");
-        let runtime = std::fs::read(own).map_err(|error| unreadable(own, error))?;
         let settings = MEASURED_SETTINGS.map(|name| (name, env::var_os(name)));
 
         let mut hash = Context::new(&SHA256);
-        let mut add = |part: &[u8]| {
-            hash.update(&(part.len() as u64).to_be_bytes());
-            hash.update(part);
-        };
-        add(b"scone-sim measurement 1");
-        add(&runtime);
-        add(&program);
+        add(&mut hash, b"scone-sim measurement 1");
+        add_file(&mut hash, own).map_err(|error| unreadable(own, error))?;
+        add(&mut hash, &program);
         for (name, value) in settings {
             if let Some(value) = value {
-                add(name.as_bytes());
-                add(value.as_encoded_bytes());
+                add(&mut hash, name.as_bytes());
+                add(&mut hash, value.as_encoded_bytes());
             }
         }
         Ok(Program { file: file.into(), mrenclave: hex(hash.finish().as_ref()) })
@@ -90,6 +85,30 @@ impl Program {
         command.arg0(argv0);
         command
     }
+}
+
+/// Each part with its length before it, so that parts cannot run together.
+fn add(hash: &mut Context, part: &[u8]) {
+    hash.update(&(part.len() as u64).to_be_bytes());
+    hash.update(part);
+}
+
+/// Likewise, but piece by piece: the runtime's own binary is not small, and its memory is paid for in page faults.
+fn add_file(hash: &mut Context, path: &Path) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    hash.update(&length.to_be_bytes());
+    let (mut piece, mut left) = (vec![0; 64 * 1024], length);
+    while left > 0 {
+        match file.read(&mut piece)? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => {
+                hash.update(&piece[..count]);
+                left = left.saturating_sub(count as u64);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A dynamically linked program runs code that nobody measured; so would a script.

@@ -21,6 +21,8 @@ use rustix::fs::{Dir, FileType, Stat};
 use rustix::io::Errno;
 
 use crate::protocol::VolumeGrant;
+pub use store::tag_of;
+
 use manifest::{Bytes, Entries, Entry, Manifest, is_id};
 use store::Store;
 use tree::Tree;

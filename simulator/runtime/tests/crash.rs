@@ -2,6 +2,8 @@
 //! runtime and its program are killed at each call of a sync, so is the real CAS, and power is cut after each operation on the
 //! disk. `strace` does the killing and the recording; without it these tests are skipped, and with `REQUIRE_DOCKER=1` they fail.
 
+mod support;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -13,28 +15,26 @@ use std::time::Duration;
 
 use scone_run::protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
+use support::Cas;
 use tempfile::TempDir;
 
 /// A CAS, an image and a sealed volume; the program counts.
 struct Host {
     directory: TempDir,
-    cas: Child,
-    enclave: String,
-    key: String,
+    cas: Cas,
 }
 
-/// Where the simulator's static binaries are, if these tests can run.
-fn tools() -> Option<PathBuf> {
-    let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin");
+/// Whether these tests can run.
+fn tools_are_there() -> bool {
     let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
-    let missing = match (strace, bin.join("scone-sim").exists()) {
-        (Ok(_), true) => return Some(bin),
+    let missing = match (strace, support::bin().join("scone-sim").exists()) {
+        (Ok(_), true) => return true,
         (Ok(_), false) => "simulator/bin/scone-sim: make sim",
         (Err(_), _) => "strace: apt-get install strace",
     };
     assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: {missing}");
     eprintln!("SKIPPED: missing: {missing}");
-    None
+    false
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -42,19 +42,13 @@ fn text(bytes: &[u8]) -> String {
 }
 
 impl Host {
-    fn new(bin: &Path) -> Host {
+    fn new() -> Host {
         let directory = tempfile::tempdir().unwrap();
         for name in ["image/bin", "volume", "out", "cas"] {
             fs::create_dir_all(directory.path().join(name)).unwrap();
         }
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/program/probe.rs");
-        let probe = directory.path().join("image/bin/probe");
-        let flags = ["--edition=2024", "-Ctarget-feature=+crt-static", "-Copt-level=1", "-o"];
-        let rustc = std::env::var_os("RUSTC").unwrap_or("rustc".into());
-        assert!(Command::new(rustc).args(flags).arg(&probe).arg(source).status().unwrap().success());
-
-        let (cas, enclave, key) = serve(bin, &directory.path().join("cas"));
-        let host = Host { directory, cas, enclave, key };
+        support::compile_probe(&directory.path().join("image/bin/probe"));
+        let host = Host { cas: Cas::serve(&directory.path().join("cas")), directory };
         let measured = host.runtime(&[]).env("SCONE_HASH", "1").output().unwrap();
         let policy = format!(
             r#"
@@ -82,17 +76,7 @@ security:
 "#,
             mrenclave = text(&measured.stdout).trim()
         );
-        fs::write(host.path("policy.yml"), policy).unwrap();
-        let client = fs::read_to_string(host.path("cas/endpoints.json")).unwrap();
-        let client: serde_json::Value = serde_json::from_str(&client).unwrap();
-        let address = format!("127.0.0.1:{}", client["client_port"]);
-        for arguments in [
-            &["cas", "attest", &address, "-c", &host.key][..],
-            &["session", "create", host.path("policy.yml").to_str().unwrap()],
-        ] {
-            let scone = Command::new(bin.join("scone")).args(arguments).env("HOME", host.path("")).output().unwrap();
-            assert!(scone.status.success(), "{}", text(&scone.stderr));
-        }
+        host.cas.create_session(&policy);
         host
     }
 
@@ -110,7 +94,7 @@ security:
             command.arg("--bind").arg(format!("{}:{to}", self.path(from).display()));
         }
         command.arg("/bin/probe").env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-        command.env("SCONE_CAS_ADDR", &self.enclave).env("SCONE_SIM_CAS_KEY", &self.key);
+        command.env("SCONE_CAS_ADDR", &self.cas.enclave).env("SCONE_SIM_CAS_KEY", &self.cas.key);
         command.stdin(Stdio::null());
         command
     }
@@ -143,34 +127,12 @@ security:
     }
 }
 
-impl Drop for Host {
-    fn drop(&mut self) {
-        self.cas.kill().unwrap();
-        self.cas.wait().unwrap();
-    }
-}
-
-/// Starts a CAS; where its enclave API is, and its key.
-fn serve(bin: &Path, data: &Path) -> (Child, String, String) {
-    let mut command = Command::new(bin.join("scone-sim"));
-    command.args(["cas", "--data"]).arg(data);
-    if !data.join("endpoints.json").exists() {
-        command.args(["--client-port", "0", "--enclave-port", "0"]);
-    }
-    let mut cas = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(cas.stdout.take().unwrap()).lines().map(|line| line.unwrap());
-    let mut field = |name: &str| {
-        let found = lines.find_map(|line| line.strip_prefix(name).map(str::to_owned));
-        found.unwrap_or_else(|| panic!("CAS did not say its {name}"))
-    };
-    let (enclave, key) = (field("enclave: "), field("key: "));
-    (cas, enclave, key)
-}
-
 #[test]
 fn a_runtime_or_program_killed_at_any_call_of_a_sync_loses_nothing_that_was_acknowledged() {
-    let Some(bin) = tools() else { return };
-    let host = Host::new(&bin);
+    if !tools_are_there() {
+        return;
+    }
+    let host = Host::new();
     let (mut killed, mut counted) = (0, 0);
     for call in ["write", "fdatasync", "fsync", "renameat", "unlinkat", "sendto"] {
         for when in 1.. {
@@ -189,12 +151,14 @@ fn a_runtime_or_program_killed_at_any_call_of_a_sync_loses_nothing_that_was_ackn
 
 #[test]
 fn a_cas_killed_at_any_write_of_a_tag_loses_nothing_that_was_acknowledged() {
-    let Some(bin) = tools() else { return };
-    let mut host = Host::new(&bin);
+    if !tools_are_there() {
+        return;
+    }
+    let mut host = Host::new();
     let (mut killed, mut went_on, mut counted) = (0, 0, 0);
     for call in ["pwrite64", "fdatasync"] {
         for when in 1.. {
-            let (mut strace, _attached) = attach(&host.cas, call, when);
+            let (mut strace, _attached) = attach(&host.cas.process, call, when);
             let mut count = host.runtime(&[]);
             let count = count.env("SCONE_CONFIG_ID", "crash/count").stderr(Stdio::piped()).spawn().unwrap();
             let (sender, ended) = mpsc::channel();
@@ -202,9 +166,9 @@ fn a_cas_killed_at_any_write_of_a_tag_loses_nothing_that_was_acknowledged() {
             // A killed CAS is started again, as whoever runs it would; the runtime may be waiting for that.
             let mut was_killed = false;
             let output = loop {
-                if host.cas.try_wait().unwrap().is_some() {
+                if host.cas.process.try_wait().unwrap().is_some() {
                     was_killed = true;
-                    (host.cas, ..) = serve(&bin, &host.path("cas"));
+                    host.cas.serve_again();
                 }
                 match ended.recv_timeout(Duration::from_millis(5)) {
                     Err(_) => continue,
@@ -214,8 +178,7 @@ fn a_cas_killed_at_any_write_of_a_tag_loses_nothing_that_was_acknowledged() {
             waiting.join().unwrap();
             if !was_killed && !output.status.success() {
                 was_killed = true;
-                host.cas.wait().unwrap();
-                (host.cas, ..) = serve(&bin, &host.path("cas"));
+                host.cas.serve_again();
             }
             strace.kill().unwrap();
             strace.wait().unwrap();
@@ -405,7 +368,7 @@ fn seal_a_few_states() {
 
 #[test]
 fn power_lost_at_any_moment_loses_nothing_that_was_acknowledged() {
-    if tools().is_none() {
+    if !tools_are_there() {
         return;
     }
     let directory = tempfile::tempdir_in("/dev/shm").unwrap();

@@ -1,7 +1,6 @@
 //! Whole starts against a CAS in the test: what reaches the program, what is refused, and that no sync returns before CAS has
 //! the volume's tag. On the host, as the user who runs the tests and, if that is root, as an ordinary one too; and in a
-//! container, if there is a Docker Engine and the runtime is static, as only
-//! `RUSTFLAGS=-Ctarget-feature=+crt-static cargo test --target x86_64-unknown-linux-gnu` makes it.
+//! container, if there is a Docker Engine, with the static runtime that `make sim` built.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +10,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use ring::digest::{SHA256, digest};
@@ -37,6 +36,8 @@ enum OnSetTag {
     Instead(Box<dyn FnMut() + Send>),
 }
 
+type More = Box<dyn Fn(&mut Configuration) + Send>;
+
 struct CasState {
     configuration: Option<(Vec<String>, BTreeMap<String, Secret>)>,
     code: Option<String>,
@@ -45,7 +46,7 @@ struct CasState {
     tags_set: usize,
     on_set_tag: OnSetTag,
     /// What else is in the configuration.
-    more: Option<Box<dyn Fn(&mut Configuration) + Send>>,
+    more: Option<More>,
     /// Called when asked to move a tag, before anything else.
     witness: Option<Box<dyn FnMut() + Send>>,
 }
@@ -187,7 +188,7 @@ struct Host {
     cas: TestCas,
     user: Option<u32>,
     /// The image's ID; `None`: run natively.
-    image: Option<&'static str>,
+    image: Option<Arc<Image>>,
 }
 
 /// Runs a test natively.
@@ -206,28 +207,47 @@ fn everywhere(test: impl Fn(Host)) {
     }
 }
 
-/// An image with nothing in it: runtime and program are mounted, so that it is the same for ever and one is left behind, not
-/// one a build. `None`, and a word about it, where there cannot be one.
-fn image() -> Option<&'static str> {
-    static IMAGE: OnceLock<Option<String>> = OnceLock::new();
-    let build = || {
-        let directory = TempDir::new().unwrap();
-        fs::create_dir_all(directory.path().join("root")).unwrap();
-        let recipe = "FROM scratch\nCOPY root /root\nENTRYPOINT [\"/scone-run\"]\n";
-        fs::write(directory.path().join("Dockerfile"), recipe).unwrap();
-        let built = Command::new("docker").args(["build", "-q", "-t", "scone-run-test"]).arg(directory.path()).output();
-        built.ok().filter(|built| built.status.success()).map(|built| text(&built.stdout).trim_end().to_owned())
+/// An image with nothing in it: runtime and program are mounted. It goes with the last test that uses it.
+struct Image(String);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        let removed = Command::new("docker").args(["image", "rm", &self.0]).output().unwrap();
+        assert!(removed.status.success() || thread::panicking(), "{}", text(&removed.stderr));
+    }
+}
+
+/// `None`, and a word about it, where there cannot be one.
+fn image() -> Option<Arc<Image>> {
+    static IMAGE: Mutex<Weak<Image>> = Mutex::new(Weak::new());
+    let mut known = IMAGE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(image) = known.upgrade() {
+        return Some(image);
+    }
+    let directory = TempDir::new().unwrap();
+    fs::create_dir_all(directory.path().join("root")).unwrap();
+    let recipe = "FROM scratch\nCOPY root /root\nENTRYPOINT [\"/scone-run\"]\n";
+    fs::write(directory.path().join("Dockerfile"), recipe).unwrap();
+    // By name, not by ID: another run of the tests may have the same.
+    let name = format!("scone-run-test:{}", std::process::id());
+    let built = Command::new("docker").args(["build", "-q", "-t", &name]).arg(directory.path()).output();
+    let missing = match (static_runtime().exists(), built) {
+        (true, Ok(built)) if built.status.success() => {
+            let image = Arc::new(Image(name));
+            *known = Arc::downgrade(&image);
+            return Some(image);
+        }
+        (false, _) => "simulator/bin/scone-run: make sim",
+        (true, _) => "a Docker Engine",
     };
-    if !cfg!(target_feature = "crt-static") {
-        eprintln!("skipped in a container: the runtime is not static");
-        return None;
-    }
-    let image = IMAGE.get_or_init(build).as_deref();
-    if image.is_none() {
-        assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "no image could be built");
-        eprintln!("skipped in a container: there is no Docker Engine");
-    }
-    image
+    assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: {missing}");
+    eprintln!("SKIPPED in a container: missing: {missing}");
+    None
+}
+
+/// Nothing is in a container that a dynamic one could be linked with.
+fn static_runtime() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../bin/scone-run")
 }
 
 /// The static program, compiled once.
@@ -251,7 +271,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 impl Host {
-    fn new(user: Option<u32>, image: Option<&'static str>) -> Host {
+    fn new(user: Option<u32>, image: Option<Arc<Image>>) -> Host {
         let directory = TempDir::new().unwrap();
         let host = Host { directory, cas: TestCas::start(), user, image };
         for name in ["", "image", "image/bin", "image/root", "volume", "out"] {
@@ -261,7 +281,8 @@ impl Host {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
         }
         copy(probe(), &host.path("image/bin/probe"));
-        copy(env!("CARGO_BIN_EXE_scone-run").as_ref(), &host.path("scone-run"));
+        let runtime = if host.image.is_some() { static_runtime() } else { env!("CARGO_BIN_EXE_scone-run").into() };
+        copy(&runtime, &host.path("scone-run"));
         host
     }
 
@@ -277,7 +298,7 @@ impl Host {
     }
 
     fn command(&self) -> Command {
-        let mut command = match self.image {
+        let mut command = match &self.image {
             Some(image) => self.in_container(image, &["--tmpfs", &self.tmpfs()]),
             None => self.on_host(),
         };
@@ -298,7 +319,7 @@ impl Host {
         command
     }
 
-    fn in_container(&self, image: &str, options: &[&str]) -> Command {
+    fn in_container(&self, image: &Image, options: &[&str]) -> Command {
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "-i", "--log-driver", "none", "--network", "host"]);
         command.args(["--cap-drop", "ALL", "--read-only", "--name", &self.container(), "--user", &self.ids(":")]);
@@ -310,7 +331,7 @@ impl Host {
         for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "HASH", "HEAP"] {
             command.args(["-e", &format!("SCONE_{name}")]);
         }
-        command.args(["-e", "OTP_RESET"]).args(options).arg(image);
+        command.args(["-e", "OTP_RESET"]).args(options).arg(&image.0);
         command
     }
 
@@ -330,7 +351,7 @@ impl Host {
 
     /// Kills the runtime as nothing can catch it.
     fn kill(&self, child: &mut Child) {
-        match self.image {
+        match &self.image {
             None => child.kill().unwrap(),
             Some(_) => {
                 let killed = Command::new("docker").args(["kill", &self.container()]).output().unwrap();
@@ -497,7 +518,7 @@ fn injected_files_are_in_memory_with_their_mode() {
             &format!("read={path}"),
         ]);
         inject(path);
-        let mut command = match host.image {
+        let mut command = match &host.image {
             Some(image) => {
                 let memory = format!("/root:mode=0700,uid={}", host.ids(",gid="));
                 let mut command = host.in_container(image, &["--tmpfs", &memory]);
@@ -614,11 +635,11 @@ fn a_runtime_that_is_not_alone_in_a_container_runs_nothing() {
 #[test]
 fn a_container_whose_volume_would_be_on_disk_is_refused() {
     let Some(image) = image() else { return };
-    let host = Host::new(None, Some(image));
+    let host = Host::new(None, Some(image.clone()));
     host.policy(&["arguments"]);
     host.cas.state().tag = None;
     let plain = format!("type=bind,src={},dst=/root/single_run", host.path("out").display());
-    let mut command = host.in_container(image, &["--mount", &plain]);
+    let mut command = host.in_container(&image, &["--mount", &plain]);
     command.arg("/bin/probe").env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
     let output = command.output().unwrap();
     assert_fatal(&output, &["'/root/single_run' is not in memory: mount a tmpfs there"]);

@@ -289,7 +289,8 @@ impl Read for Hashing<'_> {
     }
 }
 
-fn tag_of(manifest: &[u8]) -> String {
+/// The tag by which CAS knows the state that a sealed manifest describes.
+pub fn tag_of(manifest: &[u8]) -> String {
     hex(&digest(&SHA256, manifest).as_ref()[..16])
 }
 
