@@ -1,0 +1,46 @@
+//! What docs/threat-model.md says of codes that somebody else sees, and no other test shows: how far such a code goes, and by what
+//! its owner notices.
+
+mod support;
+
+use std::fs;
+
+use support::{Bundle, ByHand, Platform, User, run};
+
+fn bundle() -> Bundle {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle
+}
+
+/// Whoever sees a code but does not have the volume has no QR code. The code is gone all the same.
+#[test]
+fn a_code_that_was_seen_issues_no_qr_code_without_the_volume() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let code = account.code_at(bundle.now());
+    let reset = format!("{}/otpqr-reset/otpqr@{code}", bundle.known("default", &["namespace"]));
+    let (volume, aside) = (bundle.volume("default"), bundle.root.join("aside"));
+    fs::rename(&volume, &aside).expect("the volume, out of reach");
+    run(bundle.by_hand(&reset, &ByHand::default())).expect(134).saying("file system protection file was removed");
+    assert!(!bundle.issued_by_hand());
+
+    fs::remove_dir_all(&volume).expect("the empty directory");
+    fs::rename(&aside, &volume).expect("the volume");
+    bundle.add_auth(&code, &["--output", "second.svg"]).expect(5).saying("already used");
+    bundle.wait(30);
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+}
+
+/// A code is not bound to a service: root on the host can take the one that was typed for a confirmation, and with the volume
+/// have the QR code issued. It is not prevented. The owner sees it: the confirmation is refused.
+#[test]
+fn a_code_that_was_seen_is_good_once_at_any_service_of_its_secret() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let code = account.code_at(bundle.now());
+    let service = |service: &str| format!("{}/otpqr-reset/{service}@{code}", bundle.known("default", &["namespace"]));
+    run(bundle.by_hand(&service("otpqr"), &ByHand::default())).expect(0);
+    assert!(bundle.issued_by_hand());
+    run(bundle.by_hand(&service("confirm"), &ByHand::default())).expect(134).saying("already used");
+}
