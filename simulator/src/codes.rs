@@ -351,6 +351,24 @@ mod tests {
     }
 
     #[test]
+    fn a_day_has_room_for_104_guesses_and_each_further_one_for_96() {
+        // As docs/simulator-protocol.md says ("Guessing").
+        const DAY: u64 = 24 * 3600;
+        let (mut memory, mut now) = (Memory::default(), 1_800_000_000);
+        let guesses = [now + DAY, now + 2 * DAY].map(|midnight| {
+            let mut guesses = 0;
+            while now < midnight {
+                let (verdict, after) = judge(memory, RFC, Some(wrong_at(now)), now);
+                assert_eq!(verdict, Verdict::Wrong);
+                (memory, guesses) = (after, guesses + 1);
+                now += memory.wait(now);
+            }
+            guesses
+        });
+        assert_eq!(guesses, [104, 96]);
+    }
+
+    #[test]
     fn the_wait_is_of_the_same_length_when_the_clock_is_set_back() {
         let (_directory, store) = store();
         let now = 1000 * STEP;

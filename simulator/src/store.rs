@@ -431,3 +431,107 @@ fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
     }
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&directory.path().join("cas.db")).unwrap();
+        (directory, store)
+    }
+
+    fn insert(tx: &Connection, name: &str) -> Result<(), StoreError> {
+        tx.execute("INSERT INTO secret VALUES ('s', ?1, 'ascii', x'00')", [name])?;
+        Ok(())
+    }
+
+    fn names_in(store: &Store) -> Vec<String> {
+        let read = |tx: &Connection| {
+            let mut rows = tx.prepare("SELECT name FROM secret ORDER BY name")?;
+            Ok::<_, StoreError>(rows.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
+        };
+        store.write(read).unwrap()
+    }
+
+    /// Two writes in one batch: the first is done while the second already waits.
+    fn together<T: Send>(
+        store: &Store,
+        first: impl FnOnce(&Connection) -> Result<(), StoreError> + Send,
+        second: impl FnOnce(&Connection) -> Result<T, StoreError> + Send,
+    ) -> (Result<(), StoreError>, std::thread::Result<Result<T, StoreError>>) {
+        let (begun, wait) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(move || {
+                store.write(|tx| {
+                    begun.send(()).unwrap();
+                    while store.waiting.load(Ordering::SeqCst) == 0 {
+                        std::thread::yield_now();
+                    }
+                    first(tx)
+                })
+            });
+            wait.recv().unwrap();
+            let second = scope.spawn(|| store.write(second));
+            (first.join().unwrap(), second.join())
+        })
+    }
+
+    #[test]
+    fn writes_that_come_together_share_a_transaction_and_fail_alone() {
+        let (_directory, store) = store();
+        let failed = |tx: &Connection| {
+            insert(tx, "undone")?;
+            Err::<(), _>(StoreError::NoRandomness)
+        };
+        let (first, second) = together(&store, |tx| insert(tx, "kept"), failed);
+        assert!(matches!(second, Ok(Err(StoreError::NoRandomness))));
+        first.unwrap();
+        assert_eq!(names_in(&store), ["kept"]);
+
+        let (first, second) = together(&store, failed, |tx| insert(tx, "kept too"));
+        assert!(matches!(first, Err(StoreError::NoRandomness)));
+        second.unwrap().unwrap();
+        assert_eq!(names_in(&store), ["kept", "kept too"]);
+    }
+
+    #[test]
+    fn a_write_that_panics_is_undone_and_neither_stops_the_others_nor_the_next() {
+        let (_directory, store) = store();
+        let (first, second) = together(
+            &store,
+            |tx| insert(tx, "kept"),
+            |tx| -> Result<(), StoreError> {
+                insert(tx, "undone")?;
+                panic!("as a test")
+            },
+        );
+        assert!(second.is_err());
+        first.unwrap();
+        assert_eq!(names_in(&store), ["kept"]);
+    }
+
+    #[test]
+    fn if_sqlite_undoes_the_transaction_nobody_in_it_is_told_that_it_was_committed() {
+        let (_directory, store) = store();
+        let (first, second) = together(&store, |tx| insert(tx, "lost"), |tx| Ok(tx.execute_batch("ROLLBACK")?));
+        assert!(matches!(first, Err(StoreError::NotCommitted(_))), "{first:?}");
+        assert!(second.unwrap().is_err());
+        assert!(names_in(&store).is_empty());
+        store.write(|tx| insert(tx, "kept")).unwrap();
+        assert_eq!(names_in(&store), ["kept"]);
+    }
+
+    #[test]
+    fn a_head_that_is_not_ours_is_an_error_that_names_it() {
+        let (directory, store) = store();
+        drop(store);
+        let head = directory.path().join("cas.head");
+        for text in ["7", "x abc\n", "\u{ff}\n"] {
+            std::fs::write(&head, text).unwrap();
+            let error = Store::open(&directory.path().join("cas.db")).err().unwrap().to_string();
+            assert!(error.contains(head.to_str().unwrap()), "{error}");
+        }
+    }
+}
