@@ -13,7 +13,7 @@ use std::process::{Child, ChildStderr, Command, Stdio};
 
 use scone_run::cas::{Address, Cas as Connection, Error};
 use scone_run::protocol::{Configuration, Response};
-use scone_sim::cas::{Cas, Claim};
+use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
 use world::{HEADLINE, MRENCLAVE, NOW, World, code, refused};
 
@@ -255,7 +255,13 @@ fn power_cuts(before: &Files, steps: &[Step], code: &str) -> Vec<(bool, Option<b
             }
             fs::write(home.path().join("clock"), NOW.to_string()).unwrap();
             let cas = Cas::open(home.path(), Clock::File(home.path().join("clock"))).ok();
-            let claim = Claim { service: SERVICE, code: Some(code), access: None, mrenclave: MRENCLAVE, bound: true };
+            let claim = Claim {
+                service: SERVICE,
+                code: Some(code),
+                access: Access::default(),
+                mrenclave: MRENCLAVE,
+                bound: true,
+            };
             outcomes.push((released, cas.map(|cas| cas.configure(&claim).unwrap().is_ok())));
         }
     }
