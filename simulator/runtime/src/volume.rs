@@ -127,7 +127,7 @@ pub struct Volume {
     differences: Entries,
     /// What has changed since `tag` was taken.
     changes: Entries,
-    /// Whether there may be files that an interrupted seal left behind.
+    /// Whether there may be a manifest that an interrupted seal left behind, and what that manifest needs.
     leftovers: bool,
 }
 
@@ -156,7 +156,7 @@ impl Volume {
 
     fn restore(&mut self, tag: &str) -> Result<(), Error> {
         let manifest = match self.store.manifest(tag) {
-            Err(Error::Removed(_)) if self.store.has_manifests()? => return Err(Error::NotFresh),
+            Err(Error::Removed(_)) if self.store.has_other_manifests(&HashSet::new())? => return Err(Error::NotFresh),
             manifest => manifest?,
         };
         let (base, mut entries) = match manifest.base {
@@ -175,13 +175,23 @@ impl Volume {
             entries.into_iter().filter_map(|(path, entry)| Some((path, entry?))).collect();
         self.tree.restore(&entries, &mut self.store)?;
         self.base = Some(base);
+        self.leftovers = self.store.has_other_manifests(&self.tags())?;
+        if !self.leftovers {
+            self.store.delete_leftovers(&self.tags(), &self.tree.blobs())?;
+        }
         Ok(())
+    }
+
+    /// The tags whose manifests are needed.
+    fn tags(&self) -> HashSet<&str> {
+        self.tag.iter().chain(&self.base).map(String::as_str).collect()
     }
 
     /// Makes the present state of the plain files the one that counts. When this returns, they are safe. When nothing has
     /// changed, nothing is written and CAS is not asked.
     pub fn seal(&mut self, set_tag: &mut SetTag) -> Result<(), Error> {
-        self.store.refuse_missing_files(self.tag.iter().chain(&self.base).map(String::as_str))?;
+        let tags = self.tag.iter().chain(&self.base).map(String::as_str);
+        self.store.refuse_missing_files(tags)?;
         self.tree.look(&mut self.store, &mut self.changes)?;
         if self.tag.is_some() && self.changes.is_empty() {
             return Ok(());
@@ -210,11 +220,10 @@ impl Volume {
         let stale = before.iter().filter(|&tag| self.tag.as_ref() != Some(tag) && self.base.as_ref() != Some(tag));
         self.store.delete(stale.map(String::as_str), &self.tree.blobs())?;
 
-        // Not before: a killed runtime's last request may still be on its way to CAS. What it names must be there until CAS has
-        // moved on and will refuse it.
+        // A killed runtime's last request may still have been on its way to CAS. What it names had to be there until now, when
+        // CAS has moved on and will refuse it.
         if self.leftovers {
-            let tags = self.tag.iter().chain(&self.base).map(String::as_str).collect();
-            self.store.delete_leftovers(&tags, &self.tree.blobs())?;
+            self.store.delete_leftovers(&self.tags(), &self.tree.blobs())?;
             self.leftovers = false;
         }
         Ok(())

@@ -193,6 +193,39 @@ fn a_cas_killed_at_any_write_of_a_tag_loses_nothing_that_was_acknowledged() {
     assert!(killed > 4 && went_on > 2, "killed {killed} times only, and {went_on} went on");
 }
 
+/// What a thief of copies can do: nothing with one of the two, and with both what nobody on this host can tell from the past.
+#[test]
+fn an_older_copy_of_cas_is_refused_and_only_one_of_cas_and_volume_together_is_not() {
+    if !tools_are_there() {
+        return;
+    }
+    let mut host = Host::new();
+    let copy = |from: PathBuf, to: PathBuf| {
+        let copied = Command::new("cp").arg("-aT").arg(from).arg(to).status().unwrap();
+        assert!(copied.success());
+    };
+    assert!(host.count(&[]).status.success());
+    host.cas.process.kill().unwrap();
+    copy(host.path("cas"), host.path("older cas"));
+    copy(host.path("volume"), host.path("older volume"));
+    host.cas.serve_again();
+    assert!(host.count(&[]).status.success());
+    assert_eq!(host.counted(), 4);
+
+    host.cas.process.kill().unwrap();
+    fs::rename(host.path("cas"), host.path("newer cas")).unwrap();
+    copy(host.path("older cas"), host.path("cas"));
+    host.cas.serve_again();
+    let refused = host.count(&[]);
+    assert_eq!(refused.status.code(), Some(134));
+    let error = text(&refused.stderr);
+    assert!(error.contains("Caused by: The FSPF tag is not fresh - suspected replay attack"), "{error}");
+
+    fs::rename(host.path("volume"), host.path("newer volume")).unwrap();
+    copy(host.path("older volume"), host.path("volume"));
+    assert_eq!(host.counted(), 2, "documented: nothing on this host remembers more");
+}
+
 /// A strace on a running process, once it has taken hold of it; it kills at that call.
 fn attach(process: &Child, call: &str, when: u32) -> (Child, BufReader<ChildStderr>) {
     let mut strace = Command::new("strace");

@@ -712,7 +712,9 @@ fn without_rollback_protection_an_older_copy_is_opened() {
 #[test]
 fn no_sync_returns_before_cas_has_the_tag() {
     everywhere(|host| {
-        for sync in [format!("fsync={ONCE}"), "fsync=/root/single_run".to_owned(), "sync".to_owned()] {
+        let fsync = format!("fsync={ONCE}");
+        let directory = "fsync=/root/single_run";
+        for sync in [&fsync, directory, "sync", &format!("child={fsync}"), &format!("thread={fsync}")] {
             // The program's own account of what it did, up to the moment at which CAS is asked.
             let (accounts, log) = (Arc::new(Mutex::new(Vec::new())), host.path("out/log"));
             let witnessed = accounts.clone();
@@ -720,7 +722,7 @@ fn no_sync_returns_before_cas_has_the_tag() {
                 witnessed.lock().unwrap().push(fs::read_to_string(&log).unwrap_or_default());
             }));
             let write = format!("write={ONCE},{}", sync.len());
-            host.says(&["write=/out/log,before", &write, &sync, "write=/out/log,after", "write=/out/log,"]);
+            host.says(&["write=/out/log,before", &write, sync, "write=/out/log,after", "write=/out/log,"]);
             let accounts = accounts.lock().unwrap();
             assert_eq!(accounts.last().map(String::as_str), Some("before"), "{sync}");
             assert_eq!(fs::read_to_string(host.path("out/log")).unwrap(), "");
@@ -751,13 +753,17 @@ fn stores_through_a_mapping_are_sealed_by_msync_though_no_timestamp_moves() {
 #[test]
 fn what_would_slip_past_the_barrier_is_denied() {
     everywhere(|host| {
+        const RWF_DSYNC: i32 = 2;
         const RWF_SYNC: i32 = 4;
         let call = |number: i64, flags: i32| format!("syscall={number},{flags}");
         let said = host.says(&[
-            &format!("open-synchronous={ONCE}"),
+            &format!("open-synchronous={ONCE},{}", libc::O_SYNC),
+            &format!("open-synchronous={ONCE},{}", libc::O_DSYNC),
             &call(libc::SYS_io_uring_setup, 0),
             &call(libc::SYS_io_setup, 0),
             &call(libc::SYS_openat2, 0),
+            &call(libc::SYS_open_by_handle_at, 0),
+            &call(libc::SYS_pwritev2, RWF_DSYNC),
             &call(libc::SYS_pwritev2, RWF_SYNC),
             &call(libc::SYS_pwritev2, 0),
         ]);
@@ -769,7 +775,8 @@ fn what_would_slip_past_the_barrier_is_denied() {
             assert!([128 + 31, 128 + 11].contains(&output.status.code().unwrap()), "{foreign}: {}", output.status);
             assert!(!host.path("out/after").exists());
         }
-        assert_eq!(said, format!("Err(Some({}))\n{absent}{absent}{absent}{unsupported}{harmless}", libc::EOPNOTSUPP));
+        let synchronous = format!("Err(Some({}))\n", libc::EOPNOTSUPP).repeat(2);
+        assert_eq!(said, format!("{synchronous}{}{}{harmless}", absent.repeat(4), unsupported.repeat(2)));
     });
 }
 
@@ -876,4 +883,62 @@ fn what_outlives_the_program_is_ended_before_the_volume_is_sealed() {
         let said = host.says(&[&format!("read={ONCE}")]);
         assert!(["here\n", "still here\n", "\n"].contains(&said.as_str()), "{said}");
     });
+}
+
+#[test]
+fn a_sealed_directory_that_cannot_be_written_ends_the_start_and_names_the_file() {
+    on_the_host(|host| {
+        // The runtime may do in its own user namespace what its user may not: only another's directory is closed to it.
+        let Some(user) = host.user else { return };
+        let give_to = |user| chown(host.path("volume"), Some(user), Some(user)).unwrap();
+        give_to(0);
+        let output = host.run(&["arguments"]);
+        assert_fatal(
+            &output,
+            &["Caused by: cannot write '", ".manifest (volume /root/single_run)': Permission denied"],
+        );
+        assert_eq!(text(&output.stdout), "");
+        give_to(user);
+        host.says(&[&format!("write={ONCE},x")]);
+        give_to(0);
+        let output = host.run(&[&format!("write={ONCE},y"), &format!("fsync={ONCE}"), "write=/out/after,x"]);
+        assert_fatal(&output, &["Caused by: cannot write '", ".blob (volume /root/single_run)': Permission denied"]);
+        assert!(!host.path("out/after").exists());
+        // To read is enough, as long as nothing changes.
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
+    });
+}
+
+#[test]
+fn a_full_disk_kills_the_program_in_its_sync_and_names_the_file_and_leaves_room_for_the_next_start() {
+    on_the_host(|host| {
+        if !geteuid().is_root() {
+            eprintln!("SKIPPED: only root can make a small disk");
+            return;
+        }
+        let disk = host.path("volume");
+        let options = format!("size=256k,uid={0},gid={0}", host.user.unwrap_or(0));
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(&disk).status().unwrap();
+        assert!(mounted.success());
+        let _unmount = Unmount(disk);
+        host.says(&[&format!("write={ONCE},x")]);
+        let fill = host.run(&["fill=/root/single_run/large,400000", &format!("fsync={ONCE}"), "write=/out/after,x"]);
+        assert_fatal(
+            &fill,
+            &["Caused by: cannot write '", ".blob (volume /root/single_run)': No space left on device"],
+        );
+        assert!(!host.path("out/after").exists());
+        let said =
+            host.says(&[&format!("read={ONCE}"), "fill=/root/single_run/large,100000", &format!("write={ONCE},y")]);
+        assert_eq!(said, "x\n");
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "y\n");
+    });
+}
+
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        assert!(Command::new("umount").arg(&self.0).status().unwrap().success());
+    }
 }

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use scone_run::protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::{Error, Volume};
 use tempfile::TempDir;
@@ -261,7 +261,7 @@ fn no_byte_can_be_altered_cut_off_or_added() {
         assert!(disk.refusal().starts_with("Verification of file chunk 0 "), "byte {at}");
     }
     fs::remove_file(&manifest).unwrap();
-    assert!(Command::new("mkfifo").arg(&manifest).status().unwrap().success());
+    mknodat(CWD, &manifest, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
     assert!(disk.refusal().starts_with("Verification of file chunk 0 "));
     fs::remove_file(&manifest).unwrap();
     fs::write(&manifest, &good).unwrap();
@@ -313,6 +313,18 @@ fn a_seal_cut_off_before_cas_took_the_tag_never_happened() {
     fs::write(opened.plain.path().join("f"), "newer").unwrap();
     disk.seal(&mut opened).unwrap();
     assert_eq!(disk.names().len(), 2);
+}
+
+#[test]
+fn what_a_seal_left_that_had_no_manifest_yet_goes_at_the_next_opening() {
+    let disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let before = disk.names();
+    let id = "ab".repeat(16);
+    for left in [format!("{id}.blob"), format!("{id}.blob.tmp"), format!("{id}.manifest.tmp")] {
+        fs::write(disk.path().join(left), "it may have filled the disk").unwrap();
+    }
+    disk.open().unwrap();
+    assert_eq!(disk.names(), before);
 }
 
 #[test]

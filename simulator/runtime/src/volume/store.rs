@@ -95,9 +95,10 @@ impl Store {
         Manifest::decode(&text).ok_or(Error::OtherVersion)
     }
 
-    /// Whether there is a manifest of any tag.
-    pub fn has_manifests(&self) -> Result<bool, Error> {
-        Ok(self.names()?.iter().any(|name| name.ends_with(".manifest")))
+    /// Whether there are manifests of other tags than these.
+    pub fn has_other_manifests(&self, tags: &HashSet<&str>) -> Result<bool, Error> {
+        let is_other = |name: &String| matches!(parse_name(name), Some((tag, Kind::Manifest)) if !tags.contains(tag));
+        Ok(self.names()?.iter().any(is_other))
     }
 
     /// Makes the manifest, and all that was sealed before it, durable. Its tag.

@@ -18,8 +18,6 @@ unsafe extern "C" {
     fn msync(at: *mut u8, length: usize, flags: i32) -> i32;
 }
 
-const O_SYNC: i32 = 0o4010000;
-
 fn say(text: impl std::fmt::Display) {
     println!("{text}");
 }
@@ -52,6 +50,7 @@ fn act(verb: &str, operands: &[&str]) {
             Err(error) => say(format!("no {path}: {:?}", error.kind())),
         },
         "write" => fs::write(path, operands[1]).unwrap(),
+        "fill" => fs::write(path, vec![b'x'; operands[1].parse().unwrap()]).unwrap(),
         "try-write" => say(format!("{:?}", fs::write(path, "x").map_err(|error| error.raw_os_error()))),
         "mode" => {
             let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
@@ -99,7 +98,8 @@ fn act(verb: &str, operands: &[&str]) {
         }
         // Ways around the barrier.
         "open-synchronous" => {
-            let opened = OpenOptions::new().write(true).create(true).custom_flags(O_SYNC).open(path);
+            let flags = operands[1].parse().unwrap();
+            let opened = OpenOptions::new().write(true).create(true).custom_flags(flags).open(path);
             say(format!("{:?}", opened.map(drop).map_err(|error| error.raw_os_error())));
         }
         "syscall" => {
@@ -152,6 +152,16 @@ fn act(verb: &str, operands: &[&str]) {
                 writers.into_iter().for_each(|writer| writer.join().unwrap());
                 done.store(true, std::sync::atomic::Ordering::Relaxed);
             });
+        }
+        // Another step, in a process and a program of its own, or in a thread.
+        "child" => {
+            let step = operands.join(",");
+            assert!(Command::new("/proc/self/exe").arg(step).status().unwrap().success());
+        }
+        "thread" => {
+            let step = operands.join(",");
+            let (verb, operands) = step.split_once('=').unwrap();
+            std::thread::scope(|scope| scope.spawn(|| act(verb, &[operands])).join().unwrap());
         }
         "exit" => exit(path.parse().unwrap()),
         "die" => {
