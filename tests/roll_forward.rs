@@ -152,8 +152,43 @@ fn killed_anywhere_it_is_completed_by_the_next_run_and_the_old_codes_die_at_the_
         let new = bundle.enrol_anew();
         assert_ne!(new.secret, account.secret, "{what}");
         account = new;
-        bundle.goes_on_with(&account);
     });
+    account = bundle.enrol_anew();
+    bundle.goes_on_with(&account);
+}
+
+/// Between two calls of a tool the script records how far it got: killed there at each call of the kernel that matters.
+#[test]
+fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
+    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    if !traced.is_ok_and(|status| status.success()) {
+        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+        return;
+    }
+    let (bundle, mut account) = Watched::enrolled();
+    let mut killed = 0;
+    for calls in ["fsync", "rename,renameat,renameat2", "unlink,unlinkat"] {
+        for number in 1.. {
+            let mut strace = bundle.command("strace");
+            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
+            strace.arg(bundle.root.join("scripts/roll_forward")).arg("--yes");
+            let outcome = run(strace);
+            let ended = outcome.code == Some(0);
+            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+            if !ended {
+                killed += 1;
+                bundle.script("roll_forward", &["--yes"]).expect(0);
+            }
+            assert!(!bundle.accepts(&account), "{calls} {number}");
+            account = bundle.enrol_anew();
+            if ended {
+                break;
+            }
+        }
+    }
+    // Five times: the intention, three uploads, the end. Each is a file, a rename, a directory.
+    assert!(killed >= 15, "{killed}");
+    bundle.goes_on_with(&account);
 }
 
 #[test]
@@ -365,8 +400,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
             again.expect(3).saying("CAS was not wiped").saying("hint: ./scripts/create.rs");
             bundle.script("create", &[]).expect(0);
         }
-        let account = bundle.enrol_anew();
-        bundle.goes_on_with(&account);
+        bundle.enrol_anew();
         wipe_cas(&bundle);
     });
 }
