@@ -22,7 +22,7 @@ use rustls::ServerConfig;
 use scone_run::protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
@@ -44,6 +44,9 @@ const CLIENT_LIFETIME: Duration = Duration::from_secs(60);
 
 /// Connections served at once, on each port; more wait in the listener's queue.
 const MAX_CONNECTIONS: usize = 512;
+
+/// Connections that wait for a place, on each port; the kernel lets further ones try again after a second.
+const QUEUE: u32 = 1024;
 
 /// How long an idle connection keeps its place when others wait for one. The peers that matter do not mind: the CLI is done
 /// much sooner, and a runtime that finds its connection gone makes another.
@@ -113,6 +116,11 @@ where
                 continue;
             }
         };
+        // An answer is not held back until the peer has acknowledged what came before it, which it does in its own time.
+        if let Err(error) = stream.set_nodelay(true) {
+            eprintln!("scone-sim: cannot serve a connection: {error}");
+            continue;
+        }
         let place = guests.place().await;
         let (acceptor, answer, busy) = (acceptor.clone(), answer.clone(), Arc::new(AtomicBool::new(false)));
         let theirs = busy.clone();
@@ -162,9 +170,12 @@ impl Guests {
     }
 }
 
-/// The addresses' listener. Loopback only: see the crate's purpose.
+/// The port's listener. Loopback only: see the crate's purpose.
 pub async fn listen(port: u16) -> std::io::Result<TcpListener> {
-    TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], port))).await
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], port)))?;
+    socket.listen(QUEUE)
 }
 
 /// Runs a decision where it may block on the disk.
