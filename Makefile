@@ -27,7 +27,7 @@ attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what
 soak: ## single use, long: 64 clients and one code, ten thousand times
 	cargo test --locked --release --package scone-sim --test single_use -- --ignored
 
-bench: ## what CAS, the start of a program and the sync of a volume cost on this machine, as tables
+bench: sim ## what CAS, the start of a program and the sync of a volume cost on this machine, as tables
 	cargo bench --locked --quiet --package scone-sim --bench cas
 	cargo bench --locked --quiet --package scone-run --bench start --bench volume
 
