@@ -70,7 +70,7 @@ impl Rig {
 
     #[track_caller]
     fn refuses(&self, service: &str, why: &str) {
-        let causes = self.ask(service).err().expect("a refusal");
+        let causes = self.ask(service).expect_err("a refusal");
         assert!(causes.last().unwrap().contains(why), "{causes:?}");
     }
 

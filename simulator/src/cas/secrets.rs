@@ -343,5 +343,5 @@ fn fingerprint(key: &[u8], issuer: Option<&Value>) -> String {
 /// Escaped for use inside a JSON string; `None` if it is no text.
 fn escape_json(written: Vec<u8>) -> Option<Vec<u8>> {
     let quoted = serde_json::Value::from(String::from_utf8(written).ok()?).to_string();
-    Some(quoted[1..quoted.len() - 1].as_bytes().to_vec())
+    Some(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
 }
