@@ -91,8 +91,12 @@ fn create(args: &Args) -> Result<String, Failure> {
         check_unchanged(args, state)?;
     }
     let platform = known.as_ref().map(|state| state.platform).or(args.platform).unwrap_or(Platform::Scone);
-    let tools = platform.tools(&root)?;
+    let tools = platform.tools(&root, &args.account)?;
 
+    let who = match known {
+        None => Some(identity(args)?),
+        Some(_) => None,
+    };
     let known_image = || known.as_ref().map(|state| state.image.clone());
     let image = args.image.clone().or_else(known_image).unwrap_or_else(|| platform.default_image().to_owned());
     let image_id = tools.image_id(&image)?;
@@ -101,9 +105,10 @@ fn create(args: &Args) -> Result<String, Failure> {
     step("attesting CAS");
     let cas = attest(args, &tools, known.as_ref())?;
 
-    let mut state = match known {
-        Some(state) => state,
-        None => first_state(args, platform, cas)?,
+    let mut state = match (known, who) {
+        (Some(state), _) => state,
+        (None, Some((issuer, login))) => first_state(&root, &args.account, platform, cas, issuer, login)?,
+        (None, None) => return Err(Failure::new(OTHER, "whose account it is to be is not known")),
     };
     if !state.mrenclave.is_empty() && state.mrenclave != mrenclave {
         step(format!("the program changed: measurement '{}' becomes '{mrenclave}'", state.mrenclave));
@@ -157,25 +162,48 @@ fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Fail
     match known {
         Some(known) if *known != cas => {
             let message = format!("the CAS at '{address}' is not the one account '{}' was created on", args.account);
-            Err(Failure::new(PRECONDITION, message))
+            let hint = format!(
+                "./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew",
+                state::option(&args.account)
+            );
+            Err(Failure::new(PRECONDITION, message).hint(hint))
         }
         _ => Ok(cas),
     }
 }
 
-fn first_state(args: &Args, platform: Platform, cas: Cas) -> Result<State, Failure> {
+/// Issuer and login of a new account.
+fn identity(args: &Args) -> Result<(String, String), Failure> {
     let issuer = args.issuer.clone().unwrap_or_else(|| "SCONE OTP".to_owned());
-    let login = match args.login.clone().or_else(|| std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).ok()) {
-        Some(login) => {
-            policy::label_part(&login).map_err(Failure::because(USAGE, "the login name cannot be used: '--login'"))?
-        }
-        None => return Err(Failure::new(USAGE, "whose code it is to be is not known: '--login NAME'")),
-    };
+    let login = args.login.clone().or_else(|| std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).ok());
+    let login = login.ok_or_else(|| Failure::new(USAGE, "whose code it is to be is not known: '--login NAME'"))?;
+    let login =
+        policy::label_part(&login).map_err(Failure::because(USAGE, "the login name cannot be used: '--login'"))?;
+    Ok((issuer, login))
+}
+
+fn first_state(
+    root: &Path,
+    account: &str,
+    platform: Platform,
+    cas: Cas,
+    issuer: String,
+    login: String,
+) -> Result<State, Failure> {
     let mut random = [0; 10];
     let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
     read.map_err(Failure::because(OTHER, "no random name for the namespace"))?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(State::new(platform, cas, issuer, login, format!("otpqr-{random}")))
+    let namespace = format!("otpqr-{random}");
+    // Volumes of an account whose state was lost are not this one's: its volumes must begin empty.
+    let volumes = root.join("state/volumes").join(account);
+    if volumes.exists() {
+        let aside = volumes.with_file_name(format!("{account}.before-{namespace}"));
+        step(format!("volumes of an earlier account '{account}' are moved aside, to '{}'", aside.display()));
+        let moved = std::fs::rename(&volumes, &aside);
+        moved.map_err(Failure::because(PRECONDITION, format!("'{}' cannot be moved", volumes.display())))?;
+    }
+    Ok(State::new(platform, cas, issuer, login, namespace))
 }
 
 /// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered.
@@ -225,7 +253,7 @@ fn image_name(text: &str) -> Result<String, String> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::io::{self, IsTerminal};
+    use std::io::{self, IsTerminal, Write};
     use std::process::{self, ExitCode};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -274,16 +302,21 @@ mod outcome {
 
         /// The one place where errors are printed. Returns the exit code.
         pub fn print(&self) -> u8 {
-            eprintln!("{}: error: {}", super::SCRIPT, self.message);
-            for hint in &self.hints {
-                eprintln!("hint: {hint}");
-            }
+            // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
+            let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
+            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
 
         /// For a report: what is wrong, and the first command that helps.
         pub fn into_finding(self) -> (String, Option<String>) {
             (self.message, self.hints.into_iter().next())
+        }
+
+        /// Whether CAS said no, rather than nothing or something unexpected.
+        pub fn is_refusal(&self) -> bool {
+            self.code == REFUSED
         }
 
         /// Adds a command that helps.
@@ -295,31 +328,37 @@ mod outcome {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
-    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
+    /// While something is waited for that cannot be broken off - a person, a file that is a pipe: how to leave.
+    static PROMPT: Mutex<Option<Prompt>> = Mutex::new(None);
+
+    struct Prompt {
+        /// The terminal as it was before; echo may be off meanwhile.
+        terminal: Option<Termios>,
+        /// What takes away what was shown.
+        hide: &'static str,
+        /// What somebody must know who presses Ctrl-C.
+        remains: String,
+    }
 
     /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
     /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
     fn interrupt() {
         STOP.store(true, Ordering::SeqCst);
         let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((terminal, remains)) = &*prompt {
-            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+        if let Some(Prompt { terminal, hide, remains }) = &*prompt {
+            // If the terminal cannot be put back, there is nobody left to tell but by the message below.
             if let Some(before) = terminal {
                 let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
             }
-            eprintln!("{SHOW_ALL}");
+            let _ = writeln!(io::stderr(), "{hide}");
             process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
     }
 
-    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
-    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
-
-    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
-    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+    /// Waits for an answer. `remains` is what somebody must know who presses Ctrl-C, `hide` takes away what was shown.
+    pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
         let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
-        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
+        set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
         let answer = ask();
         set(None);
         answer
@@ -341,18 +380,19 @@ mod outcome {
 
     /// Says what is being done: on standard error, since it is no result.
     pub fn step(what: impl std::fmt::Display) {
-        eprintln!("{}: {what}", super::SCRIPT);
+        let _ = writeln!(io::stderr(), "{}: {what}", super::SCRIPT);
     }
 
     /// Runs the script and turns its outcome into an exit code. What was done comes back as text and is printed last: when
     /// something fails, standard output stays empty.
     pub fn conclude(run: impl FnOnce() -> Result<String, Failure>) -> ExitCode {
         let handled = ctrlc::set_handler(interrupt).map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
-        match handled.and_then(|()| run()) {
-            Ok(report) => {
-                println!("{report}");
-                ExitCode::SUCCESS
-            }
+        let reported = handled.and_then(|()| run()).and_then(|report| {
+            let written = writeln!(io::stdout(), "{report}").and_then(|()| io::stdout().flush());
+            written.map_err(Failure::because(OTHER, "it is done, but cannot be reported on standard output"))
+        });
+        match reported {
+            Ok(()) => ExitCode::SUCCESS,
             Err(failure) => ExitCode::from(failure.print()),
         }
     }
@@ -364,26 +404,42 @@ mod outcome {
 mod root {
     //! Where the bundle is. Nothing is ever created in a place that does not already hold what the script needs.
 
-    use std::env;
+    use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
+    use std::{env, fs};
 
     use super::outcome::{Failure, PRECONDITION};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
     /// user named must hold it: no other is tried then.
     pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
-        let named = named.map(Path::to_owned).or_else(|| env::var_os("OTPQR_ROOT").map(PathBuf::from));
-        let candidates = match named {
-            Some(place) => vec![place],
+        let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
+        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
+        let mut root = candidates.iter().find_map(holds);
+        if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
-            None => env::var_os("RUST_SCRIPT_BASE_PATH")
-                .map(|scripts| Path::new(&scripts).join(".."))
-                .into_iter()
-                .chain(env::current_dir())
-                .collect(),
-        };
-        let root =
-            candidates.iter().filter_map(|place| place.canonicalize().ok()).find(|place| place.join(needed).exists());
+            let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
+            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
+            root = candidates.iter().find_map(holds);
+            if root.is_none()
+                && let Ok(here) = env::current_dir()
+            {
+                root = holds(&here);
+                candidates.push(here);
+                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
+                // where we happen to stand.
+                if let Some(found) = &root {
+                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
+                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
+                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
+                        let message = format!("the current directory '{}' is not yours alone", found.display());
+                        return Err(Failure::new(PRECONDITION, message)
+                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+                    }
+                }
+            }
+        }
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
@@ -408,7 +464,7 @@ mod child {
     #[derive(Debug)]
     pub struct Tool {
         pub name: &'static str,
-        path: PathBuf,
+        pub path: PathBuf,
     }
 
     /// What a program printed and how it ended. A code in it is masked.
@@ -459,9 +515,12 @@ mod child {
         /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
         /// complain (both go on after it), else the last line of standard error.
         pub fn reason(&self) -> String {
-            let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+            let lines = || {
+                let lines = self.stderr.lines().map(str::trim);
+                lines.filter(|line| !line.is_empty() && !line.starts_with("hint: "))
+            };
             let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
-            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: "].into_iter().find_map(last);
+            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
             let cause = marked.or_else(|| lines().next_back());
             match (cause, self.code) {
                 (Some(cause), _) => cause.to_owned(),
@@ -495,6 +554,7 @@ mod platform {
 
     use super::child::{Finished, Tool};
     use super::outcome::{Failure, OTHER, PRECONDITION, step};
+    use super::state;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -516,6 +576,8 @@ mod platform {
         /// Starts the program: `docker`, or natively the runtime itself.
         engine: &'static str,
         engine_missing: &'static str,
+        /// Makes the image.
+        image_missing: &'static str,
         /// What `docker run` needs on this platform alone.
         docker: &'static [&'static str],
         /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path
@@ -529,6 +591,7 @@ mod platform {
         simulator: false,
         engine: "docker",
         engine_missing: "apt-get install docker.io",
+        image_missing: "docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
         // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
         docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
         sealed: "/root/single_run",
@@ -538,7 +601,8 @@ mod platform {
         image: "otpqr:sim",
         simulator: true,
         engine: "docker",
-        engine_missing: "./scripts/create.rs --platform sim-native",
+        engine_missing: "./scripts/create.rs --platform sim-native --account native   # without docker",
+        image_missing: "make image",
         docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
         sealed: "/.sealed/root/single_run",
     };
@@ -548,6 +612,7 @@ mod platform {
         simulator: true,
         engine: "scone-run",
         engine_missing: "make sim",
+        image_missing: "make sim",
         docker: &[],
         sealed: "/.sealed/root/single_run",
     };
@@ -583,6 +648,8 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
+        /// What a command needs to be about the account.
+        option: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -609,7 +676,7 @@ mod platform {
 
         /// Finds the tools, and makes sure that the `scone` found is this platform's: a policy meant for SCONE must not end
         /// up in the simulator, nor the other way round.
-        pub fn tools(self, root: &Path) -> Result<Tools, Failure> {
+        pub fn tools(self, root: &Path, account: &str) -> Result<Tools, Failure> {
             let facts = self.facts();
             let bundled = root.join("simulator/bin");
             let first = facts.simulator.then_some(bundled.as_path());
@@ -633,13 +700,8 @@ mod platform {
             if facts.simulator {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
-            Ok(Tools {
-                facts,
-                root: root.to_owned(),
-                scone,
-                engine: find(facts.engine, facts.engine_missing)?,
-                simulator,
-            })
+            let engine = find(facts.engine, facts.engine_missing)?;
+            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
         }
     }
 
@@ -649,9 +711,18 @@ mod platform {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let message = format!("the simulated CAS is not running: {}", finished.reason());
-                return Err(Failure::new(PRECONDITION, message)
-                    .hint("./scripts/create.rs   # starts it and changes nothing else"));
+                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let reason = finished.reason();
+                let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
+                return Err(match up {
+                    true => {
+                        let failure =
+                            Failure::new(PRECONDITION, format!("the simulated CAS cannot be started: {reason}"));
+                        relayed.fold(failure, |failure, hint| failure.hint(format!("{program}{hint}")))
+                    }
+                    false => Failure::new(PRECONDITION, format!("the simulated CAS is not running: {reason}"))
+                        .hint(format!("{program} up")),
+                });
             }
             let field = |name: &str| {
                 let value = finished.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -660,6 +731,22 @@ mod platform {
                     .ok_or_else(|| Failure::new(OTHER, format!("'scone-sim' did not say its '{name}'")))
             };
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
+        }
+
+        /// When and by which service a code of this namespace was last spent, in seconds since 1970: the simulated CAS tells it
+        /// in its audit log. `None` on SCONE, or if there is none.
+        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+            let Some(simulator) = &self.simulator else { return Ok(None) };
+            let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
+            let entries =
+                log.stdout.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let mut spent = entries.filter_map(|entry| {
+                let service = entry["subject"].as_str()?;
+                let ours = service.strip_prefix(namespace)?.starts_with('/');
+                let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
+                (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
+            });
+            Ok(spent.next())
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
@@ -687,7 +774,8 @@ mod platform {
             let key = shown.stdout.trim().to_owned();
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
-                return Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # attests it"));
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
             }
             Ok(key)
         }
@@ -701,7 +789,8 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                return Err(Failure::new(PRECONDITION, message));
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
         }
@@ -712,13 +801,18 @@ mod platform {
                 let directory = self.root.join(image);
                 let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
                 let message = format!("the image directory '{}' is not there", directory.display());
-                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint("make sim"));
+                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint(self.facts.image_missing));
             }
             let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
             let finished = self.engine.run(&args, &[])?;
             if !finished.success() {
-                let message = format!("docker has no image '{image}': {}", finished.reason());
-                return Err(Failure::new(PRECONDITION, message).hint("make image"));
+                let reason = finished.reason();
+                return Err(match reason.to_lowercase().contains("no such image") {
+                    true => Failure::new(PRECONDITION, format!("docker has no image '{image}': {reason}"))
+                        .hint(self.facts.image_missing),
+                    false => Failure::new(PRECONDITION, format!("docker does not answer: {reason}"))
+                        .hint("docker version   # says whether the engine runs, and whether you may use it"),
+                });
             }
             Ok(finished.stdout.trim().to_owned())
         }
@@ -757,7 +851,8 @@ mod platform {
             let message = format!("image '{image}' is not the one in the policies: it was built anew");
             match same {
                 true => Ok(()),
-                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+                false => Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
             }
         }
 
@@ -822,14 +917,15 @@ mod state {
     //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
     use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-    use std::io::{self, Write};
+    use std::io::{self, Read, Write};
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
     use std::path::{Path, PathBuf};
 
+    use rustix::fs::OFlags;
     use serde::{Deserialize, Serialize};
 
     use super::outcome::{Failure, OTHER, PRECONDITION};
-    use super::platform::{Cas, Platform};
+    use super::platform::{Cas, Platform, is_sha256};
     use super::root;
 
     const FORMAT: u32 = 1;
@@ -898,6 +994,33 @@ mod state {
         }
     }
 
+    impl State {
+        /// What no script ever wrote. These values become arguments and versions to count on.
+        fn implausible(&self) -> Option<&'static str> {
+            let counts = |version: u32| (1..=1_000_000).contains(&version);
+            let plain = |text: &str| !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
+            let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+            let pending = self.pending.as_ref().is_none_or(|pending| {
+                pending.uploads_done <= 3
+                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && (pending.secret_version == self.secret_version
+                        || Some(pending.secret_version) == self.secret_version.checked_add(1))
+            });
+            [
+                (counts(self.volume_version) && counts(self.secret_version), "its versions are impossible"),
+                (is_sha256(&self.mrenclave), "its mrenclave is none"),
+                (plain(&self.namespace) && self.namespace.chars().all(name), "its namespace is no session name"),
+                (
+                    [&self.image, &self.image_id, &self.cas.address].into_iter().all(|text| plain(text)),
+                    "its image or CAS is none",
+                ),
+                (pending, "its roll-forward is impossible"),
+            ]
+            .into_iter()
+            .find_map(|(right, what)| (!right).then_some(what))
+        }
+    }
+
     pub fn label(login: &str, secret_version: u32) -> String {
         match secret_version {
             1 => login.to_owned(),
@@ -942,6 +1065,12 @@ mod state {
         Ok(path)
     }
 
+    /// Where the program leaves the QR code of the account's current secret, until it is delivered.
+    pub fn issuing_directory(root: &Path, state: &State) -> PathBuf {
+        let name = format!("{}-{}", state.namespace.replace('/', "+"), state.secret_version);
+        root.join("state/issuing").join(name)
+    }
+
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
@@ -956,15 +1085,23 @@ mod state {
     pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Failure> {
         let path = root.join(file_of(account));
         let refuse = |cause: &str| Failure::new(PRECONDITION, format!("state file '{}' {cause}", path.display()));
-        let content = match fs::read(&path) {
-            Ok(content) => content,
+        let unreadable = |e: io::Error| refuse(&format!("cannot be read: {e}"));
+        // What lies there must be ours: no link to somewhere else, no pipe to wait for.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((StateFile { path, content: None }, None)),
-            Err(e) => return Err(refuse(&format!("cannot be read: {e}"))),
+            Err(e) => return Err(unreadable(e)),
         };
-        let owner = fs::metadata(&path).map_err(|e| refuse(&format!("cannot be read: {e}")))?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(refuse(&format!("belongs to another user (uid {owner})")));
+        let found = file.metadata().map_err(unreadable)?;
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(refuse(&format!("belongs to another user (uid {})", found.uid())));
         }
+        if !found.is_file() || found.mode() & 0o022 != 0 {
+            return Err(refuse("is no file that only you can write"));
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(unreadable)?;
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -974,7 +1111,10 @@ mod state {
             Ok(Version { format }) => return Err(refuse(&format!("has format {format}; this script knows {FORMAT}"))),
             Err(_) => return Err(refuse("is damaged or not ours")),
         }
-        let state = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        let state: State = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        if let Some(what) = state.implausible() {
+            return Err(refuse(&format!("is damaged: {what}")));
+        }
         Ok((StateFile { path, content: Some(content) }, Some(state)))
     }
 
@@ -989,7 +1129,10 @@ mod state {
             let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
             DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
             // A checkout brings the directory along, open to all.
-            fs::set_permissions(&directory, Permissions::from_mode(0o700)).map_err(failed(&self.path))?;
+            let mode = fs::metadata(&directory).map_err(failed(&self.path))?.mode();
+            if mode & 0o077 != 0 {
+                fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed(&self.path))?;
+            }
             let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
             let lock = lock.map_err(failed(&self.path))?;
             lock.lock().map_err(failed(&self.path))?;
@@ -1235,7 +1378,7 @@ mod policy {
         versions: &Versions,
     ) -> Result<(String, bool), Failure> {
         let known = session.known_hash(state).is_some();
-        let pending = state.pending.is_some();
+        let part_way = state.pending.as_ref().is_some_and(|pending| pending.uploads_done > 0);
         let policy = Policy::of(tools, root, session, state, versions)?;
         if known && let Ok(hash) = policy.scone("verify")? {
             return Ok((hash, false));
@@ -1255,7 +1398,7 @@ mod policy {
                 Failure::new(PRECONDITION, message)
                     .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
             }
-            _ if pending => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
+            _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
             Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
             None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })

@@ -17,6 +17,7 @@
 //! duct = "=1.1.2"
 //! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
+//! serde_json = "=1.0.154"
 //! serde_yaml = { package = "yaml_serde", version = "=0.10.7" }
 //! tempfile = "=3.27.0"
 //! which = "=8.0.6"
@@ -48,7 +49,7 @@ Exit codes:
 Examples:
   ./scripts/gen_qr.rs                                    writes qrcode.svg, asks for a first code, destroys the file
   ./scripts/gen_qr.rs --terminal                         shows the QR code here, writes no file
-  ./scripts/gen_qr.rs --account signing --output /media/usb/alice.svg --keep
+  ./scripts/gen_qr.rs --account signing --output signing.svg --keep
   ./scripts/gen_qr.rs --no-confirm                       without a terminal: writes qrcode.svg and ends
   shred -n 3 -z -u qrcode.svg                            what to do with it once it was scanned"
 )]
@@ -71,10 +72,10 @@ fn main() -> ExitCode {
 fn gen_qr(args: &Args) -> Result<String, Failure> {
     let confirmation = args.enrolment.check()?;
     let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
-    let tools = state.platform.tools(&root)?;
+    let tools = state.platform.tools(&root, &args.account)?;
     tools.check_cas(&state.cas)?;
     tools.check_image(&state.image, &state.image_id, &state.mrenclave)?;
-    let output = Output::prepare(&args.enrolment.output, &args.account, state.secret_version)?;
+    let output = Output::prepare(&root, &args.account, &state, &args.enrolment.output)?;
     let started = Instant::now();
     if !output.is_complete() {
         step("starting the confidential program");
@@ -103,7 +104,7 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
-    use std::io::{self, IsTerminal};
+    use std::io::{self, IsTerminal, Write};
     use std::process::{self, ExitCode};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -152,16 +153,21 @@ mod outcome {
 
         /// The one place where errors are printed. Returns the exit code.
         pub fn print(&self) -> u8 {
-            eprintln!("{}: error: {}", super::SCRIPT, self.message);
-            for hint in &self.hints {
-                eprintln!("hint: {hint}");
-            }
+            // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
+            let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
+            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
 
         /// For a report: what is wrong, and the first command that helps.
         pub fn into_finding(self) -> (String, Option<String>) {
             (self.message, self.hints.into_iter().next())
+        }
+
+        /// Whether CAS said no, rather than nothing or something unexpected.
+        pub fn is_refusal(&self) -> bool {
+            self.code == REFUSED
         }
 
         /// Adds a command that helps.
@@ -173,31 +179,37 @@ mod outcome {
 
     static STOP: AtomicBool = AtomicBool::new(false);
 
-    /// While somebody is asked something: the terminal as it was before, and what to say if that is broken off.
-    static PROMPT: Mutex<Option<(Option<Termios>, String)>> = Mutex::new(None);
+    /// While something is waited for that cannot be broken off - a person, a file that is a pipe: how to leave.
+    static PROMPT: Mutex<Option<Prompt>> = Mutex::new(None);
+
+    struct Prompt {
+        /// The terminal as it was before; echo may be off meanwhile.
+        terminal: Option<Termios>,
+        /// What takes away what was shown.
+        hide: &'static str,
+        /// What somebody must know who presses Ctrl-C.
+        remains: String,
+    }
 
     /// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
     /// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
     fn interrupt() {
         STOP.store(true, Ordering::SeqCst);
         let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((terminal, remains)) = &*prompt {
-            // Echo may be off. If it cannot be put back, there is nobody left to tell but by the message below.
+        if let Some(Prompt { terminal, hide, remains }) = &*prompt {
+            // If the terminal cannot be put back, there is nobody left to tell but by the message below.
             if let Some(before) = terminal {
                 let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
             }
-            eprintln!("{SHOW_ALL}");
+            let _ = writeln!(io::stderr(), "{hide}");
             process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
     }
 
-    /// Back from the alternate screen, cursor visible: nothing that a prompt hid stays hidden.
-    pub const SHOW_ALL: &str = "\x1b[?1049l\x1b[?25h";
-
-    /// Asks a person something at the terminal. `remains` is what they must know if they press Ctrl-C.
-    pub fn at_prompt<T>(remains: &str, ask: impl FnOnce() -> T) -> T {
+    /// Waits for an answer. `remains` is what somebody must know who presses Ctrl-C, `hide` takes away what was shown.
+    pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
         let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
-        set(Some((termios::tcgetattr(io::stdin()).ok(), remains.to_owned())));
+        set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
         let answer = ask();
         set(None);
         answer
@@ -219,18 +231,19 @@ mod outcome {
 
     /// Says what is being done: on standard error, since it is no result.
     pub fn step(what: impl std::fmt::Display) {
-        eprintln!("{}: {what}", super::SCRIPT);
+        let _ = writeln!(io::stderr(), "{}: {what}", super::SCRIPT);
     }
 
     /// Runs the script and turns its outcome into an exit code. What was done comes back as text and is printed last: when
     /// something fails, standard output stays empty.
     pub fn conclude(run: impl FnOnce() -> Result<String, Failure>) -> ExitCode {
         let handled = ctrlc::set_handler(interrupt).map_err(Failure::because(OTHER, "cannot handle Ctrl-C"));
-        match handled.and_then(|()| run()) {
-            Ok(report) => {
-                println!("{report}");
-                ExitCode::SUCCESS
-            }
+        let reported = handled.and_then(|()| run()).and_then(|report| {
+            let written = writeln!(io::stdout(), "{report}").and_then(|()| io::stdout().flush());
+            written.map_err(Failure::because(OTHER, "it is done, but cannot be reported on standard output"))
+        });
+        match reported {
+            Ok(()) => ExitCode::SUCCESS,
             Err(failure) => ExitCode::from(failure.print()),
         }
     }
@@ -242,26 +255,42 @@ mod outcome {
 mod root {
     //! Where the bundle is. Nothing is ever created in a place that does not already hold what the script needs.
 
-    use std::env;
+    use std::os::unix::fs::MetadataExt;
     use std::path::{Path, PathBuf};
+    use std::{env, fs};
 
     use super::outcome::{Failure, PRECONDITION};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
     /// user named must hold it: no other is tried then.
     pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
-        let named = named.map(Path::to_owned).or_else(|| env::var_os("OTPQR_ROOT").map(PathBuf::from));
-        let candidates = match named {
-            Some(place) => vec![place],
+        let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
+        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
+        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
+        let mut root = candidates.iter().find_map(holds);
+        if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
-            None => env::var_os("RUST_SCRIPT_BASE_PATH")
-                .map(|scripts| Path::new(&scripts).join(".."))
-                .into_iter()
-                .chain(env::current_dir())
-                .collect(),
-        };
-        let root =
-            candidates.iter().filter_map(|place| place.canonicalize().ok()).find(|place| place.join(needed).exists());
+            let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
+            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
+            root = candidates.iter().find_map(holds);
+            if root.is_none()
+                && let Ok(here) = env::current_dir()
+            {
+                root = holds(&here);
+                candidates.push(here);
+                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
+                // where we happen to stand.
+                if let Some(found) = &root {
+                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
+                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
+                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
+                        let message = format!("the current directory '{}' is not yours alone", found.display());
+                        return Err(Failure::new(PRECONDITION, message)
+                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+                    }
+                }
+            }
+        }
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
@@ -286,7 +315,7 @@ mod child {
     #[derive(Debug)]
     pub struct Tool {
         pub name: &'static str,
-        path: PathBuf,
+        pub path: PathBuf,
     }
 
     /// What a program printed and how it ended. A code in it is masked.
@@ -337,9 +366,12 @@ mod child {
         /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
         /// complain (both go on after it), else the last line of standard error.
         pub fn reason(&self) -> String {
-            let lines = || self.stderr.lines().map(str::trim).filter(|line| !line.is_empty());
+            let lines = || {
+                let lines = self.stderr.lines().map(str::trim);
+                lines.filter(|line| !line.is_empty() && !line.starts_with("hint: "))
+            };
             let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
-            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: "].into_iter().find_map(last);
+            let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
             let cause = marked.or_else(|| lines().next_back());
             match (cause, self.code) {
                 (Some(cause), _) => cause.to_owned(),
@@ -373,6 +405,7 @@ mod platform {
 
     use super::child::{Finished, Tool};
     use super::outcome::{Failure, OTHER, PRECONDITION, step};
+    use super::state;
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -394,6 +427,8 @@ mod platform {
         /// Starts the program: `docker`, or natively the runtime itself.
         engine: &'static str,
         engine_missing: &'static str,
+        /// Makes the image.
+        image_missing: &'static str,
         /// What `docker run` needs on this platform alone.
         docker: &'static [&'static str],
         /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path
@@ -407,6 +442,7 @@ mod platform {
         simulator: false,
         engine: "docker",
         engine_missing: "apt-get install docker.io",
+        image_missing: "docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
         // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
         docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
         sealed: "/root/single_run",
@@ -416,7 +452,8 @@ mod platform {
         image: "otpqr:sim",
         simulator: true,
         engine: "docker",
-        engine_missing: "./scripts/create.rs --platform sim-native",
+        engine_missing: "./scripts/create.rs --platform sim-native --account native   # without docker",
+        image_missing: "make image",
         docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
         sealed: "/.sealed/root/single_run",
     };
@@ -426,6 +463,7 @@ mod platform {
         simulator: true,
         engine: "scone-run",
         engine_missing: "make sim",
+        image_missing: "make sim",
         docker: &[],
         sealed: "/.sealed/root/single_run",
     };
@@ -461,6 +499,8 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
+        /// What a command needs to be about the account.
+        option: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -487,7 +527,7 @@ mod platform {
 
         /// Finds the tools, and makes sure that the `scone` found is this platform's: a policy meant for SCONE must not end
         /// up in the simulator, nor the other way round.
-        pub fn tools(self, root: &Path) -> Result<Tools, Failure> {
+        pub fn tools(self, root: &Path, account: &str) -> Result<Tools, Failure> {
             let facts = self.facts();
             let bundled = root.join("simulator/bin");
             let first = facts.simulator.then_some(bundled.as_path());
@@ -511,13 +551,8 @@ mod platform {
             if facts.simulator {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
-            Ok(Tools {
-                facts,
-                root: root.to_owned(),
-                scone,
-                engine: find(facts.engine, facts.engine_missing)?,
-                simulator,
-            })
+            let engine = find(facts.engine, facts.engine_missing)?;
+            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
         }
     }
 
@@ -527,9 +562,18 @@ mod platform {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let message = format!("the simulated CAS is not running: {}", finished.reason());
-                return Err(Failure::new(PRECONDITION, message)
-                    .hint("./scripts/create.rs   # starts it and changes nothing else"));
+                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let reason = finished.reason();
+                let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
+                return Err(match up {
+                    true => {
+                        let failure =
+                            Failure::new(PRECONDITION, format!("the simulated CAS cannot be started: {reason}"));
+                        relayed.fold(failure, |failure, hint| failure.hint(format!("{program}{hint}")))
+                    }
+                    false => Failure::new(PRECONDITION, format!("the simulated CAS is not running: {reason}"))
+                        .hint(format!("{program} up")),
+                });
             }
             let field = |name: &str| {
                 let value = finished.stdout.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
@@ -538,6 +582,22 @@ mod platform {
                     .ok_or_else(|| Failure::new(OTHER, format!("'scone-sim' did not say its '{name}'")))
             };
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
+        }
+
+        /// When and by which service a code of this namespace was last spent, in seconds since 1970: the simulated CAS tells it
+        /// in its audit log. `None` on SCONE, or if there is none.
+        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+            let Some(simulator) = &self.simulator else { return Ok(None) };
+            let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
+            let entries =
+                log.stdout.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+            let mut spent = entries.filter_map(|entry| {
+                let service = entry["subject"].as_str()?;
+                let ours = service.strip_prefix(namespace)?.starts_with('/');
+                let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
+                (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
+            });
+            Ok(spent.next())
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
@@ -565,7 +625,8 @@ mod platform {
             let key = shown.stdout.trim().to_owned();
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
-                return Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # attests it"));
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
             }
             Ok(key)
         }
@@ -579,7 +640,8 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                return Err(Failure::new(PRECONDITION, message));
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
         }
@@ -590,13 +652,18 @@ mod platform {
                 let directory = self.root.join(image);
                 let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
                 let message = format!("the image directory '{}' is not there", directory.display());
-                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint("make sim"));
+                return id.ok_or_else(|| Failure::new(PRECONDITION, message).hint(self.facts.image_missing));
             }
             let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
             let finished = self.engine.run(&args, &[])?;
             if !finished.success() {
-                let message = format!("docker has no image '{image}': {}", finished.reason());
-                return Err(Failure::new(PRECONDITION, message).hint("make image"));
+                let reason = finished.reason();
+                return Err(match reason.to_lowercase().contains("no such image") {
+                    true => Failure::new(PRECONDITION, format!("docker has no image '{image}': {reason}"))
+                        .hint(self.facts.image_missing),
+                    false => Failure::new(PRECONDITION, format!("docker does not answer: {reason}"))
+                        .hint("docker version   # says whether the engine runs, and whether you may use it"),
+                });
             }
             Ok(finished.stdout.trim().to_owned())
         }
@@ -635,7 +702,8 @@ mod platform {
             let message = format!("image '{image}' is not the one in the policies: it was built anew");
             match same {
                 true => Ok(()),
-                false => Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs   # updates the policies")),
+                false => Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
             }
         }
 
@@ -700,14 +768,15 @@ mod state {
     //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
     use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-    use std::io::{self, Write};
+    use std::io::{self, Read, Write};
     use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
     use std::path::{Path, PathBuf};
 
+    use rustix::fs::OFlags;
     use serde::{Deserialize, Serialize};
 
     use super::outcome::{Failure, OTHER, PRECONDITION};
-    use super::platform::{Cas, Platform};
+    use super::platform::{Cas, Platform, is_sha256};
     use super::root;
 
     const FORMAT: u32 = 1;
@@ -776,6 +845,33 @@ mod state {
         }
     }
 
+    impl State {
+        /// What no script ever wrote. These values become arguments and versions to count on.
+        fn implausible(&self) -> Option<&'static str> {
+            let counts = |version: u32| (1..=1_000_000).contains(&version);
+            let plain = |text: &str| !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
+            let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+            let pending = self.pending.as_ref().is_none_or(|pending| {
+                pending.uploads_done <= 3
+                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && (pending.secret_version == self.secret_version
+                        || Some(pending.secret_version) == self.secret_version.checked_add(1))
+            });
+            [
+                (counts(self.volume_version) && counts(self.secret_version), "its versions are impossible"),
+                (is_sha256(&self.mrenclave), "its mrenclave is none"),
+                (plain(&self.namespace) && self.namespace.chars().all(name), "its namespace is no session name"),
+                (
+                    [&self.image, &self.image_id, &self.cas.address].into_iter().all(|text| plain(text)),
+                    "its image or CAS is none",
+                ),
+                (pending, "its roll-forward is impossible"),
+            ]
+            .into_iter()
+            .find_map(|(right, what)| (!right).then_some(what))
+        }
+    }
+
     pub fn label(login: &str, secret_version: u32) -> String {
         match secret_version {
             1 => login.to_owned(),
@@ -820,6 +916,12 @@ mod state {
         Ok(path)
     }
 
+    /// Where the program leaves the QR code of the account's current secret, until it is delivered.
+    pub fn issuing_directory(root: &Path, state: &State) -> PathBuf {
+        let name = format!("{}-{}", state.namespace.replace('/', "+"), state.secret_version);
+        root.join("state/issuing").join(name)
+    }
+
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
@@ -834,15 +936,23 @@ mod state {
     pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Failure> {
         let path = root.join(file_of(account));
         let refuse = |cause: &str| Failure::new(PRECONDITION, format!("state file '{}' {cause}", path.display()));
-        let content = match fs::read(&path) {
-            Ok(content) => content,
+        let unreadable = |e: io::Error| refuse(&format!("cannot be read: {e}"));
+        // What lies there must be ours: no link to somewhere else, no pipe to wait for.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let mut file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path) {
+            Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((StateFile { path, content: None }, None)),
-            Err(e) => return Err(refuse(&format!("cannot be read: {e}"))),
+            Err(e) => return Err(unreadable(e)),
         };
-        let owner = fs::metadata(&path).map_err(|e| refuse(&format!("cannot be read: {e}")))?.uid();
-        if owner != rustix::process::geteuid().as_raw() {
-            return Err(refuse(&format!("belongs to another user (uid {owner})")));
+        let found = file.metadata().map_err(unreadable)?;
+        if found.uid() != rustix::process::geteuid().as_raw() {
+            return Err(refuse(&format!("belongs to another user (uid {})", found.uid())));
         }
+        if !found.is_file() || found.mode() & 0o022 != 0 {
+            return Err(refuse("is no file that only you can write"));
+        }
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(unreadable)?;
         #[derive(Deserialize)]
         struct Version {
             format: u32,
@@ -852,7 +962,10 @@ mod state {
             Ok(Version { format }) => return Err(refuse(&format!("has format {format}; this script knows {FORMAT}"))),
             Err(_) => return Err(refuse("is damaged or not ours")),
         }
-        let state = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        let state: State = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+        if let Some(what) = state.implausible() {
+            return Err(refuse(&format!("is damaged: {what}")));
+        }
         Ok((StateFile { path, content: Some(content) }, Some(state)))
     }
 
@@ -867,7 +980,10 @@ mod state {
             let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
             DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
             // A checkout brings the directory along, open to all.
-            fs::set_permissions(&directory, Permissions::from_mode(0o700)).map_err(failed(&self.path))?;
+            let mode = fs::metadata(&directory).map_err(failed(&self.path))?.mode();
+            if mode & 0o077 != 0 {
+                fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed(&self.path))?;
+            }
             let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
             let lock = lock.map_err(failed(&self.path))?;
             lock.lock().map_err(failed(&self.path))?;
@@ -903,17 +1019,20 @@ mod qr_code {
     //! The QR code's way from the program to a file: never overwriting, never in a stream, never lost.
 
     use std::fs::{self, DirBuilder, File};
-    use std::io;
-    use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+    use std::io::{self, Write};
+    use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
     use std::path::{Path, PathBuf};
+
+    use rustix::fs::Access;
 
     use super::child::{Finished, Tool};
     use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
     use super::platform::{Start, Tools};
-    use super::state::{self, State, volume_directory};
+    use super::state::{self, State, issuing_directory, volume_directory};
 
-    /// Where the QR code is to be, and the directory beside it that is mounted for the program to write into. Its name says
-    /// whose QR code it holds: what a killed run left there is found by the next one, and by no other account's.
+    /// Where the QR code is to be, and the directory that is mounted for the program to write into: `state/issuing/…`, named
+    /// after the secret it shows. So what a run that was cut off left there is found by the next one, wherever that is to
+    /// deliver it, and never taken for another account's.
     pub struct Output {
         account: String,
         path: PathBuf,
@@ -924,35 +1043,35 @@ mod qr_code {
 
     impl Output {
         /// Checks that the QR code can be delivered to `path`. Repeated at delivery, when it counts; here to refuse early.
-        pub fn prepare(path: &Path, account: &str, secret_version: u32) -> Result<Output, Failure> {
+        pub fn prepare(root: &Path, account: &str, state: &State, path: &Path) -> Result<Output, Failure> {
             let shown = path.display();
+            if path.file_name().is_none() {
+                return Err(Failure::new(PRECONDITION, format!("output '{shown}' is no file name")));
+            }
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let parent = parent
-                .canonicalize()
-                .map_err(Failure::because(PRECONDITION, format!("no directory for output '{shown}'")))?;
-            let name = path
-                .file_name()
-                .ok_or_else(|| Failure::new(PRECONDITION, format!("output '{shown}' is no file name")))?;
+            let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
+            writable
+                .map_err(Failure::because(PRECONDITION, format!("nothing can be written beside output '{shown}'")))?;
             if path.symlink_metadata().is_ok() {
                 let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
                 return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
             }
-            let directory = parent.join(format!(".{}.{account}-{secret_version}.otpqr", name.to_string_lossy()));
-            let failed =
-                |cause: String| Failure::new(PRECONDITION, format!("cannot prepare output '{shown}': {cause}"));
-            match DirBuilder::new().mode(0o700).create(&directory) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e.to_string())),
-                _ => {}
-            }
+            let directory = issuing_directory(root, state);
+            let failed = |cause: String| {
+                Failure::new(PRECONDITION, format!("cannot prepare '{}': {cause}", directory.display()))
+            };
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&directory);
+            made.map_err(|e| failed(e.to_string()))?;
             let found = directory.symlink_metadata().map_err(|e| failed(e.to_string()))?;
             let ours =
                 found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
             if !ours {
-                return Err(failed(format!("'{}' is not a private directory of ours", directory.display())));
+                return Err(failed("it is not a private directory of ours".to_owned()));
             }
             let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
-            lock.try_lock().map_err(|_| failed("another run is writing it".to_owned()))?;
-            let output = Output { account: account.to_owned(), path: path.to_owned(), directory, _lock: lock };
+            lock.try_lock().map_err(|_| failed("another run is issuing the same QR code".to_owned()))?;
+            let (account, path) = (account.to_owned(), path.to_owned());
+            let output = Output { account, path, directory: directory.clone(), _lock: lock };
             if !output.is_complete() && output.written().exists() {
                 // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
                 fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
@@ -976,25 +1095,33 @@ mod qr_code {
             fs::read(self.written()).is_ok_and(|svg| svg.ends_with(b"</svg>\n"))
         }
 
-        /// Moves the QR code to its place; fails rather than replace anything.
+        /// Brings the QR code to its place; fails rather than replace anything.
         pub fn deliver(self) -> Result<PathBuf, Failure> {
             let written = self.written();
-            // A hard link, unlike a rename, never replaces.
-            let linked = fs::hard_link(&written, &self.path);
-            linked.map_err(|e| {
-                let message = format!(
-                    "the QR code is in '{}' and cannot be moved to '{}': {e}",
-                    written.display(),
-                    self.path.display()
-                );
-                Failure::new(PART_WAY, message)
-            })?;
-            let removed = fs::remove_file(&written).and_then(|()| fs::remove_dir(&self.directory));
-            removed.map_err(Failure::because(
-                OTHER,
-                format!("a second name of the QR code, '{}', cannot be removed", written.display()),
-            ))?;
-            Ok(self.path)
+            let failed = |e: io::Error| {
+                let (from, to) = (written.display(), self.path.display());
+                Failure::new(PART_WAY, format!("the QR code waits in '{from}'; it cannot be brought to '{to}': {e}"))
+            };
+            // A hard link, unlike a rename, never replaces. To another file system, or one without links, it is copied.
+            match fs::hard_link(&written, &self.path) {
+                Ok(()) => fs::remove_file(&written).map_err(failed)?,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(failed(e)),
+                Err(_) => {
+                    self.copy(&written).map_err(failed)?;
+                    destroy(&written)?;
+                }
+            }
+            Ok(self.path.clone())
+        }
+
+        fn copy(&self, written: &Path) -> io::Result<()> {
+            let svg = fs::read(written)?;
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&self.path)?;
+            let copied = file.write_all(&svg).and_then(|()| file.sync_all());
+            if copied.is_err() {
+                fs::remove_file(&self.path)?;
+            }
+            copied
         }
 
         /// The QR code itself, for the terminal.
@@ -1006,15 +1133,7 @@ mod qr_code {
 
         /// Destroys the QR code where the program left it.
         pub fn destroy(self) -> Result<(), Failure> {
-            destroy(&self.written())?;
-            let removed = fs::remove_dir(&self.directory);
-            removed.map_err(Failure::because(OTHER, format!("cannot remove '{}'", self.directory.display())))
-        }
-
-        /// Leaves nothing behind of a start that issued nothing. What cannot be removed is found, and used, by the next run.
-        pub fn discard(self) {
-            let _ = fs::remove_file(self.written());
-            let _ = fs::remove_dir(&self.directory);
+            destroy(&self.written()).map(drop)
         }
 
         /// After a failed start: why, and nothing left behind that is not worth anything.
@@ -1030,12 +1149,9 @@ mod qr_code {
             ];
             let unreachable = "Failed to establish an encrypted channel to CAS";
             if self.written().exists() && !fatal {
-                let message =
-                    format!("the program started but left an incomplete QR code in '{}'", self.written().display());
-                return Failure::new(PART_WAY, message)
+                return Failure::new(PART_WAY, "the program started, but left an incomplete QR code")
                     .hint(format!("./scripts/roll_forward.rs{account}   # the once-marker may be taken"));
             }
-            self.discard();
             match finished.code {
                 _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
                     Failure::new(REFUSED, format!("the volume was refused: {reason}")).hint(format!(
@@ -1044,6 +1160,9 @@ mod qr_code {
                 }
                 _ if fatal && finished.stderr.contains(unreachable) => {
                     Failure::new(PRECONDITION, format!("there is no channel to CAS: {reason}"))
+                }
+                _ if fatal && reason.contains("the volume is in use") => {
+                    Failure::new(PRECONDITION, format!("another start is at work: {reason}"))
                 }
                 _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
                 Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
@@ -1056,6 +1175,17 @@ mod qr_code {
                 Some(125..=127) => Failure::new(PRECONDITION, format!("the program could not be started: {reason}")),
                 _ => Failure::new(PART_WAY, format!("the program ended without a QR code: {reason}"))
                     .hint(format!("./scripts/roll_forward.rs{account}   # if the once-marker is taken")),
+            }
+        }
+    }
+
+    /// Nothing stays behind of a start that issued nothing. What was issued stays for the next run, until it is delivered.
+    impl Drop for Output {
+        fn drop(&mut self) {
+            if !self.is_complete() {
+                // Both may be gone, or never have been; what cannot be removed now is removed by the next run.
+                let _ = fs::remove_file(self.written());
+                let _ = fs::remove_dir(&self.directory);
             }
         }
     }
@@ -1116,6 +1246,7 @@ mod code {
 
     use super::child::Finished;
     use super::outcome::{Failure, OTHER, REFUSED, USAGE, at_prompt, check_interrupted, is_interactive, step};
+    use super::platform::Tools;
 
     /// A time step, in seconds (RFC 6238 section 4.1).
     const STEP: u64 = 30;
@@ -1178,6 +1309,8 @@ mod code {
         pub spent: Option<u64>,
         /// What somebody must know who presses Ctrl-C.
         pub remains: String,
+        pub tools: &'a Tools,
+        pub namespace: &'a str,
     }
 
     impl Presentation<'_> {
@@ -1194,7 +1327,7 @@ mod code {
                         self.wait_for_a_useful_code(spent)?;
                         let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
                         let asked =
-                            at_prompt(&self.remains, || dialoguer::Password::new().with_prompt(prompt).interact());
+                            at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
                         let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
                             io::ErrorKind::Interrupted => Failure::interrupted(),
                             _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
@@ -1208,12 +1341,19 @@ mod code {
                             Ok(code) => code,
                         }
                     }
-                    Source::File(path) => read(path)?,
+                    // A pipe may be waited for.
+                    Source::File(path) => at_prompt(&self.remains, "", || read(path))?,
                 };
                 let entered = current_step();
                 let finished = start(&code)?;
                 let Some(advice) = advice(&finished, entered) else { return Ok((finished, entered)) };
-                let refusal = format!("{advice}: {}", finished.reason());
+                let mut refusal = format!("{advice}: {}", finished.reason());
+                if finished.reason().contains(USED)
+                    && let Some((at, service)) = self.tools.last_code_spent(self.namespace)?
+                {
+                    let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
+                    refusal += &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC by '{service}')");
+                }
                 let may_retry =
                     matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);
                 if !may_retry {
@@ -1241,8 +1381,9 @@ mod code {
                 "The code changes in {left} s, the start takes about {} s. Wait for the next code?",
                 needed.as_secs()
             );
-            let asked =
-                at_prompt(&self.remains, || dialoguer::Confirm::new().with_prompt(question).default(true).interact());
+            let asked = at_prompt(&self.remains, "", || {
+                dialoguer::Confirm::new().with_prompt(question).default(true).interact()
+            });
             match asked {
                 Ok(true) => wait_for_next_step(),
                 Ok(false) => Ok(()),
@@ -1327,7 +1468,7 @@ mod enrolment {
     use std::time::Duration;
 
     use super::code::{Presentation, Source};
-    use super::outcome::{Failure, OTHER, PART_WAY, SHOW_ALL, USAGE, at_prompt, is_interactive, step};
+    use super::outcome::{Failure, OTHER, PART_WAY, USAGE, at_prompt, is_interactive, step};
     use super::platform::{Start, Tools};
     use super::qr_code::{Output, destroy, shred_command};
     use super::state::{self, State};
@@ -1404,7 +1545,7 @@ mod enrolment {
                 && !self.options.keep
                 && let Some(path) = &file
             {
-                wait_for_enter("Scan it, then press Enter: the picture is destroyed", &remains(path))?;
+                wait_for_enter("Scan it, then press Enter: the picture is destroyed", &remains(path), "")?;
             }
             let scanned = self.source.is_some() || is_interactive();
             let fate = match file {
@@ -1425,6 +1566,8 @@ mod enrolment {
                 takes: self.takes,
                 spent: self.spent,
                 remains: file.map_or_else(|| "the entry is not confirmed".to_owned(), remains),
+                tools: self.tools,
+                namespace: &self.state.namespace,
             };
             let unconfirmed = |failure: Failure| {
                 let option = state::option(self.account);
@@ -1475,9 +1618,9 @@ mod enrolment {
             };
             output.destroy()?;
             let mut screen = io::stdout();
-            let shown = write!(screen, "\x1b[?1049h\x1b[H{drawing}").and_then(|()| screen.flush());
-            let asked = wait_for_enter("Scan it, then press Enter", "if it was not scanned, roll forward");
-            let hidden = write!(screen, "{SHOW_ALL}").and_then(|()| screen.flush());
+            let shown = write!(screen, "{ALTERNATE}{drawing}").and_then(|()| screen.flush());
+            let asked = wait_for_enter("Scan it, then press Enter", "if it was not scanned, roll forward", BACK);
+            let hidden = write!(screen, "{BACK}").and_then(|()| screen.flush());
             asked?;
             shown.and(hidden).map_err(Failure::because(OTHER, "the terminal cannot be written to"))?;
             Ok(None)
@@ -1488,9 +1631,13 @@ mod enrolment {
         format!("the QR code is still there: {}", shred_command(path))
     }
 
-    fn wait_for_enter(prompt: &str, remains: &str) -> Result<(), Failure> {
-        eprint!("{prompt} ");
-        let read = at_prompt(remains, || io::stdin().read_line(&mut String::new()));
+    /// To the terminal's alternate screen, and back.
+    const ALTERNATE: &str = "\x1b[?1049h\x1b[H";
+    const BACK: &str = "\x1b[?1049l";
+
+    fn wait_for_enter(prompt: &str, remains: &str, hide: &'static str) -> Result<(), Failure> {
+        let asked = write!(io::stderr(), "{prompt} ");
+        let read = asked.and_then(|()| at_prompt(remains, hide, || io::stdin().read_line(&mut String::new())));
         read.map(drop).map_err(Failure::because(OTHER, "nothing can be read from the terminal"))
     }
 

@@ -115,7 +115,7 @@ fn what_is_wrong_with_cas_and_image_is_said() {
     let patient = Patient::new();
     patient.0.script("create", &["--platform", "sim-native"]).expect(0);
     patient.0.scone_sim(["down"]).expect(0);
-    patient.suffers_from("wrong CAS       the simulated CAS is not running", "./scripts/create.rs");
+    patient.suffers_from("wrong CAS       the simulated CAS is not running", "'");
     patient.0.script("create", &["--platform", "sim-native"]).expect(0);
 
     let program = patient.0.root.join("simulator/bin/rootfs/bin/otpqr");

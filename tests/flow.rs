@@ -5,7 +5,8 @@ mod support;
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
@@ -55,7 +56,7 @@ fn the_whole_flow(platform: Platform, user: User) {
     assert!(!bundle.root.join("second.svg").exists());
     note(bundle.add_auth(&code, &["--output", "second.svg"]).expect(0));
     assert_eq!(bundle.scan("second.svg").secret, first.secret);
-    note(bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("already used"));
+    note(bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("already used").saying("UTC by 'otpqr-"));
     assert!(!bundle.root.join("third.svg").exists());
 
     // Lost: a new secret, and the old codes are dead.
@@ -95,12 +96,8 @@ fn the_whole_flow(platform: Platform, user: User) {
         let mode = fs::metadata(&path).expect("a file").permissions().mode();
         assert_eq!(mode & 0o077, 0, "'{}' is open to others", path.display());
     }
-    let left: Vec<_> = fs::read_dir(&bundle.root)
-        .expect("the root")
-        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
-        .filter(|name| name.ends_with(".otpqr"))
-        .collect();
-    assert_eq!(left, [""; 0], "working directories are left behind");
+    let left = fs::read_dir(bundle.root.join("state/issuing")).expect("the directory").count();
+    assert_eq!(left, 0, "working directories are left behind");
 }
 
 #[test]
@@ -236,31 +233,135 @@ fn a_cas_that_is_down_is_said_to_be_down_and_create_starts_it() {
     bundle.install(scripts!());
     bundle.enrol("default");
     bundle.scone_sim(["down"]).expect(0);
-    bundle.gen_qr(&["--output", "again.svg"]).expect(3).saying("hint: ./scripts/create.rs");
+    bundle.gen_qr(&["--output", "again.svg"]).expect(3).saying("simulator/bin/scone-sim' up");
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     bundle.gen_qr(&["--output", "again.svg"]).expect(5).saying("issued already");
 }
 
+/// Where the program leaves the QR code of the account's first secret.
+fn issuing(bundle: &Bundle) -> PathBuf {
+    bundle.root.join("state/issuing").join(format!("{}-1", bundle.known("default", &["namespace"])))
+}
+
+fn make_private(directory: &Path) {
+    fs::create_dir_all(directory).expect("the working directory");
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700)).expect("permissions");
+}
+
 #[test]
-fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next() {
+fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next_wherever_that_wants_it() {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
     bundle.install(scripts!());
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    // The place is taken in the very moment between check and delivery: as good as killed there.
-    let directory = bundle.root.join(".qrcode.svg.default-1.otpqr");
     bundle.gen_qr(&[]).expect(0);
     let first = bundle.scan("qrcode.svg");
-    fs::create_dir(&directory).expect("the working directory");
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
-    fs::rename(bundle.root.join("qrcode.svg"), directory.join("qrcode.svg")).expect("a killed run's QR code");
-    bundle.gen_qr(&[]).expect(0);
-    assert_eq!(bundle.scan("qrcode.svg").secret, first.secret);
-    assert!(!directory.exists());
+    // As if the run had been killed before it delivered.
+    make_private(&issuing(&bundle));
+    fs::rename(bundle.root.join("qrcode.svg"), issuing(&bundle).join("qrcode.svg")).expect("a killed run's QR code");
+    // Another account is not given it.
+    bundle.script("create", &["--platform", "sim-native", "--account", "other"]).expect(0);
+    bundle.gen_qr(&["--account", "other", "--output", "other.svg"]).expect(0);
+    assert_ne!(bundle.scan("other.svg").secret, first.secret);
+    bundle.gen_qr(&["--output", "elsewhere.svg"]).expect(0);
+    assert_eq!(bundle.scan("elsewhere.svg").secret, first.secret);
+    assert!(!issuing(&bundle).exists());
     // A cut-off one is worth nothing, and the marker is taken.
-    fs::remove_file(bundle.root.join("qrcode.svg")).expect("deletion");
-    fs::create_dir(&directory).expect("the working directory");
-    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
-    fs::write(directory.join("qrcode.svg"), "<svg").expect("a killed run's file");
+    make_private(&issuing(&bundle));
+    fs::write(issuing(&bundle).join("qrcode.svg"), "<svg").expect("a killed run's file");
     bundle.gen_qr(&[]).expect(5).saying("issued already");
-    assert!(!directory.exists());
+    assert!(!issuing(&bundle).exists());
+}
+
+#[test]
+fn a_qr_code_goes_to_another_file_system_as_well() {
+    let elsewhere = Path::new("/dev/shm");
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    if elsewhere.metadata().map(|found| found.dev()).ok() == bundle.root.metadata().map(|found| found.dev()).ok() {
+        eprintln!("SKIPPED: there is no second file system");
+        return;
+    }
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let directory = tempfile::tempdir_in(elsewhere).expect("a directory there");
+    let output = directory.path().join("alice.svg");
+    bundle.gen_qr(&["--output", output.to_str().expect("a name")]).expect(0);
+    assert_eq!(fs::metadata(&output).expect("the QR code").permissions().mode() & 0o777, 0o600);
+    support::phone::scan(&fs::read_to_string(&output).expect("the QR code")).expect("a QR code that a phone can read");
+    assert!(!issuing(&bundle).exists());
+}
+
+#[test]
+fn a_working_directory_that_is_not_ours_alone_or_in_use_is_refused() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let directory = issuing(&bundle);
+    fs::create_dir_all(directory.parent().expect("a parent")).expect("a directory");
+    std::os::unix::fs::symlink(&bundle.root, &directory).expect("a link");
+    bundle.gen_qr(&[]).expect(3).saying("not a private directory of ours");
+    fs::remove_file(&directory).expect("deletion");
+    fs::create_dir(&directory).expect("a directory");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o750)).expect("permissions");
+    bundle.gen_qr(&[]).expect(3).saying("not a private directory of ours");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
+    let lock = fs::File::open(&directory).expect("the directory");
+    lock.lock().expect("a lock");
+    bundle.gen_qr(&[]).expect(3).saying("another run is issuing the same QR code");
+    drop(lock);
+    bundle.gen_qr(&[]).expect(0);
+}
+
+#[test]
+fn an_account_can_be_started_over_when_its_state_is_lost() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let lost = bundle.enrol("default");
+    fs::remove_file(bundle.state_file("default")).expect("the loss");
+    bundle.script("create", &["--platform", "sim-native"]).expect(0).saying("are moved aside");
+    bundle.gen_qr(&["--output", "new.svg"]).expect(0);
+    assert_ne!(bundle.scan("new.svg").secret, lost.secret);
+}
+
+/// The current directory is the last place a script looks at for its bundle: not if somebody else laid it out.
+#[test]
+fn a_bundle_that_somebody_else_laid_out_where_we_stand_is_not_used() {
+    if !is_root() {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::SimNative, User::Ordinary);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    for script in ["create", "gen_qr", "roll_forward"] {
+        let mut command = Command::new(bundle.root.join("scripts").join(script));
+        command.current_dir(&bundle.root).env_remove("OTPQR_ROOT").env("XDG_DATA_HOME", bundle.root.join("root-data"));
+        match script {
+            "gen_qr" => command.arg("--no-confirm"),
+            "roll_forward" => command.arg("--yes"),
+            _ => command.args(["--platform", "sim-native"]),
+        };
+        run(command).expect(3).saying("is not yours alone");
+    }
+    assert!(!bundle.root.join("root-data").exists());
+    // Nor is a state that is a link to ours.
+    let root = tempfile::tempdir().expect("a directory");
+    fs::create_dir(root.path().join("state")).expect("a directory");
+    std::os::unix::fs::symlink(bundle.state_file("default"), root.path().join("state/default.yml")).expect("a link");
+    let mut command = Command::new(bundle.root.join("scripts/gen_qr"));
+    command.args(["--no-confirm", "--root"]).arg(root.path()).env_remove("OTPQR_ROOT");
+    run(command).expect(3).saying("state file '");
+}
+
+#[test]
+fn a_script_whose_output_cannot_be_written_says_so_and_does_not_panic() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let full = || OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let mut command = bundle.script_command("create", &["--platform", "sim-native"]);
+    command.stdout(full()).stderr(Stdio::piped());
+    let output = command.spawn().and_then(|child| child.wait_with_output()).expect("create");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("cannot be reported on standard output"));
+    let mut command = bundle.script_command("create", &["--platform", "sim-native"]);
+    command.stdout(Stdio::null()).stderr(full());
+    assert_eq!(command.status().expect("create").code(), Some(0));
 }

@@ -29,6 +29,8 @@ enum PlatformName {
     SimNative,
 }
 
+const INTERRUPTED: &str = "interrupted; everything is cleaned up";
+
 static STOP: AtomicBool = AtomicBool::new(false);
 
 /// Why the demonstration ended early.
@@ -345,13 +347,19 @@ impl Demo {
             println!("    {line}");
         }
         self.go_on()?;
-        println!("    [exit {}]", outcome.code.map_or("by signal".to_owned(), |code| code.to_string()));
-        Ok(outcome)
+        match outcome.code {
+            // It saw Ctrl-C before we did.
+            None | Some(130) => Err(Stopped(INTERRUPTED.into())),
+            Some(code) => {
+                println!("    [exit {code}]");
+                Ok(outcome)
+            }
+        }
     }
 
     fn go_on(&self) -> Step {
         match STOP.load(Ordering::SeqCst) {
-            true => Err(Stopped("interrupted; everything is cleaned up".into())),
+            true => Err(Stopped(INTERRUPTED.into())),
             false => Ok(()),
         }
     }
