@@ -22,6 +22,14 @@ exec "$bin/genuine/$name" "$@"
 const FATAL: &str = "echo '[SCONE|FATAL] init.c:302: Could not initialize enclave state: Attestation failed' >&2; \
                      echo '  Caused by: @' >&2; exit 134";
 
+/// What to do instead of `scone` for its upload of this number to fail.
+fn upload_fails(number: usize) -> String {
+    format!(
+        "case \"$1 $2\" in 'session create') echo >>\"$bin/uploads\"; \
+         [ $(wc -l <\"$bin/uploads\") -ne {number} ] || {{ rm \"$bin/uploads\"; exit 1; }} ;; esac"
+    )
+}
+
 struct Host {
     bundle: Bundle,
     bin: PathBuf,
@@ -117,6 +125,7 @@ impl Host {
     fn normalised(&self, text: &str) -> String {
         let root = self.root.display().to_string();
         let mut text = text.replace(&root, "ROOT").replace(&root.replace('"', "\\\""), "ROOT");
+        text = text.replace(&root.replace('\'', r"'\''"), "ROOT");
         if self.state_file("signing").is_file()
             && let Ok(state) = fs::read_to_string(self.state_file("signing"))
         {
@@ -143,7 +152,13 @@ impl Host {
         let mut shell = self.command("sh");
         match command.strip_prefix("make ") {
             Some(target) => shell.current_dir(repository()).args(["-c", &format!("make --dry-run {target}")]),
-            None if command.starts_with("apt-get ") && which::which("apt-get").is_err() => return,
+            // A host need not have what it is told to use.
+            None if ["apt-get", "docker"]
+                .iter()
+                .any(|tool| command.starts_with(tool) && which::which(tool).is_err()) =>
+            {
+                return;
+            }
             None => shell.args(["-c", &format!("{command} --help")]),
         };
         run(shell).expect(0);
@@ -220,8 +235,6 @@ create: error: '--cas' is for SCONE: the simulator's CAS is found by itself
     create.env("LOGNAME", "a:b");
     host.says(run(create), 2, "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-create: measuring image 'simulator/bin/rootfs'
-create: attesting CAS
 create: error: the login name cannot be used: '--login': must not be empty, hold ':' or '$' or a control character, nor begin or end with a space
 ");
     let mut create = host.script_command("create", &["--platform", "sim-native"]);
@@ -231,9 +244,27 @@ create: error: the login name cannot be used: '--login': must not be empty, hold
         2,
         "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: error: whose code it is to be is not known: '--login NAME'
+",
+    );
+}
+
+#[test]
+fn a_result_that_cannot_be_told() {
+    let host = Host::with_account();
+    let mut create = host.command("sh");
+    create.args(["-c", "scripts/create --account signing >/dev/full"]);
+    host.says(
+        run(create),
+        1,
+        "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
-create: error: whose code it is to be is not known: '--login NAME'
+create: policy 'NAMESPACE'
+create: policy 'NAMESPACE/otpqr'
+create: policy 'NAMESPACE/otpqr-reset'
+create: error: it is done, but cannot be reported on standard output: No space left on device (os error 28)
 ",
     );
 }
@@ -374,6 +405,7 @@ gen_qr: error: 'scone-sim' did not say its 'client'
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: error: the CAS at 'CAS' is not the one this account was created on
+hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # if it was set up anew
 ",
         )
     });
@@ -399,6 +431,7 @@ create: platform 'sim-native' is software only: a rehearsal that protects nobody
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: error: the CAS at 'a:1' is not the one account 'signing' was created on
+hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # if it was set up anew
 ",
             )
         });
@@ -410,7 +443,20 @@ create: error: the CAS at 'a:1' is not the one account 'signing' was created on
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: error: 'scone' does not know the CAS at 'CAS': Attest it first: scone cas attest CAS -c CAS_KEY_HASH
-hint: ./scripts/create.rs   # attests it
+hint: ./scripts/create.rs --account signing   # attests it
+",
+        )
+    });
+    let fails = "case $1 in up) echo 'scone-sim: error: port 8081 is taken' >&2; exit 1 ;; esac";
+    host.instead_of("scone-sim", fails, || {
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: error: the simulated CAS cannot be started: port 8081 is taken
 ",
         )
     });
@@ -421,8 +467,8 @@ hint: ./scripts/create.rs   # attests it
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: the simulated CAS is not running: hint: scone-sim up --data 'ROOT/data/scone-sim'
-hint: ./scripts/create.rs   # starts it and changes nothing else
+gen_qr: error: the simulated CAS is not running: no CAS is running on 'ROOT/data/scone-sim'
+hint: 'ROOT/simulator/bin/scone-sim' up
 ",
     );
     host.scone_sim(["up", "--clock", &clock]).expect(0);
@@ -477,7 +523,7 @@ create: error: the image 'ROOT/simulator/bin/rootfs' did not print a measurement
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
-hint: ./scripts/create.rs   # updates the policies
+hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
         host.says(
@@ -486,7 +532,7 @@ hint: ./scripts/create.rs   # updates the policies
             "\
 add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 add_auth: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
-hint: ./scripts/create.rs   # updates the policies
+hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
         host.says(
@@ -495,7 +541,7 @@ hint: ./scripts/create.rs   # updates the policies
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
-hint: ./scripts/create.rs   # updates the policies
+hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
     });
@@ -537,7 +583,17 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged: missing field `ca
             host.gen_qr(),
             3,
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' cannot be read: Is a directory (os error 21)
+gen_qr: error: state file 'ROOT/state/signing.yml' is no file that only you can write
+",
+        );
+    });
+    host.without("state/signing.yml", || {
+        symlink("../aside", &file).expect("a link");
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: error: state file 'ROOT/state/signing.yml' cannot be read: Too many levels of symbolic links (os error 40)
 ",
         );
     });
@@ -678,11 +734,11 @@ roll_forward: error: CAS cannot be asked what it holds: The predecessor is not t
         );
         host.says(
             host.signing("roll_forward", &["--yes"]),
-            4,
+            3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: declaring the new beside the old
-roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': The predecessor is not the current session
+roll_forward: error: CAS cannot be asked about session 'NAMESPACE/otpqr': The predecessor is not the current session
 ",
         );
     });
@@ -704,8 +760,8 @@ hint: ./scripts/roll_forward.rs --account signing
 ",
     );
     // Cut off after the second upload.
-    let third = "case \"$1 $2\" in 'session create') [ ! -f \"$bin/second\" ] || exec false; [ ! -f \"$bin/first\" ] || : >\"$bin/second\"; : >\"$bin/first\" ;; esac";
-    host.instead_of("scone", third, || {
+    let third = upload_fails(3);
+    host.instead_of("scone", &third, || {
         host.says(
             host.signing("roll_forward", &["--yes"]),
             4,
@@ -728,9 +784,9 @@ roll_forward: error: session 2 has switched already: the only way is forward
 hint: ./scripts/roll_forward.rs --account signing
 ",
     );
-    let keeps = "case \"$1 $2\" in 'session create') exec false; esac";
+    let second = upload_fails(2);
     host.signing("roll_forward", &["--yes"]).expect(0);
-    host.instead_of("scone", keeps, || {
+    host.instead_of("scone", &second, || {
         let keep =
             host.script_command("roll_forward", &["--account", "signing", "--yes", "--keep-secret", "--otp-file", "-"]);
         host.says(
@@ -739,7 +795,8 @@ hint: ./scripts/roll_forward.rs --account signing
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: declaring the new beside the old
-roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+roll_forward: switching session 2 to the new volume
+roll_forward: error: CAS did not take session 'NAMESPACE/otpqr-reset': it ended with status 1 and said nothing
 ",
         );
     });
@@ -763,7 +820,7 @@ fn an_output_that_cannot_be_made() {
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: no directory for output 'nowhere/qrcode.svg': No such file or directory (os error 2)
+gen_qr: error: nothing can be written beside output 'nowhere/qrcode.svg': No such file or directory (os error 2)
 ",
     );
     host.says(
@@ -784,15 +841,15 @@ gen_qr: error: output 'taken.svg' exists already
 hint: ./scripts/gen_qr.rs --account signing --output another.svg
 ",
     );
-    let directory = host.root.join(".qrcode.svg.signing-1.otpqr");
-    fs::create_dir(&directory).expect("a directory");
+    let directory = host.root.join(format!("state/issuing/{}-1", host.known("signing", &["namespace"])));
+    fs::create_dir_all(&directory).expect("a directory");
     fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("permissions");
     host.says(
         output("qrcode.svg"),
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare output 'qrcode.svg': 'ROOT/.qrcode.svg.signing-1.otpqr' is not a private directory of ours
+gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1': it is not a private directory of ours
 ",
     );
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("permissions");
@@ -803,16 +860,20 @@ gen_qr: error: cannot prepare output 'qrcode.svg': 'ROOT/.qrcode.svg.signing-1.o
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare output 'qrcode.svg': another run is writing it
+gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1': another run is issuing the same QR code
 ",
     );
     drop(held);
     fs::write(host.root.join("state/volumes"), "").expect("a file");
-    host.says(output("qrcode.svg"), 3, "\
+    host.says(
+        output("qrcode.svg"),
+        3,
+        "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: cannot make the volume's directory 'ROOT/state/volumes/signing/single_run_1': Not a directory (os error 20)
-");
+",
+    );
 }
 
 #[test]
@@ -908,6 +969,15 @@ gen_qr: error: the program ended without a QR code: it was ended by a signal
 hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is taken
 ",
     );
+    host.says(
+        ends(&FATAL.replace('@', "the volume is in use by another program")),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: another start is at work: the volume is in use by another program
+",
+    );
     let out = "for arg; do case $arg in *:/out) out=${arg%:/out} ;; esac; done";
     host.says(
         ends(&format!("{out}; echo '<svg' >\"$out/qrcode.svg\"; exit 0")),
@@ -915,18 +985,20 @@ hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is take
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the program started but left an incomplete QR code in 'ROOT/.qrcode.svg.signing-1.otpqr/qrcode.svg'
+gen_qr: error: the program started, but left an incomplete QR code
 hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be taken
 ",
     );
-    let directory = ".qrcode.svg.signing-1.otpqr";
-    fs::remove_dir_all(host.root.join(directory)).expect("deletion");
-    let taken = format!("{out}; echo '</svg>' >\"$out/qrcode.svg\"; : >\"$out/../qrcode.svg\"; exit 0");
-    host.says(ends(&taken), 4, "\
+    let taken = format!("{out}; echo '</svg>' >\"$out/qrcode.svg\"; : >qrcode.svg; exit 0");
+    host.says(
+        ends(&taken),
+        4,
+        "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the QR code is in 'ROOT/.qrcode.svg.signing-1.otpqr/qrcode.svg' and cannot be moved to 'qrcode.svg': File exists (os error 17)
-");
+gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1/qrcode.svg'; it cannot be brought to 'qrcode.svg': File exists (os error 17)
+",
+    );
 }
 
 #[test]
@@ -1035,6 +1107,19 @@ fn a_script_on_another_host_says_what_is_missing() {
 create: error: there is no 'templates' in 'ROOT/desk'
 ",
     );
+    let open = |mode| fs::set_permissions(&host.root, Permissions::from_mode(mode)).expect("permissions");
+    open(0o777);
+    let mut create = script("create", None);
+    create.current_dir(&host.root);
+    host.says(
+        run(create),
+        3,
+        "\
+create: error: the current directory 'ROOT' is not yours alone
+hint: ./scripts/create.rs --root .   # if you trust it
+",
+    );
+    open(0o755);
     // scone, docker
     host.says(
         run(script("create", root)),
@@ -1061,10 +1146,11 @@ hint: apt-get install docker.io
         3,
         "\
 create: error: docker has no image 'otpqr:scone': Error: No such image: otpqr:scone
-hint: make image
+hint: docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .
 ",
     );
-    tool("docker", "case $1 in image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac");
+    let docker = "case $1 in image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac";
+    tool("docker", docker);
     // The address of CAS
     host.says(
         run(script("create", root)),
@@ -1075,6 +1161,18 @@ create: attesting CAS
 create: error: on platform 'scone' the CAS must be named: '--cas ADDRESS'
 ",
     );
+    let mut create = script("create", root);
+    create.args(["--cas", "cas.example.com"]);
+    tool("docker", "echo 'Cannot connect to the Docker daemon at unix:///var/run/docker.sock.' >&2; exit 1");
+    host.says(
+        run(create),
+        3,
+        "\
+create: error: docker does not answer: Cannot connect to the Docker daemon at unix:///var/run/docker.sock.
+hint: docker version   # says whether the engine runs, and whether you may use it
+",
+    );
+    tool("docker", docker);
     let mut create = script("create", root);
     create.args(["--cas", "cas.example.com"]);
     assert_eq!(run(create).code, Some(0));
@@ -1191,13 +1289,9 @@ fn quoted(source: &str) -> Vec<String> {
 
 // --- exempt: what no test here can bring about, and why.
 const EXEMPT: &[(&str, &str)] = &[
-    (
-        "a second name of the QR code, '{}', cannot be removed",
-        "the directory would have to change within a system call or two",
-    ),
+    ("'{}' cannot be moved", "it is moved within a directory of ours"),
     ("cannot handle Ctrl-C", "the kernel would have to refuse a signal handler"),
     ("cannot read '{}'", "the file was just seen to be whole"),
-    ("cannot remove '{}'", "somebody would have to put a file into a private directory, in time"),
     ("interrupted; run the same command again to go on", "tests/terminal.rs"),
     ("interrupted; {remains}", "tests/terminal.rs"),
     ("no answer: {cause}", "the terminal would have to vanish while it is read"),
@@ -1214,4 +1308,5 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the state cannot be expressed in YAML", "it consists of strings and numbers"),
     ("the state of account '{account}' vanished", "between two system calls"),
     ("the terminal cannot be written to", "the terminal would have to vanish while it is written to"),
+    ("whose account it is to be is not known", "it is known or was asked for"),
 ];
