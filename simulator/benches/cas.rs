@@ -184,7 +184,7 @@ fn spread(
 fn in_process(cas: &Cas, clients: usize, sessions: std::ops::Range<usize>) -> Result<Times> {
     let codes: Vec<Vec<String>> = sessions.clone().map(codes).collect::<Result<_>>()?;
     let (mut times, start) = (Vec::new(), Instant::now());
-    for turn in 0..3 {
+    for turn in [0, 1, 2] {
         times.extend(spread(clients, sessions.clone(), |session| {
             let service = format!("s{session}/s");
             let access = Access { proof: None, exporter: [0; 32], nonce: "" };
@@ -269,7 +269,7 @@ impl Server {
                     ready.wait();
                     let mut runtime = runtime.map_err(|error| error.causes().join(": "))?;
                     let mut times = Vec::new();
-                    for turn in 0..3 {
+                    for turn in [0, 1, 2] {
                         for session in sessions.clone().skip(i).step_by(clients) {
                             let code = &codes[session - sessions.start][turn];
                             let before = Instant::now();
