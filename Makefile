@@ -12,7 +12,7 @@ DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: rust-script sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
+demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
 test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
@@ -60,7 +60,7 @@ rust-script: ## rust-script, which runs the scripts
 
 # rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
 warm: rust-script ## compile the scripts now, with the versions that were tested
-	for script in create gen_qr add_auth roll_forward doctor; do \
+	@for script in create gen_qr add_auth roll_forward doctor; do \
 	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 

@@ -28,6 +28,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use serde::Serialize;
@@ -172,6 +173,7 @@ fn examine(args: &Args) -> Vec<Finding> {
     }
     if can_start {
         findings.push(volume(args, &root, &tools, &state));
+        findings.extend(cas_clock(&tools));
     }
     findings
 }
@@ -218,6 +220,20 @@ fn host(args: &Args) -> Vec<Finding> {
         _ => Finding::unknown("users", "who else is logged in: 'who' does not say"),
     };
     vec![clock, users]
+}
+
+/// Whether CAS's clock, which just told when the service `check` was started, goes with this host's: on the simulator alone.
+fn cas_clock(tools: &Tools) -> Option<Finding> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    Some(match tools.last_cas_time() {
+        Ok(None) => return None,
+        Ok(Some(at)) if at.abs_diff(now) <= 30 => Finding::ok("clock", "CAS's clock goes with this host's"),
+        Ok(Some(at)) => {
+            let finding = format!("CAS's clock is {} s off this host's: codes are refused", at.abs_diff(now));
+            Finding::wrong("clock", finding, "date   # then restart the simulated CAS, without '--clock'")
+        }
+        Err(failure) => Finding::of("clock", Err(failure)),
+    })
 }
 
 /// State's permissions, and QR codes that lie about.
@@ -831,20 +847,27 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
-        /// When and by which service a code of this namespace was last spent, in seconds since 1970: the simulated CAS tells it
-        /// in its audit log. `None` on SCONE, or if there is none.
-        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+        /// The simulated CAS's audit log, the newest entry first; `None` on SCONE, whose log is not ours to read.
+        fn audit_log(&self) -> Result<Option<Vec<serde_json::Value>>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
-            let entries =
-                log.stdout.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-            let mut spent = entries.filter_map(|entry| {
+            Ok(Some(log.stdout.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).collect()))
+        }
+
+        /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells.
+        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+            let spent = |entry: &serde_json::Value| {
                 let service = entry["subject"].as_str()?;
                 let ours = service.strip_prefix(namespace)?.starts_with('/');
                 let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
                 (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
-            });
-            Ok(spent.next())
+            };
+            Ok(self.audit_log()?.iter().flatten().find_map(spent))
+        }
+
+        /// CAS's time when it last did something, in seconds since 1970, where CAS tells.
+        pub fn last_cas_time(&self) -> Result<Option<u64>, Failure> {
+            Ok(self.audit_log()?.iter().flatten().find_map(|entry| entry["time"].as_u64()))
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,

@@ -828,20 +828,27 @@ mod platform {
             Ok(Some(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? }))
         }
 
-        /// When and by which service a code of this namespace was last spent, in seconds since 1970: the simulated CAS tells it
-        /// in its audit log. `None` on SCONE, or if there is none.
-        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+        /// The simulated CAS's audit log, the newest entry first; `None` on SCONE, whose log is not ours to read.
+        fn audit_log(&self) -> Result<Option<Vec<serde_json::Value>>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
-            let entries =
-                log.stdout.lines().rev().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-            let mut spent = entries.filter_map(|entry| {
+            Ok(Some(log.stdout.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).collect()))
+        }
+
+        /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells.
+        pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+            let spent = |entry: &serde_json::Value| {
                 let service = entry["subject"].as_str()?;
                 let ours = service.strip_prefix(namespace)?.starts_with('/');
                 let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
                 (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
-            });
-            Ok(spent.next())
+            };
+            Ok(self.audit_log()?.iter().flatten().find_map(spent))
+        }
+
+        /// CAS's time when it last did something, in seconds since 1970, where CAS tells.
+        pub fn last_cas_time(&self) -> Result<Option<u64>, Failure> {
+            Ok(self.audit_log()?.iter().flatten().find_map(|entry| entry["time"].as_u64()))
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,

@@ -15,7 +15,8 @@ struct Patient(Bundle);
 
 impl Patient {
     fn new() -> Patient {
-        let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+        // With the host's clock: that CAS's goes with it is looked at, too.
+        let bundle = Bundle::new("it's a \"bundle\", really", Platform::SimNative, User::Caller, false);
         bundle.install(scripts!());
         fs::create_dir(bundle.root.join("host")).expect("a directory");
         let patient = Patient(bundle);
@@ -177,4 +178,14 @@ fn the_report_is_json_on_demand() {
         "{}",
         report.stdout
     );
+}
+
+#[test]
+fn a_cas_whose_clock_is_wrong_is_found_out() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let report = bundle.script("doctor", &[]);
+    assert_eq!(report.code, Some(3));
+    assert!(report.stdout.contains("wrong clock     CAS's clock is "), "{}", report.stdout);
 }
