@@ -145,7 +145,7 @@ fn manifests_hold_the_harness_s_lines_to_the_letter_all_pinned_and_used() {
 #[test]
 fn every_script_is_built_linted_and_warmed() {
     let (manifest, makefile) = (read("Cargo.toml"), read("Makefile"));
-    let warmed = makefile.lines().find_map(|line| line.trim().strip_prefix("for script in ")?.strip_suffix("; do \\"));
+    let warmed = makefile.lines().find_map(|line| line.trim().strip_prefix("@for script in ")?.strip_suffix("; do \\"));
     let warmed: Vec<_> = warmed.expect("the loop of make warm").split(' ').collect();
     for Script { name, .. } in scripts() {
         let entry = format!("[[bin]]\nname = \"{name}\"\npath = \"scripts/{name}.rs\"\n");
