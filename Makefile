@@ -7,12 +7,12 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench check image sim rust-script warm bin blocks clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin blocks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
+demo: rust-script sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
 test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
@@ -27,9 +27,21 @@ attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what
 soak: ## single use, long: 64 clients and one code, ten thousand times
 	cargo test --locked --release --package scone-sim --test single_use -- --ignored
 
-bench: sim ## what CAS, the start of a program and the sync of a volume cost on this machine, as tables
+bench: ## what CAS and the sync of a volume cost on this disk, as tables
 	cargo bench --locked --quiet --package scone-sim --bench cas
-	cargo bench --locked --quiet --package scone-run --bench start --bench volume
+	cargo bench --locked --quiet --package scone-run --bench volume
+
+bench-run: sim ## what the runtime adds to the start of a program, stage by stage, and what a sync costs
+	cargo bench --locked --quiet --package scone-run --bench start
+	cargo bench --locked --quiet --package scone-run --bench volume
+
+# The instrumentation is the stable compiler's own, but not one that it offers.
+fuzz: ## what strangers can send, made up by libFuzzer: each target for SECONDS=60
+	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --version 0.13.2
+	for target in $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))); do \
+	  mkdir -p fuzz/corpus/$$target && (cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none $$target \
+	    corpus/$$target seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -timeout=10 -print_final_stats=1) || exit; \
+	done
 
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
@@ -60,7 +72,7 @@ rust-script: ## rust-script, which runs the scripts
 
 # rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
 warm: rust-script ## compile the scripts now, with the versions that were tested
-	@for script in create gen_qr add_auth roll_forward doctor; do \
+	for script in create gen_qr add_auth roll_forward doctor; do \
 	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 
@@ -74,4 +86,4 @@ blocks: ## copy the blocks of FROM=scripts/x.rs into the other scripts
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
-	rm -rf otpqr/target simulator/bin bin
+	rm -rf otpqr/target fuzz/target simulator/bin bin

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use scone_run::protocol::{Secret, VolumeGrant, hex};
@@ -11,7 +12,16 @@ use scone_run::volume::Volume;
 
 const ROUNDS: usize = 101;
 
+const INSIDE: &str = "--inside";
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // As in use: alone in a PID namespace, where every process can be asked what it has mapped.
+    if !std::env::args().any(|argument| argument == INSIDE) {
+        let mut unshare = Command::new("unshare");
+        unshare.args(["--map-root-user", "--pid", "--fork", "--mount-proc"]).arg(std::env::current_exe()?);
+        let status = unshare.args(std::env::args().skip(1)).arg(INSIDE).status()?;
+        return if status.success() { Ok(()) } else { Err("it did not run".into()) };
+    }
     let disk = std::env::args().nth(1).filter(|argument| !argument.starts_with('-'));
     let disk = disk.map_or_else(std::env::temp_dir, Into::into);
     // In use, a volume's plain files are in memory.
