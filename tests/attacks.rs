@@ -478,7 +478,7 @@ fn recorded_evidence_is_replayed() {
         run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &how)).expect(0);
         let recorded = line.end();
         assert!(recorded.len() > 1000, "{} bytes", recorded.len());
-        let attested = || bundle.scone_sim(["log"]).expect(0).stdout.matches("\tservice attested\t").count();
+        let attested = || bundle.scone_sim(["log", "--json"]).expect(0).stdout.matches("\"service attested\"").count();
         assert_eq!(attested(), 1);
         replay(&cas, &recorded);
         assert_eq!(attested(), 1);
