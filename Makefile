@@ -12,7 +12,7 @@ DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: rust-script sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
+demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
 test: rust-script sim $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
@@ -27,13 +27,11 @@ attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what
 soak: ## single use, long: 64 clients and one code, ten thousand times
 	cargo test --locked --release --package scone-sim --test single_use -- --ignored
 
-bench: ## what CAS and the sync of a volume cost on this disk, as tables
+bench: bench-run ## what CAS, the start of a program and the sync of a volume cost on this machine, as tables
 	cargo bench --locked --quiet --package scone-sim --bench cas
-	cargo bench --locked --quiet --package scone-run --bench volume
 
-bench-run: sim ## what the runtime adds to the start of a program, stage by stage, and what a sync costs
-	cargo bench --locked --quiet --package scone-run --bench start
-	cargo bench --locked --quiet --package scone-run --bench volume
+bench-run: sim ## the runtime's part of it: the start of a program, stage by stage, and a sync
+	cargo bench --locked --quiet --package scone-run --bench start --bench volume
 
 # The instrumentation is the stable compiler's own, but not one that it offers.
 fuzz: ## what strangers can send, made up by libFuzzer: each target for SECONDS=60
@@ -72,7 +70,7 @@ rust-script: ## rust-script, which runs the scripts
 
 # rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
 warm: rust-script ## compile the scripts now, with the versions that were tested
-	for script in create gen_qr add_auth roll_forward doctor; do \
+	@for script in create gen_qr add_auth roll_forward doctor; do \
 	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 
