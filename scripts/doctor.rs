@@ -557,7 +557,7 @@ mod root {
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
+            Failure::new(PRECONDITION, message).hint("export OTPQR_ROOT=DIRECTORY   # where the bundle is")
         })
     }
 }
@@ -763,7 +763,7 @@ mod platform {
         facts: &'static Facts,
         root: PathBuf,
         /// What a command needs to be about the account.
-        option: String,
+        pub option: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -1186,10 +1186,11 @@ mod state {
         Ok(path)
     }
 
-    /// Where the program leaves the QR code of the account's current secret, until it is delivered.
+    /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:
+    /// what a roll-forward that keeps the secret leaves there is nobody's until it is complete.
     pub fn issuing_directory(root: &Path, state: &State) -> PathBuf {
-        let name = format!("{}-{}", state.namespace.replace('/', "+"), state.secret_version);
-        root.join("state/issuing").join(name)
+        let (secret, volume) = (state.secret_version, state.volume_version);
+        root.join("state/issuing").join(format!("{}-{secret}-{volume}", state.namespace.replace('/', "+")))
     }
 
     /// The bundle's root and the state of an account that must exist.
@@ -1516,8 +1517,10 @@ mod policy {
             Some(false) if known => {
                 let message =
                     format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
-                Failure::new(PRECONDITION, message)
-                    .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
+                Failure::new(PRECONDITION, message).hint(format!(
+                    "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
+                    policy.tools.option
+                ))
             }
             _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
             Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),

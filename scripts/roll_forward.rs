@@ -121,8 +121,11 @@ struct Run<'a> {
 impl Run<'_> {
     fn forward(&mut self, source: Option<&Source>) -> Result<String, Failure> {
         self.tools.check_cas(&self.state.cas)?;
-        self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)?;
         let keep_secret = self.args.keep_secret;
+        // What was begun with a new secret starts no program, and has to be finished before `create` can take a new one in.
+        if self.state.pending.is_none() || keep_secret {
+            self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)?;
+        }
         let mut to = match self.state.pending.clone() {
             Some(Pending { undo: true, .. }) => return self.undo(),
             Some(pending) if (pending.secret_version == self.state.secret_version) != keep_secret => {
@@ -230,7 +233,13 @@ impl Run<'_> {
         let path = self.root.join("state").join(format!("{}.svg", self.args.account));
         let mut issued = None;
         let (finished, _) = presentation.make(&mut |code| {
-            let output = Output::prepare(&self.root, &self.args.account, &state, &path)?;
+            let prepare = || Output::prepare(&self.root, &self.args.account, &state, &path);
+            let mut output = prepare()?;
+            if output.is_complete() {
+                // A run that was cut off here left it.
+                output.destroy()?;
+                output = prepare()?;
+            }
             step("starting the confidential program on the new volume");
             let finished = output.start(&self.tools, &self.root, &state, &code.config_id(&config_id))?;
             if !code::is_refused(&finished) {
@@ -276,8 +285,10 @@ impl Run<'_> {
     /// CAS holds nothing of this account any more: everything is uploaded as if for the first time, with a new secret and a
     /// new volume, since CAS has lost the old ones.
     fn start_anew(&mut self) -> Result<String, Failure> {
-        let cas = self.tools.attest(&self.state.cas.address)?;
-        self.state.cas = cas;
+        // The simulated one may be back on other ports.
+        let found = self.tools.simulated_cas(true)?;
+        let address = found.map_or_else(|| self.state.cas.address.clone(), |cas| cas.address);
+        self.state.cas = self.tools.attest(&address)?;
         let current = Versions::only(self.state.volume_version, self.state.secret_version);
         for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
             match compare(&self.tools, &self.root, session, &self.state, &current)? {
@@ -538,7 +549,7 @@ mod root {
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
+            Failure::new(PRECONDITION, message).hint("export OTPQR_ROOT=DIRECTORY   # where the bundle is")
         })
     }
 }
@@ -744,7 +755,7 @@ mod platform {
         facts: &'static Facts,
         root: PathBuf,
         /// What a command needs to be about the account.
-        option: String,
+        pub option: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -1167,10 +1178,11 @@ mod state {
         Ok(path)
     }
 
-    /// Where the program leaves the QR code of the account's current secret, until it is delivered.
+    /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:
+    /// what a roll-forward that keeps the secret leaves there is nobody's until it is complete.
     pub fn issuing_directory(root: &Path, state: &State) -> PathBuf {
-        let name = format!("{}-{}", state.namespace.replace('/', "+"), state.secret_version);
-        root.join("state/issuing").join(name)
+        let (secret, volume) = (state.secret_version, state.volume_version);
+        root.join("state/issuing").join(format!("{}-{secret}-{volume}", state.namespace.replace('/', "+")))
     }
 
     /// The bundle's root and the state of an account that must exist.
@@ -1497,8 +1509,10 @@ mod policy {
             Some(false) if known => {
                 let message =
                     format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
-                Failure::new(PRECONDITION, message)
-                    .hint("./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions")
+                Failure::new(PRECONDITION, message).hint(format!(
+                    "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
+                    policy.tools.option
+                ))
             }
             _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
             Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),

@@ -240,7 +240,7 @@ fn a_cas_that_is_down_is_said_to_be_down_and_create_starts_it() {
 
 /// Where the program leaves the QR code of the account's first secret.
 fn issuing(bundle: &Bundle) -> PathBuf {
-    bundle.root.join("state/issuing").join(format!("{}-1", bundle.known("default", &["namespace"])))
+    bundle.root.join("state/issuing").join(format!("{}-1-1", bundle.known("default", &["namespace"])))
 }
 
 fn make_private(directory: &Path) {
