@@ -152,6 +152,7 @@ impl Host {
         let mut shell = self.command("sh");
         match command.strip_prefix("make ") {
             Some(target) => shell.current_dir(repository()).args(["-c", &format!("make --dry-run {target}")]),
+            None if command.starts_with("export ") => shell.args(["-c", command]),
             // A host need not have what it is told to use.
             None if ["apt-get", "docker"]
                 .iter()
@@ -202,9 +203,16 @@ add_auth: error: a code is exactly six digits
         host.signing("add_auth", &["--no-confirm", "--otp-file", "code"]),
         2,
         "\
+add_auth: error: there is no 'code' to read a code from
+",
+    );
+    host.says(
+        host.signing("add_auth", &["--no-confirm", "--otp-file", "state"]),
+        2,
+        "\
 add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 add_auth: checking program and volume
-add_auth: error: no code can be read from 'code': No such file or directory (os error 2)
+add_auth: error: no code can be read from 'state': Is a directory (os error 21)
 ",
     );
     host.says(
@@ -277,6 +285,7 @@ fn no_bundle_or_no_account_or_another() {
         3,
         "\
 create: error: there is no 'templates' in 'nowhere'
+hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 ",
     );
     host.says(
@@ -284,6 +293,7 @@ create: error: there is no 'templates' in 'nowhere'
         3,
         "\
 gen_qr: error: there is no 'state/none.yml' in 'ROOT'
+hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 hint: ./scripts/create.rs --account none
 ",
     );
@@ -709,7 +719,7 @@ create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: policy 'NAMESPACE'
 create: error: CAS at 'CAS' no longer holds session 'NAMESPACE': it was wiped or restored
-hint: ./scripts/roll_forward.rs --cas-wiped   # new secret, new volume, new sessions
+hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # new secret, new volume, new sessions
 ",
         )
     });
@@ -841,7 +851,7 @@ gen_qr: error: output 'taken.svg' exists already
 hint: ./scripts/gen_qr.rs --account signing --output another.svg
 ",
     );
-    let directory = host.root.join(format!("state/issuing/{}-1", host.known("signing", &["namespace"])));
+    let directory = host.root.join(format!("state/issuing/{}-1-1", host.known("signing", &["namespace"])));
     fs::create_dir_all(&directory).expect("a directory");
     fs::set_permissions(&directory, Permissions::from_mode(0o755)).expect("permissions");
     host.says(
@@ -849,7 +859,7 @@ hint: ./scripts/gen_qr.rs --account signing --output another.svg
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1': it is not a private directory of ours
+gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': it is not a private directory of ours
 ",
     );
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("permissions");
@@ -860,7 +870,7 @@ gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1': it is not a priv
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1': another run is issuing the same QR code
+gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': another run is issuing the same QR code
 ",
     );
     drop(held);
@@ -890,7 +900,8 @@ fn a_start_that_ends_without_a_qr_code() {
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the volume was refused: The FSPF tag is not fresh - suspected replay attack
-hint: ./scripts/roll_forward.rs --account signing   # new secret, new volume; kills the old codes
+hint: ./scripts/roll_forward.rs --account signing --keep-secret   # authenticator at hand: codes go on
+hint: ./scripts/roll_forward.rs --account signing   # otherwise: new secret, kills the old codes
 ",
     );
     host.says(
@@ -996,7 +1007,7 @@ hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be tak
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1/qrcode.svg'; it cannot be brought to 'qrcode.svg': File exists (os error 17)
+gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1-1/qrcode.svg'; it cannot be brought to 'qrcode.svg': File exists (os error 17)
 ",
     );
 }
@@ -1105,6 +1116,7 @@ fn a_script_on_another_host_says_what_is_missing() {
         3,
         "\
 create: error: there is no 'templates' in 'ROOT/desk'
+hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 ",
     );
     let open = |mode| fs::set_permissions(&host.root, Permissions::from_mode(mode)).expect("permissions");
@@ -1197,7 +1209,7 @@ fn no_message_is_missing_here() {
     let lines: Vec<&str> = catalogue.lines().collect();
     let is_here = |message: &str| lines.iter().any(|line| fits(line, message));
     let mut found = BTreeSet::new();
-    for script in ["create", "gen_qr", "add_auth", "roll_forward"] {
+    for script in ["create", "gen_qr", "add_auth", "roll_forward", "doctor"] {
         let source = fs::read_to_string(repository().join(format!("scripts/{script}.rs"))).expect("a script");
         found.extend(messages(&source));
     }
@@ -1294,6 +1306,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("cannot read '{}'", "the file was just seen to be whole"),
     ("interrupted; run the same command again to go on", "tests/terminal.rs"),
     ("interrupted; {remains}", "tests/terminal.rs"),
+    ("no JSON", "it consists of strings"),
     ("no answer: {cause}", "the terminal would have to vanish while it is read"),
     ("no code was accepted", "the last try says why it was refused"),
     ("no code was entered: {cause}", "the terminal would have to vanish while it is read"),
@@ -1307,6 +1320,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the program was not started", "no code is presented without a start"),
     ("the state cannot be expressed in YAML", "it consists of strings and numbers"),
     ("the state of account '{account}' vanished", "between two system calls"),
+    ("no temporary directory", "the policy that cannot be written, above, is the same error"),
     ("the terminal cannot be written to", "the terminal would have to vanish while it is written to"),
     ("whose account it is to be is not known", "it is known or was asked for"),
 ];
