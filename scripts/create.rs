@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn create(args: &Args) -> Result<String, Failure> {
-    let root = root::find(args.root.as_deref(), Path::new("templates"))?;
+    let root = root::find(args.root.as_deref(), Path::new("templates")).map_err(|failure| failure.hint(root::WHERE))?;
     let (mut file, known) = state::read(&root, &args.account)?;
     if let Some(state) = &known {
         check_unchanged(args, state)?;
@@ -410,6 +410,9 @@ mod root {
 
     use super::outcome::{Failure, PRECONDITION};
 
+    /// For whoever has copied a script to a place without a bundle.
+    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
     /// user named must hold it: no other is tried then.
     pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
@@ -443,7 +446,7 @@ mod root {
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message).hint("export OTPQR_ROOT=DIRECTORY   # where the bundle is")
+            Failure::new(PRECONDITION, message)
         })
     }
 }
@@ -1082,7 +1085,8 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
+        let root =
+            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;

@@ -354,7 +354,12 @@ fn volume(args: &Args, root: &Path, tools: &Tools, state: &State) -> Finding {
         })?;
         Ok(match finished.success() {
             true => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
-            false => Finding::wrong("volume", finished.reason(), format!("./scripts/roll_forward.rs{option}")),
+            false => {
+                let mend = format!(
+                    "./scripts/roll_forward.rs{option} --keep-secret   # without the authenticator: no --keep-secret"
+                );
+                Finding::wrong("volume", finished.reason(), mend)
+            }
         })
     };
     started().unwrap_or_else(|failure| Finding::of("volume", Err(failure)))
@@ -524,6 +529,9 @@ mod root {
 
     use super::outcome::{Failure, PRECONDITION};
 
+    /// For whoever has copied a script to a place without a bundle.
+    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
     /// user named must hold it: no other is tried then.
     pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
@@ -557,7 +565,7 @@ mod root {
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message).hint("export OTPQR_ROOT=DIRECTORY   # where the bundle is")
+            Failure::new(PRECONDITION, message)
         })
     }
 }
@@ -1196,7 +1204,8 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
+        let root =
+            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;

@@ -261,6 +261,9 @@ mod root {
 
     use super::outcome::{Failure, PRECONDITION};
 
+    /// For whoever has copied a script to a place without a bundle.
+    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
     /// user named must hold it: no other is tried then.
     pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
@@ -294,7 +297,7 @@ mod root {
         root.ok_or_else(|| {
             let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
             let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message).hint("export OTPQR_ROOT=DIRECTORY   # where the bundle is")
+            Failure::new(PRECONDITION, message)
         })
     }
 }
@@ -933,7 +936,8 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root = root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create))?;
+        let root =
+            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
@@ -1162,9 +1166,13 @@ mod qr_code {
             }
             match finished.code {
                 _ if fatal && volume.iter().any(|text| reason.contains(text)) => {
-                    Failure::new(REFUSED, format!("the volume was refused: {reason}")).hint(format!(
-                        "./scripts/roll_forward.rs{account}   # new secret, new volume; kills the old codes"
-                    ))
+                    Failure::new(REFUSED, format!("the volume was refused: {reason}"))
+                        .hint(format!(
+                            "./scripts/roll_forward.rs{account} --keep-secret   # authenticator at hand: codes go on"
+                        ))
+                        .hint(format!(
+                            "./scripts/roll_forward.rs{account}   # otherwise: new secret, kills the old codes"
+                        ))
                 }
                 _ if fatal && finished.stderr.contains(unreachable) => {
                     Failure::new(PRECONDITION, format!("there is no channel to CAS: {reason}"))
@@ -1296,6 +1304,10 @@ mod code {
         /// Fails early, before anything is prepared, if there is neither; `otherwise` says which option to give then.
         pub fn new(file: Option<&Path>, otherwise: &str) -> Result<Source, Failure> {
             match file {
+                // Not opened yet: it may be a pipe.
+                Some(path) if path != Path::new("-") && !path.exists() => {
+                    Err(Failure::new(USAGE, format!("there is no '{}' to read a code from", path.display())))
+                }
                 Some(path) => Ok(Source::File(path.to_owned())),
                 None if is_interactive() => Ok(Source::Person),
                 None => Err(Failure::new(

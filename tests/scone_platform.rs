@@ -891,7 +891,7 @@ fn a_code_is_asked_for_only_when_program_and_volume_are_right() {
     let host = Host::with_account();
     host.program_ends("*/check", &frame(&["The FSPF tag is not fresh - suspected replay attack"]), 134);
     // The code is not even read: the file is not there.
-    host.script("add_auth", &["--no-confirm", "--otp-file", "no-such-file"]).expect(5).saying("the volume was refused");
+    host.add_auth("493817").expect(5).saying("the volume was refused");
     host.as_documented("docker");
     host.script("add_auth", &["--no-confirm", "--otp-file", "no-such-file"]).expect(2).saying("'no-such-file'");
     for wrong in ["", "12345", "1234567", "12345a", "٤٩٣٨١٧", "493817 493817"] {
