@@ -293,8 +293,8 @@ hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
         3,
         "\
 gen_qr: error: there is no 'state/none.yml' in 'ROOT'
-hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 hint: ./scripts/create.rs --account none
+hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 ",
     );
     for (args, expected) in [
@@ -1129,6 +1129,7 @@ hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
         "\
 create: error: the current directory 'ROOT' is not yours alone
 hint: ./scripts/create.rs --root .   # if you trust it
+hint: export OTPQR_ROOT=DIRECTORY   # where the bundle is
 ",
     );
     open(0o755);
