@@ -142,7 +142,10 @@ fn what_is_wrong_with_policies_and_volume_is_said() {
     fs::write(&template, genuine).expect("a template");
 
     delete_files(&patient.0.volume("default"));
-    patient.suffers_from("wrong volume    file system protection file was removed", "./scripts/roll_forward.rs --keep-secret");
+    patient.suffers_from(
+        "wrong volume    file system protection file was removed",
+        "./scripts/roll_forward.rs --keep-secret",
+    );
     patient.0.script("roll_forward", &["--yes"]).expect(0);
     patient.is_well();
 }
