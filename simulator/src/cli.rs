@@ -241,7 +241,7 @@ struct Target {
 enum CasCommand {
     /// Look at a CAS's key, and remember it: from then on only that key is this CAS
     Attest {
-        /// host[:port]
+        /// `host[:port]`
         address: String,
         /// The measurement of SCONE's CAS: not simulated
         mrenclave: Option<String>,

@@ -50,7 +50,7 @@ pub enum Request {
 pub struct Evidence {
     /// The measurement, 64 lower-case hex digits.
     pub mrenclave: String,
-    /// [`Evidence::binding`] of the connection it is sent on, lower-case hex.
+    /// Over this connection, the nonce and the measurement, lower-case hex.
     pub binding: String,
 }
 
