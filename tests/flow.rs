@@ -140,6 +140,17 @@ fn the_measurement_is_the_same_in_a_container_and_on_the_host() {
     assert_eq!(container, host);
 }
 
+#[test]
+fn the_image_is_under_eight_megabytes() {
+    if !docker_is_there() {
+        return;
+    }
+    let mut inspect = Command::new("docker");
+    inspect.args(["image", "inspect", "--format", "{{.Size}}", "otpqr:sim"]);
+    let size: u64 = run(inspect).expect(0).stdout.trim().parse().expect("a size");
+    assert!(size < 8_000_000, "{size} bytes");
+}
+
 /// The one place where SCONE reads a code from is the environment of the one process that needs it.
 #[test]
 fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {

@@ -177,6 +177,8 @@ mod model;
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
     use std::sync::Barrier;
 
     use super::*;
@@ -230,6 +232,37 @@ mod tests {
         for (counter, code) in (0..).zip(codes) {
             assert_eq!(try_code(&store, code, counter * STEP), Verdict::Accepted { step: counter });
             assert_eq!(try_code(&store, code, counter * STEP), Verdict::AlreadyUsed);
+        }
+    }
+
+    /// Another implementation's codes, for secrets of every length that is used and times of any kind.
+    #[test]
+    fn codes_of_oathtool_are_accepted_at_their_time() {
+        let oathtool = |secret: &[u8], time: u64| {
+            // The secret on standard input: even a test's is no argument.
+            let mut child = Command::new("oathtool")
+                .args(["--totp", "--now", &format!("@{time}"), "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()?;
+            writeln!(child.stdin.take().unwrap(), "{}", scone_run::protocol::hex(secret))?;
+            let output = child.wait_with_output()?;
+            Ok::<_, std::io::Error>(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+        };
+        if oathtool(RFC, 59).is_err() {
+            assert!(std::env::var_os("REQUIRE_DOCKER").is_none(), "oathtool is needed: apt-get install oathtool");
+            eprintln!("SKIPPED: oathtool was not found");
+            return;
+        }
+        for round in 0..40u64 {
+            let digest = ring::digest::digest(&ring::digest::SHA256, &round.to_be_bytes());
+            let secret = &digest.as_ref()[..[16, 20, 32][(round % 3) as usize]];
+            let time = u64::from_be_bytes(digest.as_ref()[..8].try_into().unwrap()) % 4_000_000_000;
+            let code = oathtool(secret, time).unwrap();
+            let (_directory, store) = store();
+            let judged = |at| store.write(|tx| Ok::<_, StoreError>(check(tx, secret, Some(&code), at)?)).unwrap();
+            assert_eq!(judged(time + 90), Verdict::Wrong, "round {round}: much too late");
+            assert_eq!(judged(time), Verdict::Accepted { step: time / STEP }, "round {round}");
         }
     }
 
