@@ -236,6 +236,7 @@ mod outcome {
             if let Some(before) = terminal {
                 let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
             }
+            show_cursor();
             let _ = writeln!(io::stderr(), "{hide}");
             process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
@@ -247,7 +248,15 @@ mod outcome {
         set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
         let answer = ask();
         set(None);
+        show_cursor();
         answer
+    }
+
+    /// A question hides the cursor, and one that is broken off does not show it again.
+    fn show_cursor() {
+        if io::stderr().is_terminal() {
+            let _ = write!(io::stderr(), "\x1b[?25h");
+        }
     }
 
     /// Whether there is a person to ask.
@@ -1205,13 +1214,13 @@ mod code {
                 step(format!("the code shown now was used already: waiting {} s for the next one", seconds_left()));
                 return wait_for_next_step();
             }
-            let (left, needed) = (seconds_left(), self.takes + Duration::from_secs(2));
-            if Duration::from_secs(left) >= needed {
+            let left = seconds_left();
+            if is_enough(left, self.takes) {
                 return Ok(());
             }
             let question = format!(
                 "The code changes in {left} s, the start takes about {} s. Wait for the next code?",
-                needed.as_secs()
+                self.takes.as_secs() + 1
             );
             let asked = at_prompt(&self.remains, "", || {
                 dialoguer::Confirm::new().with_prompt(question).default(true).interact()
@@ -1276,6 +1285,19 @@ mod code {
 
     fn seconds_left() -> u64 {
         STEP - since_1970().as_secs() % STEP
+    }
+
+    /// Whether a code that changes in so many seconds is still good when a start that takes so long presents it.
+    fn is_enough(left: u64, takes: Duration) -> bool {
+        Duration::from_secs(left) >= takes + Duration::from_secs(2)
+    }
+
+    #[test]
+    fn a_code_is_waited_for_if_it_changes_before_a_start_has_used_it_and_two_seconds_more() {
+        assert!(!is_enough(1, Duration::ZERO));
+        assert!(!is_enough(4, Duration::from_millis(2_001)));
+        assert!(is_enough(4, Duration::from_secs(2)));
+        assert!(is_enough(2, Duration::ZERO));
     }
 
     fn wait_for_next_step() -> Result<(), Failure> {

@@ -350,6 +350,7 @@ mod outcome {
             if let Some(before) = terminal {
                 let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
             }
+            show_cursor();
             let _ = writeln!(io::stderr(), "{hide}");
             process::exit(Failure::new(INTERRUPTED, format!("interrupted; {remains}")).print().into());
         }
@@ -361,7 +362,15 @@ mod outcome {
         set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
         let answer = ask();
         set(None);
+        show_cursor();
         answer
+    }
+
+    /// A question hides the cursor, and one that is broken off does not show it again.
+    fn show_cursor() {
+        if io::stderr().is_terminal() {
+            let _ = write!(io::stderr(), "\x1b[?25h");
+        }
     }
 
     /// Whether there is a person to ask.

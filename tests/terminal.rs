@@ -233,3 +233,66 @@ fn the_demonstration_cleans_up_after_ctrl_c() {
     assert!(rest.contains("interrupted; everything is cleaned up"), "{rest}");
     assert!(!Path::new(&root).exists());
 }
+
+/// Presses Ctrl-C after `prompt` has appeared; returns what was printed afterwards. The cursor is visible again.
+fn break_off(command: Command, prompt: &str) -> String {
+    let mut session = at_a_terminal(command);
+    session.exp_string(prompt).expect("the prompt");
+    session.send_control('c').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 130, "{rest}");
+    assert!(rest.contains("interrupted; "), "{rest}");
+    assert!(rest.rfind("\x1b[?25h") > rest.rfind("\x1b[?25l"), "the cursor is lost: {rest}");
+    rest
+}
+
+#[test]
+fn ctrl_c_at_the_question_before_a_roll_forward_changes_nothing() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let before = fs::read(bundle.state_file("default")).expect("the state");
+    break_off(bundle.script_command("roll_forward", &[]), "stop working at once. Go on?");
+    assert_eq!(before, fs::read(bundle.state_file("default")).expect("the state"));
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+}
+
+#[test]
+fn ctrl_c_while_the_picture_waits_to_be_scanned_says_where_it_is() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let rest = break_off(bundle.script_command("gen_qr", &["--no-confirm"]), "Scan it, then press Enter");
+    assert!(rest.contains("the QR code is still there: shred -n 3 -z -u 'qrcode.svg'"), "{rest}");
+    bundle.scan("qrcode.svg");
+}
+
+#[test]
+fn ctrl_c_while_the_qr_code_is_on_the_terminal_takes_it_away() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut shell = bundle.command("sh");
+    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
+    shell.args(["-c", &format!("stty rows 60 cols 120; exec '{script}' --terminal --no-confirm")]);
+    let rest = break_off(shell, "Scan it, then press Enter");
+    assert!(rest.contains("\x1b[?1049l"), "the alternate screen is still there: {rest}");
+    assert!(rest.contains("if it was not scanned, roll forward"), "{rest}");
+}
+
+#[test]
+fn where_a_file_system_makes_shredding_weak_that_is_said() {
+    let memory = Path::new("/dev/shm");
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let Ok(directory) = tempfile::tempdir_in(memory) else {
+        eprintln!("SKIPPED: there is no /dev/shm");
+        return;
+    };
+    let output = directory.path().join("alice.svg");
+    let command = bundle.script_command("gen_qr", &["--no-confirm", "--output", output.to_str().expect("a name")]);
+    let mut session = at_a_terminal(command);
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    session.send_line("").expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("destroyed, as far as the file system lets it: tmpfs"), "{rest}");
+    assert!(!output.exists());
+}
