@@ -160,26 +160,19 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     let bundle = Bundle::of_test(Platform::Sim, User::Caller);
     bundle.install(scripts!());
     let account = bundle.enrol("default");
-    let now = bundle.now();
-    let code = account.code_at(now);
+    let code = account.code_at(bundle.now());
 
-    // A pipe is opened when both ends are there: so each of these waits for the other side and for nothing else.
-    let pipe = |name: &str| {
-        let path = bundle.root.join(name);
-        assert!(Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
-        path
-    };
-    let (code_pipe, clock_pipe) = (pipe("code"), pipe("clock-pipe"));
+    // A pipe is opened when both ends are there: so each side waits for the other and for nothing else.
+    let pipe = bundle.root.join("code");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     let mut command =
         bundle.script_command("add_auth", &["--no-confirm", "--output", "second.svg", "--otp-file", "code"]);
     let script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("add_auth");
-    let mut code_writer = OpenOptions::new().write(true).open(code_pipe).expect("the script asks for the code");
-    // From here on CAS, too, waits for us when it looks at the clock.
-    fs::rename(clock_pipe, bundle.root.join("clock")).expect("the clock");
+    let mut code_writer = OpenOptions::new().write(true).open(pipe).expect("the script asks for the code");
+    let mut cas = bundle.hold_cas();
     code_writer.write_all(code.as_bytes()).expect("the code");
     drop(code_writer);
-    let mut clock_writer =
-        OpenOptions::new().write(true).open(bundle.root.join("clock")).expect("CAS looks at the clock");
+    cas.wait();
 
     let mut containers = Command::new("docker");
     containers.args(["ps", "--quiet", "--no-trunc", "--filter"]);
@@ -210,10 +203,7 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
         }
     }
 
-    fs::write(bundle.root.join("clock-file"), now.to_string()).expect("a clock");
-    fs::rename(bundle.root.join("clock-file"), bundle.root.join("clock")).expect("the clock");
-    clock_writer.write_all(now.to_string().as_bytes()).expect("the time");
-    drop(clock_writer);
+    drop(cas);
     let output = script.wait_with_output().expect("add_auth");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(bundle.scan("second.svg").secret, account.secret);

@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use std::process::{Command, Stdio};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, phone, repository};
+use support::{Bundle, Platform, User, docker_is_there, phone, repository};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -131,6 +132,29 @@ fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
 }
 
 #[test]
+fn a_second_authenticators_first_code_is_the_one_after_the_code_that_allowed_it() {
+    let bundle = bundle_with_the_hosts_clock();
+    let account = bundle.enrol("default");
+    let code = || account.code_at(bundle.now());
+    let mut session = at_a_terminal(bundle.script_command("add_auth", &[]));
+    let spent = Cell::new(String::new());
+    enter(&mut session, "Code for SCONE OTP, alice", || {
+        spent.replace(code());
+        code()
+    });
+    let spent = spent.into_inner();
+    // Asked for only when there is one that CAS can accept.
+    session.exp_regex("the code shown now was used already: waiting [0-9]+ s for the next one").expect("why it waits");
+    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", || {
+        assert_ne!(code(), spent, "it did not wait");
+        code()
+    });
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("enrolled and confirmed"), "{rest}");
+}
+
+#[test]
 fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
     let bundle = bundle_with_the_hosts_clock();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
@@ -214,6 +238,40 @@ fn rolling_forward_asks_first_and_takes_no_for_an_answer() {
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     bundle.add_auth(&account.code_at(bundle.now() + 30), &["--output", "third.svg"]).expect(5);
+}
+
+fn interrupted_start(platform: Platform) {
+    let bundle = Bundle::of_test(platform, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", platform.name()]).expect(0);
+    let mut cas = bundle.hold_cas();
+    let mut shell = bundle.command("sh");
+    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
+    // The terminal's echo of Ctrl-C says that it was delivered.
+    shell.args(["-c", &format!("stty echo; exec '{script}' --no-confirm")]);
+    let mut session = at_a_terminal(shell);
+    session.exp_string("starting the confidential program").expect("the start");
+    cas.wait();
+    session.send_control('c').expect("typing");
+    session.exp_string("^C").expect("the echo");
+    drop(cas);
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 130, "{rest}");
+    assert!(rest.contains("gen_qr: error: interrupted; run the same command again to go on"), "{rest}");
+    assert!(!bundle.root.join("qrcode.svg").exists());
+    let left: Vec<_> = fs::read_dir(bundle.root.join("state/issuing")).expect("where it is issued").collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    bundle.gen_qr(&[]).expect(0);
+    bundle.scan("qrcode.svg");
+}
+
+#[test]
+fn ctrl_c_during_a_start_leaves_nothing_behind_and_the_same_command_goes_on() {
+    interrupted_start(Platform::SimNative);
+    if docker_is_there() {
+        interrupted_start(Platform::Sim);
+    }
 }
 
 #[test]

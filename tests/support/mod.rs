@@ -9,7 +9,7 @@ pub mod phone;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, Permissions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -299,6 +299,16 @@ impl Bundle {
         fs::rename(next, clock).expect("the clock");
     }
 
+    /// Makes CAS wait for us the next time it looks at its clock.
+    pub fn hold_cas(&self) -> HeldCas {
+        let clock = self.clock.clone().expect("a clock of one's own");
+        let (now, pipe) = (self.now(), clock.with_extension("pipe"));
+        let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
+        assert!(made.success());
+        fs::rename(pipe, &clock).expect("the clock");
+        HeldCas { clock, now, held: None }
+    }
+
     /// Starts a service as somebody would who knows docker (or the runtime) and not the scripts - or knows them too well.
     pub fn by_hand(&self, config_id: &str, how: &ByHand) -> Command {
         let volume = self.volume(how.account);
@@ -362,6 +372,33 @@ impl Bundle {
             collect(&self.root.join(part), &mut found);
         }
         found
+    }
+}
+
+/// A CAS whose clock is a pipe: it is opened when both ends are there, so each side waits for the other and for nothing else.
+/// CAS goes on when this is dropped.
+pub struct HeldCas {
+    clock: PathBuf,
+    now: u64,
+    held: Option<File>,
+}
+
+impl HeldCas {
+    /// Waits until CAS looks at its clock.
+    pub fn wait(&mut self) {
+        self.held = Some(OpenOptions::new().write(true).open(&self.clock).expect("the clock"));
+    }
+}
+
+impl Drop for HeldCas {
+    fn drop(&mut self) {
+        let next = self.clock.with_extension("next");
+        // For reading, too, so that it does not wait for a CAS that never looked.
+        let both = || OpenOptions::new().read(true).write(true).open(&self.clock).expect("the clock");
+        let mut pipe = self.held.take().unwrap_or_else(both);
+        fs::write(&next, self.now.to_string()).expect("the clock");
+        fs::rename(next, &self.clock).expect("the clock");
+        pipe.write_all(self.now.to_string().as_bytes()).expect("the time");
     }
 }
 
