@@ -147,18 +147,18 @@ fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
 fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Failure> {
     let known = known.map(|state| &state.cas);
     let simulated = tools.simulated_cas(true)?;
-    let address = match (simulated, &args.cas, known) {
+    let address = match (&simulated, &args.cas, known) {
         (Some(_), Some(_), None) => {
             return Err(Failure::new(USAGE, "'--cas' is for SCONE: the simulator's CAS is found by itself"));
         }
-        (Some(cas), _, _) => cas.address,
+        (Some(cas), _, _) => cas.address.clone(),
         (None, Some(address), _) => address.clone(),
         (None, None, Some(cas)) => cas.address.clone(),
         (None, None, None) => {
             return Err(Failure::new(USAGE, "on platform 'scone' the CAS must be named: '--cas ADDRESS'"));
         }
     };
-    let cas = tools.attest(&address)?;
+    let cas = tools.attest(&address, simulated)?;
     match known {
         Some(known) if *known != cas => {
             let message = format!("the CAS at '{address}' is not the one account '{}' was created on", args.account);
@@ -293,6 +293,14 @@ mod outcome {
         /// Puts what it means before what happened.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
+        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        pub fn part_way(self, again: String) -> Failure {
+            match self.code {
+                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
         }
 
         /// Somebody pressed Ctrl-C, or told the run to terminate.
@@ -769,9 +777,8 @@ mod platform {
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
-        /// which its own tool shows on this host.
-        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
-            let simulated = self.simulated_cas(true)?;
+        /// which its own tool has shown on this host.
+        pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
             let mut args = vec!["cas".into(), "attest".into(), address.into()];
             if let Some(cas) = &simulated {
                 args.extend(["-c".into(), OsString::from(&cas.key)]);

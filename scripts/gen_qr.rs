@@ -146,6 +146,14 @@ mod outcome {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
         }
 
+        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        pub fn part_way(self, again: String) -> Failure {
+            match self.code {
+                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
+        }
+
         /// Somebody pressed Ctrl-C, or told the run to terminate.
         pub fn interrupted() -> Failure {
             Failure::new(INTERRUPTED, "interrupted; run the same command again to go on")
@@ -620,9 +628,8 @@ mod platform {
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
-        /// which its own tool shows on this host.
-        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
-            let simulated = self.simulated_cas(true)?;
+        /// which its own tool has shown on this host.
+        pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
             let mut args = vec!["cas".into(), "attest".into(), address.into()];
             if let Some(cas) = &simulated {
                 args.extend(["-c".into(), OsString::from(&cas.key)]);

@@ -156,23 +156,30 @@ impl Run<'_> {
                 next
             }
         };
+        let option = if keep_secret { " --keep-secret" } else { "" };
+        let again = format!("./scripts/roll_forward.rs{}{option}   # goes on", state::option(&self.args.account));
+        self.carry_out(&mut to, source).map_err(|failure| failure.part_way(again))
+    }
+
+    /// The intention `to` is recorded; from here on a failure is one part-way.
+    fn carry_out(&mut self, to: &mut Pending, source: Option<&Source>) -> Result<String, Failure> {
         let old = self.state.label();
-        let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
-        let switching = match keep_secret {
-            true => "switching session 2 to the new volume",
-            false => "switching: from here on the old codes are dead",
+        let (both, new) = (self.both(to), Versions::only(to.volume_version, to.secret_version));
+        let switching = match source {
+            Some(_) => "switching session 2 to the new volume",
+            None => "switching: from here on the old codes are dead",
         };
-        self.upload(&mut to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
-        self.upload(&mut to, 1, Session::Reset, &new, switching)?;
+        self.upload(to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
+        self.upload(to, 1, Session::Reset, &new, switching)?;
         if let Some(source) = source {
-            self.take_marker(source, &to)?;
+            self.take_marker(source, to)?;
         }
-        self.upload(&mut to, 2, Session::Otpqr, &new, "dropping the old")?;
+        self.upload(to, 2, Session::Otpqr, &new, "dropping the old")?;
         (self.state.volume_version, self.state.secret_version) = (to.volume_version, to.secret_version);
         self.record(None)?;
-        Ok(match keep_secret {
-            true => format!("rolled forward: account '{}' has a new volume; its codes go on", self.args.account),
-            false => self.report(&old, "every code of the old secret is refused"),
+        Ok(match source {
+            Some(_) => format!("rolled forward: account '{}' has a new volume; its codes go on", self.args.account),
+            None => self.report(&old, "every code of the old secret is refused"),
         })
     }
 
@@ -286,9 +293,9 @@ impl Run<'_> {
     /// new volume, since CAS has lost the old ones.
     fn start_anew(&mut self) -> Result<String, Failure> {
         // The simulated one may be back on other ports.
-        let found = self.tools.simulated_cas(true)?;
-        let address = found.map_or_else(|| self.state.cas.address.clone(), |cas| cas.address);
-        self.state.cas = self.tools.attest(&address)?;
+        let simulated = self.tools.simulated_cas(true)?;
+        let address = simulated.as_ref().unwrap_or(&self.state.cas).address.clone();
+        self.state.cas = self.tools.attest(&address, simulated)?;
         let current = Versions::only(self.state.volume_version, self.state.secret_version);
         for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
             match compare(&self.tools, &self.root, session, &self.state, &current)? {
@@ -399,6 +406,14 @@ mod outcome {
         /// Puts what it means before what happened.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+        }
+
+        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        pub fn part_way(self, again: String) -> Failure {
+            match self.code {
+                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
         }
 
         /// Somebody pressed Ctrl-C, or told the run to terminate.
@@ -875,9 +890,8 @@ mod platform {
         }
 
         /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
-        /// which its own tool shows on this host.
-        pub fn attest(&self, address: &str) -> Result<Cas, Failure> {
-            let simulated = self.simulated_cas(true)?;
+        /// which its own tool has shown on this host.
+        pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
             let mut args = vec!["cas".into(), "attest".into(), address.into()];
             if let Some(cas) = &simulated {
                 args.extend(["-c".into(), OsString::from(&cas.key)]);

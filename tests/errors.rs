@@ -744,11 +744,12 @@ roll_forward: error: CAS cannot be asked what it holds: The predecessor is not t
         );
         host.says(
             host.signing("roll_forward", &["--yes"]),
-            3,
+            4,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: declaring the new beside the old
 roll_forward: error: CAS cannot be asked about session 'NAMESPACE/otpqr': The predecessor is not the current session
+hint: ./scripts/roll_forward.rs --account signing   # goes on
 ",
         );
     });
