@@ -1,5 +1,7 @@
 //! Each script alone: copied into an empty directory it builds, says what it is for, and without a bundle says what is missing -
-//! and leaves nothing behind. rust-script does the building, as it does for a user.
+//! and leaves nothing behind. rust-script does the building, as it does for a user. Or `make bin` does, for a host without a toolchain.
+
+mod support;
 
 use std::env;
 use std::fs;
@@ -7,9 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-fn repository() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use support::{Bundle, Platform, User, repository, run, run_with_input};
 
 /// Whether rust-script is installed. Without it these tests are skipped, loudly; in CI they fail.
 fn rust_script_is_there() -> bool {
@@ -137,4 +137,49 @@ fn roll_forward_alone_builds_helps_and_names_the_terminal_or_the_state_it_lacks(
         roll_forward.refuses(&[], 2, "give '--yes'");
         roll_forward.refuses(&["--yes"], 3, "there is no 'state/default.yml' in ");
     }
+}
+
+#[test]
+fn doctor_alone_builds_helps_and_names_the_state_it_lacks() {
+    if rust_script_is_there() {
+        // What is missing is a finding of its, not an error.
+        let report = builds_and_helps("doctor").run(&[]);
+        let findings = String::from_utf8_lossy(&report.stdout);
+        assert_eq!(report.status.code(), Some(3), "{findings}");
+        assert!(findings.contains("wrong state     there is no 'state/default.yml' in "), "{findings}");
+    }
+}
+
+#[test]
+fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
+    let binaries = repository().join("bin");
+    assert!(binaries.is_dir(), "the binaries are not built: make bin");
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    let binary = |name: &str| {
+        let path = binaries.join(name);
+        let linked = run({
+            let mut ldd = Command::new("ldd");
+            ldd.arg(&path);
+            ldd
+        });
+        assert!(linked.text().contains("statically linked"), "{name}: {}", linked.text());
+        // Neither the caller's environment nor a program of the host's, not even a shell's.
+        let mut command = Command::new(path);
+        command.env_clear().env("OTPQR_ROOT", &bundle.root).env("XDG_DATA_HOME", bundle.root.join("data"));
+        command.env("PATH", bundle.root.join("templates")).current_dir(&bundle.root).stdin(Stdio::null());
+        command
+    };
+    let with = |name: &str, args: &[&str]| {
+        let mut command = binary(name);
+        command.args(args);
+        command
+    };
+    run(with("create", &["--platform", "sim-native", "--login", "alice"])).expect(0);
+    run(with("gen_qr", &["--no-confirm"])).expect(0);
+    let code = bundle.scan("qrcode.svg").code_at(bundle.now());
+    let second = with("add_auth", &["--no-confirm", "--otp-file", "-", "--output", "second.svg"]);
+    run_with_input(second, &code).expect(0);
+    run(with("roll_forward", &["--yes"])).expect(0);
+    let report = run(with("doctor", &[]));
+    assert!(report.stdout.contains("ok    policies  CAS holds "), "{}", report.text());
 }
