@@ -181,10 +181,10 @@ mod outcome {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
         }
 
-        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
-                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
                 _ => self,
             }
         }

@@ -295,10 +295,10 @@ mod outcome {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
         }
 
-        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
-                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
                 _ => self,
             }
         }
@@ -1280,7 +1280,7 @@ mod policy {
     }
 
     /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
+    pub fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
         let path = root.join("templates").join(session.template());
         let failed = format!("template '{}' cannot be rendered", path.display());
         let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;

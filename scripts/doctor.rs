@@ -51,7 +51,7 @@ const SCRIPT: &str = "doctor";
 Each line: 'ok', 'wrong' or '?' (could not be found out) · what was looked at · what was found · the command that mends it.
 
 Exit codes:
-  0 nothing is wrong   2 usage   3 something is wrong, the report says what   1 anything else
+  0 all is well   2 usage   3 something is wrong or could not be found out, the report says what   1 anything else
 
 Examples:
   ./scripts/doctor.rs
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     let mut all_is_well = true;
     let code = conclude(|| {
         let findings = examine(&args);
-        all_is_well = findings.iter().all(|finding| finding.result != Verdict::Wrong);
+        all_is_well = findings.iter().all(Finding::is_ok);
         outcome::check_interrupted()?;
         match args.json {
             true => serde_json::to_string_pretty(&findings).map_err(Failure::because(OTHER, "no JSON")),
@@ -414,10 +414,10 @@ mod outcome {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
         }
 
-        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
-                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
                 _ => self,
             }
         }
@@ -1399,7 +1399,7 @@ mod policy {
     }
 
     /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
+    pub fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
         let path = root.join("templates").join(session.template());
         let failed = format!("template '{}' cannot be rendered", path.display());
         let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;

@@ -36,7 +36,7 @@ use clap::Parser;
 use code::{Presentation, Source};
 use outcome::{Failure, OTHER, PRECONDITION, USAGE, at_prompt, conclude, is_interactive, step};
 use platform::Tools;
-use policy::{Held, Session, Versions, compare, upload};
+use policy::{Held, Session, Versions, compare, render, upload};
 use qr_code::Output;
 use state::{Pending, State, StateFile};
 
@@ -140,17 +140,20 @@ impl Run<'_> {
                 pending
             }
             None => {
-                let (issuer, login) = (&self.state.issuer, self.state.label());
-                self.confirm(match keep_secret {
-                    true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
-                    false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
-                })?;
                 let next = Pending {
                     volume_version: self.state.volume_version + 1,
                     secret_version: self.state.secret_version + u32::from(!keep_secret),
                     uploads_done: 0,
                     undo: false,
                 };
+                let new = Versions::only(next.volume_version, next.secret_version);
+                render(&self.root, Session::Otpqr, &self.state, &self.both(&next))?;
+                render(&self.root, Session::Reset, &self.state, &new)?;
+                let (issuer, login) = (&self.state.issuer, self.state.label());
+                self.confirm(match keep_secret {
+                    true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
+                    false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
+                })?;
                 // Recorded before CAS is changed.
                 self.record(Some(&next))?;
                 next
@@ -408,10 +411,10 @@ mod outcome {
             Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
         }
 
-        /// Something is missing, but too late for nothing to have changed: the command that goes on when it is there.
+        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
-                PRECONDITION => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
                 _ => self,
             }
         }
@@ -1393,7 +1396,7 @@ mod policy {
     }
 
     /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-    fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
+    pub fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
         let path = root.join("templates").join(session.template());
         let failed = format!("template '{}' cannot be rendered", path.display());
         let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;

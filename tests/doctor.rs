@@ -84,8 +84,10 @@ fn what_is_wrong_with_the_host_is_said() {
     patient.host_says("timedatectl", "no");
     patient.suffers_from("wrong clock     the kernel's clock is not synchronised", "timedatectl set-ntp true");
     patient.host_says("timedatectl", "");
-    let report = patient.doctor(&[]).expect(0).stdout;
-    assert!(report.contains("?     clock     "), "{report}");
+    // What is not known is not well.
+    let report = patient.doctor(&[]);
+    assert_eq!(report.code, Some(3));
+    assert!(report.stdout.contains("?     clock     "), "{}", report.stdout);
 }
 
 #[test]
@@ -154,12 +156,17 @@ fn what_is_wrong_with_policies_and_volume_is_said() {
 fn a_roll_forward_that_was_cut_off_is_told_with_what_holds_until_it_is_finished() {
     let patient = Patient::new();
     patient.0.script("create", &["--platform", "sim-native"]).expect(0);
-    // The first upload cannot happen: the intention alone is recorded.
-    let templates = patient.0.root.join("templates");
-    let genuine = fs::read_to_string(templates.join("otpqr.yml")).expect("a template");
-    fs::write(templates.join("otpqr.yml"), "{{nobody}}").expect("a template");
+    // A policy that cannot be made is found out before anything is begun.
+    let template = patient.0.root.join("templates/otpqr.yml");
+    let genuine = fs::read_to_string(&template).expect("a template");
+    fs::write(&template, "{{nobody}}").expect("a template");
     patient.0.script("roll_forward", &["--yes"]).expect(3).saying("cannot be rendered");
-    fs::write(templates.join("otpqr.yml"), &genuine).expect("a template");
+    fs::write(&template, &genuine).expect("a template");
+    patient.is_well();
+    // The first upload cannot happen: the intention alone is recorded.
+    let mut roll_forward = patient.0.script_command("roll_forward", &["--yes"]);
+    roll_forward.env("TMPDIR", "nowhere");
+    run(roll_forward).expect(4).saying("hint: ./scripts/roll_forward.rs   # goes on");
     patient.suffers_from("wrong pending   a roll-forward was cut off", "./scripts/roll_forward.rs");
     assert!(patient.doctor(&[]).stdout.contains("ok    codes     the codes in use live"));
 
