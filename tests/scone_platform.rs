@@ -154,7 +154,7 @@ impl Host {
         let path = [home.join("bin").as_os_str(), &std::env::var_os("PATH").unwrap()].join(OsStr::new(":"));
         command.args(args).current_dir(self.desk()).stdin(std::process::Stdio::null());
         command.env("PATH", path).env("HOME", home).env("TMPDIR", home.join("tmp"));
-        command.env("OTPQR_ROOT", self.root()).env("LOGNAME", "alice");
+        command.env("OTPQR_ROOT", self.root()).env("LOGNAME", "alice").env("RUST_SCRIPT_BASE_PATH", "./scripts");
         // What a careless caller has set must reach neither tool.
         command.env("SCONE_CONFIG_ID", "somebody/else@000000");
         command
