@@ -220,8 +220,10 @@ impl Tree {
     fn is_as_seen(&self, directory: BorrowedFd, path: &mut Vec<u8>, known: &Known) -> Result<bool, Error> {
         let What::Directory(children) = &known.what else { return Ok(false) };
         let now = fstat(directory).map_err(failed("read", name(&self.path, path)))?;
-        if (known.doubtful || !is_unchanged(&known.stat, &now))
-            && !lists(directory, children).map_err(failed("list", name(&self.path, path)))?
+        // Not the ctime, which moves when a directory is made readable for a look.
+        let modified = |stat: &Stat| (stat.st_ino, stat.st_mtime, stat.st_mtime_nsec);
+        if modified(&known.stat) != modified(&now)
+            || known.doubtful && !lists(directory, children).map_err(failed("list", name(&self.path, path)))?
         {
             return Ok(false);
         }
