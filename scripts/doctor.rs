@@ -495,6 +495,10 @@ mod outcome {
             Some(directory) => Path::new(&directory).join(format!("{name}.rs")),
             None => PathBuf::from(env::args_os().next().unwrap_or_default()).with_file_name(name),
         };
+        let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+            Some(below) => Path::new(".").join(below),
+            None => script,
+        };
         let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
         let script = match script.to_str() {
             Some(script) if script.chars().all(plain) => script.to_owned(),

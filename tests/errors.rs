@@ -1205,10 +1205,12 @@ fn a_script_on_another_host_says_what_is_missing() {
         fs::create_dir_all(directory).expect("a directory");
     }
     // What is pasted here is tried in the root.
-    symlink("scripts/create", host.root.join("create.rs")).expect("a link");
+    for place in ["create.rs", "runbook/pasted/create.rs"] {
+        symlink(host.root.join("scripts/create"), host.root.join(place)).expect("a link");
+    }
     let script = |name: &str, root: Option<&Path>| {
         let mut command = host.script_command(name, &[]);
-        command.current_dir(&desk).env("PATH", &path).env_remove("OTPQR_ROOT").env("RUST_SCRIPT_BASE_PATH", ".");
+        command.current_dir(&desk).env("PATH", &path).env_remove("OTPQR_ROOT").env("RUST_SCRIPT_BASE_PATH", &desk);
         command.envs(root.map(|root| ("OTPQR_ROOT", root)));
         command
     };
@@ -1224,7 +1226,7 @@ fn a_script_on_another_host_says_what_is_missing() {
         run(script("create", None)),
         3,
         "\
-create: error: there is no 'templates' in './..' or 'ROOT/runbook/pasted'; '--root' or OTPQR_ROOT says where the bundle is
+create: error: there is no 'templates' in 'ROOT/runbook/pasted/..' or 'ROOT/runbook/pasted'; '--root' or OTPQR_ROOT says where the bundle is
 ",
     );
     let open = |mode| fs::set_permissions(&host.root, Permissions::from_mode(mode)).expect("permissions");
@@ -1236,7 +1238,7 @@ create: error: there is no 'templates' in './..' or 'ROOT/runbook/pasted'; '--ro
         3,
         "\
 create: error: the current directory 'ROOT' is not yours alone
-hint: ./create.rs --root .   # if you trust it
+hint: ./runbook/pasted/create.rs --root .   # if you trust it
 ",
     );
     open(0o755);
