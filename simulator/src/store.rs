@@ -416,7 +416,7 @@ pub fn move_tag(tx: &Connection, session: &str, name: &str, old: Option<&str>, n
 }
 
 /// Random bytes; for ascii printable ones without the space, each as likely as any other.
-fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
+pub fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
     let random = SystemRandom::new();
     let mut value = vec![0; size];
     random.fill(&mut value).map_err(|_| StoreError::NoRandomness)?;

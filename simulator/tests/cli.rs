@@ -81,7 +81,14 @@ fn calculate_hash_needs_to_know_a_creator_that_the_session_speaks_of() {
     let calculate = ["session", "calculate-hash", &file];
     world.scone(&calculate).fails(1, "Error: Cannot calculate session hash! The session, explicitly or through");
     is_hash_alone(&world.scone(&[&calculate[..], &["--with-self-as-creator", "tls"]].concat()).succeeds());
-    world.scone(&[&calculate[..], &["--with-self-as-creator", "signer"]].concat()).fails(1, "signer");
+    let signer = world.scone(&[&calculate[..], &["--with-self-as-creator", "signer"]].concat());
+    signer.fails(1, "Error: not simulated: --with-self-as-creator signer\n");
+    let bob = Identity::generate("bob").unwrap();
+    let as_bob = ["--with-self-as-creator", "tls", "--identity", &world.file("bob.pem", &bob.certificate_pem)];
+    let bobs = world.scone(&[&calculate[..], &as_bob].concat()).succeeds();
+    let with_creator = format!("name: s\nversion: 0.3\ncreator: {}\n", serde_json::json!(bob.certificate_pem));
+    let with_creator = world.file("created.yml", &with_creator);
+    assert_eq!(world.scone(&["session", "calculate-hash", &with_creator]).succeeds(), bobs);
     let file = world.file("s.yml", "name: s\nversion: 0.3\naccess_policy: {read: ANY, update: NONE}\n");
     is_hash_alone(&world.scone(&["session", "calculate-hash", &file]).succeeds());
 }
@@ -150,12 +157,22 @@ fn the_first_attested_cas_is_the_default_until_another_is_chosen() {
     assert_eq!(world.scone(&["cas", "set-default", &other.client]).succeeds(), "");
     assert_eq!(world.scone(&["cas", "list"]).succeeds(), list(&other, &world));
     let shown = |args: &[&str]| world.scone(&[&["cas", "show-identification"], args].concat()).succeeds();
-    assert_eq!(shown(&[]), format!("CAS key hash: {}\n", other.key));
-    assert_eq!(shown(&["-c", &world.client]), format!("{}\n", world.key));
-    let certificate = world.file("cas.pem", &world.scone(&["cas", "show-certificate", &world.client]).succeeds());
+    for spelling in ["-c", "--cas-key-hash"] {
+        assert_eq!(shown(&[spelling, &world.client]), format!("{}\n", world.key));
+    }
+    let certificate = world.scone(&["cas", "show-certificate", &world.client]).succeeds();
+    for spelling in ["-C", "--cas-certificate", "-T", "--certificate-chain"] {
+        assert_eq!(shown(&[spelling, &world.client]), certificate);
+    }
+    assert_eq!(shown(&[&world.client]), certificate);
+    assert_ne!(shown(&[]), certificate, "the default one's");
+    let certificate = world.file("cas.pem", &certificate);
     assert_eq!(world.scone(&["cert", "show-key-hash", &certificate]).succeeds(), format!("{}\n", world.key));
-    let version = world.scone(&["cas", "version"]).succeeds();
-    assert_eq!(version, concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n"));
+    let version = concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n");
+    for args in [&["cas", "version"][..], &["cas", "version", "-c", &world.client], &["version"]] {
+        assert_eq!(world.scone(args).succeeds(), version);
+    }
+    world.scone(&["cas", "version", "--cas", "nobody.invalid"]).fails(1, "was not attested yet");
 }
 
 #[test]
@@ -218,6 +235,13 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
         (&["cas", "attest", "cas", "--mrenclave", MRENCLAVE], "--mrenclave"),
         (&["cas", "attest", "cas", "--mrsigner", MRENCLAVE], "--mrsigner"),
         (&["cas", "attest", "cas", "-s", MRENCLAVE], "-s"),
+        (&["cas", "show-identification", "-s"], "-s"),
+        (&["cas", "show-identification", "-S"], "-S"),
+        (&["cas", "show-identification", "--session-encryption-key"], "--session-encryption-key"),
+        (&["cas", "get-audit-log-checkpoints"], "cas get-audit-log-checkpoints"),
+        (&["session", "read", "s", "--cas-key", "x"], "--cas-key"),
+        (&["-o", "out", "session", "list"], "-o"),
+        (&["help-markdown"], "help-markdown"),
         (&["cas", "attest", "cas", MRENCLAVE, "-GCS"], "the measurement of a CAS"),
     ] {
         world.scone(args).fails(1, &format!("Error: not simulated: {name}\n"));
@@ -225,4 +249,5 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
     // What SCONE does not have either is another error.
     world.scone(&["sign"]).fails(1, "unrecognized subcommand 'sign'");
     world.scone(&["session", "create", "--nonsense", "x"]).fails(1, "unexpected argument '--nonsense'");
+    world.scone(&["session", "create", "-S", "x"]).fails(1, "unexpected argument '-S'");
 }

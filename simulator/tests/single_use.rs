@@ -308,3 +308,38 @@ fn a_database_restored_from_an_older_copy_is_refused() {
     world.configure(reset, Some(&used), MRENCLAVE).unwrap();
     world.configure(reset, Some(&used), MRENCLAVE).unwrap_err();
 }
+
+/// What cannot be noticed, as docs/simulator-protocol.md says it ("Older copies").
+#[test]
+fn who_restores_the_whole_data_directory_is_revealed_by_an_older_export_of_the_audit_log_alone() {
+    let mut world = World::with_policies();
+    let reset = "ns/otpqr-reset/otpqr";
+    let used = code(&world.secret(), NOW);
+    let files = ["cas.db", "cas.db-wal", "cas.head"];
+    let stop = |world: &mut World| {
+        world.process.kill().unwrap();
+        world.process.wait().unwrap();
+    };
+    stop(&mut world);
+    for file in files {
+        fs::copy(world.data().join(file), world.home.path().join(file)).unwrap();
+    }
+    world.crash_and_restart();
+    world.configure(reset, Some(&used), MRENCLAVE).unwrap();
+    let kept = world.file("kept.json", &world.scone_sim(&["log", "--json"]).succeeds());
+    world.scone(&["cas", "verify-audit-log", &kept]).succeeds();
+    stop(&mut world);
+    for file in files {
+        fs::copy(world.home.path().join(file), world.data().join(file)).unwrap();
+    }
+
+    world.crash_and_restart();
+    world.scone(&["cas", "verify-audit-log", &kept]).fails(18, "CAS was rolled back");
+    // The code is good once more, as long as it is in the window.
+    world.configure(reset, Some(&used), MRENCLAVE).unwrap();
+    world.configure(reset, Some(&used), MRENCLAVE).unwrap_err();
+    // Its log is whole, and does not know; that it has as many entries again does not hide it.
+    let new = world.file("new.json", &world.scone_sim(&["log", "--json"]).succeeds());
+    world.scone(&["cas", "verify-audit-log", &new]).succeeds();
+    world.scone(&["cas", "verify-audit-log", &kept]).fails(18, "CAS was rolled back");
+}

@@ -57,6 +57,16 @@ impl World {
     /// `kill -9` at whatever it is doing, and a new start on the same data.
     pub fn crash_and_restart(&mut self) {
         self.process.kill().unwrap();
+        self.restart();
+    }
+
+    /// Told to stop, as an operator would.
+    pub fn exit_and_restart(&mut self) {
+        self.scone_sim(&["down"]).succeeds();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
         self.process.wait().unwrap();
         let (process, [client, enclave, key]) = start(self.home.path(), &[]);
         assert_eq!(
