@@ -446,15 +446,28 @@ fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refus
     if wanted.contains(claim.mrenclave) {
         return Ok(());
     }
+    let mut missed: Vec<String> = wanted
+        .iter()
+        .map(|want| format!("Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave))
+        .collect();
+    // Our own words: what SCONE says of another signer is not documented.
+    missed.extend(service.signers().map(|signer| {
+        format!(
+            "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER {}",
+            signer.mrsigner
+        )
+    }));
+    let reason = if wanted.is_empty() { "not signed, as only signers are trusted" } else { "unexpected mrenclave" };
     let mut chain = vec![
         "The program enclave is not trustworthy".to_owned(),
         "None of the required enclave properties are met by the enclave".to_owned(),
     ];
-    for (i, want) in wanted.iter().enumerate() {
-        let count = if wanted.len() > 1 { format!("Error {} of {}: ", i + 1, wanted.len()) } else { String::new() };
-        chain.push(format!("{count}Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave));
-    }
-    untrusted(chain, "unexpected mrenclave".into())
+    let count = missed.len();
+    chain.extend(missed.into_iter().enumerate().map(|(i, miss)| match count {
+        1 => miss,
+        _ => format!("Error {} of {count}: {miss}", i + 1),
+    }));
+    untrusted(chain, reason.into())
 }
 
 /// The service access token (section 2.10): first of all factors, so that who lacks it can neither try codes nor use them up.

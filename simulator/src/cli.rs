@@ -525,8 +525,14 @@ impl Source {
             return Err(failed(format!("the session is longer than {MAX_TEXT} bytes")));
         }
         let text = std::fs::read_to_string(&self.file).map_err(|error| failed(error.to_string()))?;
-        let text = variables::substitute(text, &self.variables, self.use_env).map_err(failed)?;
-        Session::parse_as(&text, self.name.as_deref()).map_err(|error| failed(error.to_string()))
+        let filled = variables::substitute(text.clone(), &self.variables, self.use_env).map_err(failed)?;
+        let problem = |text: &str| Session::parse_as(text, self.name.as_deref()).map_err(|error| error.to_string());
+        problem(&filled).map_err(|error| {
+            // Filled in, a file has other lines: those of the file are said, if it has the same error, or none.
+            let bare = |error: &str| error.rsplit_once(" at line ").map_or(error, |(bare, _)| bare).to_owned();
+            let written = problem(&text).err().filter(|written| bare(written) == bare(&error));
+            failed(written.unwrap_or_else(|| bare(&error)))
+        })
     }
 }
 

@@ -161,7 +161,11 @@ impl Store {
 
     /// Opens the database of a CAS that may be running, to look only.
     pub fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
-        Ok(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
+            LAYOUT => Ok(connection),
+            other => Err(StoreError::Layout(other)),
+        }
     }
 
     /// Runs `work` alone on the database; what it wrote is durable when this returns `Ok`, and undone if `work` failed.

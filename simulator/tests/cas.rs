@@ -350,6 +350,28 @@ fn a_key_hash_in_the_access_policy_admits_its_owner() {
 }
 
 #[test]
+fn who_may_create_below_a_session_need_not_be_who_may_update_it() {
+    let world = World::new();
+    world.scone_as("bob", &["cas", "attest", &world.client, "-c", &world.key]).succeeds();
+    let bob = world.scone_as("bob", &["self", "show-key-hash"]).succeeds();
+    let policy = |update: &str, create: &str| {
+        format!(
+            "name: shared\nversion: 0.3\naccess_policy: {{read: ANY, update: {update}, create_sessions: {create}}}\n"
+        )
+    };
+    let text = policy(&format!("[CREATOR, {}]", bob.trim()), "CREATOR");
+    world.scone(&["session", "create", &world.file("shared.yml", &text)]).succeeds();
+    let below = world.file("below.yml", "name: shared/below\nversion: 0.3\n");
+    world.scone_as("bob", &["session", "create", &below]).fails(1, "403 Forbidden");
+    // Who may update it may grant that to himself, and then is its creator.
+    let text = policy("NONE", &format!("[{}]", bob.trim()));
+    world.scone_as("bob", &["session", "update", &world.file("shared.yml", &text)]).succeeds();
+    world.scone(&["session", "create", &below]).fails(1, "403 Forbidden");
+    world.scone_as("bob", &["session", "create", &below]).succeeds();
+    world.scone_as("bob", &["session", "update", &world.file("shared.yml", &text)]).fails(1, "403 Forbidden");
+}
+
+#[test]
 fn variables_of_a_session_file_are_filled_in() {
     let world = World::new();
     let file = world.file(
@@ -464,6 +486,26 @@ fn up_down_and_status_can_be_repeated() {
     for file in fs::read_dir(&data).unwrap() {
         let file = file.unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+    }
+}
+
+#[test]
+fn a_database_of_another_layout_is_left_as_it_is_with_a_hint() {
+    let mut world = World::with_policies();
+    world.process.kill().unwrap();
+    world.process.wait().unwrap();
+    let open = || rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let layout = || open().pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap();
+    let ours = layout();
+    for other in [ours - 1, ours + 1] {
+        open().pragma_update(None, "user_version", other).unwrap();
+        for args in [&["cas"][..], &["up"], &["log"]] {
+            let refused = world.scone_sim(args);
+            refused
+                .fails(1, &format!("the database has layout {other}, this program knows layout {ours} only\nhint: "));
+            assert!(refused.error().contains("with another --data DIR"), "{}", refused.error());
+        }
+        assert_eq!(layout(), other);
     }
 }
 

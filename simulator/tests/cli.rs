@@ -6,7 +6,7 @@ mod world;
 use std::fs;
 
 use scone_sim::tls::Identity;
-use world::{MRENCLAVE, World};
+use world::{MRENCLAVE, Outcome, World};
 
 const HASH: &str = "64 lower-case hex digits";
 
@@ -46,6 +46,12 @@ fn what_a_file_lacks_is_said_with_its_name_and_place() {
     let file = world.file("s.yml", "version: 0.3\nname:\n  $SESSION\n");
     let why = "Caused by: name: Value for variable $SESSION is missing at line 3 column 3\n";
     world.scone(&["session", "check", &file]).fails(1, why);
+    // Filled in, the file has other lines: those that were written are meant, or none.
+    let file = world.file("s.yml", "name: $A\nversion: 0.3\n\n# Why\ncolour: red\n");
+    world.scone(&["session", "check", &file, "-e", "A=x"]).fails(1, "`creator` at line 5 column 1\n");
+    let sized = "name: $A\nversion: 0.3\n\n# Why\nsecrets: [{name: s, kind: binary, size: $B}, {}]\n";
+    let sized = world.scone(&["session", "check", &world.file("s.yml", sized), "-e", "A=x", "-e", "B=2"]);
+    sized.fails(1, "secrets[0].size: invalid type: string \"2\", expected usize\n");
     let bomb = format!("name: $A\na: &a {}\nb: [{}]\n", "x".repeat(50_000), vec!["*a"; 60_000].join(","));
     let bomb = world.file("bomb.yml", &bomb);
     world.scone(&["session", "check", &bomb, "-e", "A=x"]).fails(1, "too large once its aliases are expanded");
@@ -179,11 +185,21 @@ fn the_first_attested_cas_is_the_default_until_another_is_chosen() {
 fn a_cas_that_does_not_answer_is_tried_as_often_as_told() {
     let world = World::unattested();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let attest = ["cas", "attest", &nobody, "-c", MRENCLAVE];
+    let tried = |args: &[&str], variable: Option<&str>| {
+        let mut command = world.command("alice", &[&attest[..], args].concat());
+        Outcome(command.envs(variable.map(|value| ("SCONE_CLI_RETRIES", value))).output().unwrap())
+    };
+    let why = |retries: &str| {
+        format!(
+            "Caused by: Cannot talk to CAS at 'https://{nobody}/'\nCaused by: Connection refused (os error 111) (retries: {retries})\n"
+        )
+    };
     for retries in ["0", "2"] {
-        world
-            .scone(&["cas", "attest", &nobody, "-c", MRENCLAVE, "--retries", retries])
-            .fails(1, &format!("Caused by: Cannot talk to CAS at 'https://{nobody}/'"));
+        tried(&["--retries", retries], Some("1")).fails(1, &why(retries));
     }
+    tried(&[], Some("1")).fails(1, &why("1"));
+    tried(&[], None).fails(1, &why("3"));
     world.scone(&["cas", "attest", &nobody, "-c", MRENCLAVE, "--retries", "x"]).fails(1, "retries");
     world.scone(&["cas", "attest", "no address", "-c", MRENCLAVE]).fails(1, "is not a CAS's address");
 }

@@ -232,10 +232,17 @@ fn other_spellings_of_the_right_code_are_refused_before_any_look_up() {
         String::new(),
         full_width,
     ];
+    // With the memory of codes out of reach, whoever looked there would fail.
+    let memory = |rename: &str| {
+        let database = rusqlite::Connection::open(rig.home.path().join(DATABASE)).unwrap();
+        database.execute_batch(rename).unwrap();
+    };
+    memory("ALTER TABLE code RENAME TO elsewhere");
     for spelling in &spellings {
         let invalid = "The given One-time Password is invalid. Please try again.";
         refused(configure(&rig.cas, "a/one", Some(spelling)), &[HEADLINE, invalid]);
     }
+    memory("ALTER TABLE elsewhere RENAME TO code");
     assert_eq!(rig.remembered(), 0, "no try was counted");
     configure(&rig.cas, "a/one", Some(&right)).unwrap();
     assert_eq!(rig.remembered(), 1);

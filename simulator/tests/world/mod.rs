@@ -88,9 +88,13 @@ impl World {
     }
 
     pub fn scone_as(&self, user: &str, args: &[&str]) -> Outcome {
+        Outcome(self.command(user, args).output().unwrap())
+    }
+
+    pub fn command(&self, user: &str, args: &[&str]) -> Command {
         let mut command = program("scone");
         command.env("SCONE_CLI_CONFIG", self.home.path().join(user).join("config.json")).args(args);
-        Outcome(command.output().unwrap())
+        command
     }
 
     pub fn scone_sim(&self, args: &[&str]) -> Outcome {
