@@ -121,7 +121,6 @@ const NOT_SIMULATED: &[&str] = &[
     "cas start-upgrade",
     "cas update-config",
     "cas verify-raw-rest-signature",
-    "self show-certificate-hash",
     "self show-session-signing-key",
 ];
 
@@ -375,10 +374,17 @@ enum OwnCommand {
     ShowKeyHash,
     /// Print the certificate
     ShowCertificate,
+    /// Print the SHA-256 of the certificate. Deprecated by SCONE: access policies name the key hash
+    ShowCertificateHash,
 }
 
 /// Runs the command line `args` (`args[0]` is the program).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // SCONE reads the file: who means something else by it should hear of that here.
+    if let Some(file) = args.iter().skip(1).find(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
+        eprintln!("Error: not simulated: argument file {}", file.display());
+        return ExitCode::from(1);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -431,6 +437,7 @@ fn run(cli: Cli) -> Result<String> {
             let identity = Config::load(&path)?.identity()?;
             Ok(match command {
                 OwnCommand::ShowKeyHash => identity.key_hash + "\n",
+                OwnCommand::ShowCertificateHash => identity.certificate_hash() + "\n",
                 OwnCommand::ShowCertificate => identity.certificate_pem,
                 OwnCommand::Show => format!("key hash: {}\n{}", identity.key_hash, identity.certificate_pem),
             })

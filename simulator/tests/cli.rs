@@ -5,6 +5,9 @@ mod world;
 
 use std::fs;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use scone_run::protocol::hex;
 use scone_sim::tls::Identity;
 use world::{MRENCLAVE, Outcome, World};
 
@@ -213,6 +216,9 @@ fn who_one_is_can_be_shown_in_all_forms() {
     is_hash_alone(&hash);
     let certificate = world.scone(&["self", "show-certificate"]).succeeds();
     assert_eq!(world.scone(&["self", "show"]).succeeds(), format!("key hash: {hash}{certificate}"));
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let of_certificate = hex(ring::digest::digest(&ring::digest::SHA256, &der).as_ref());
+    assert_eq!(world.scone(&["self", "show-certificate-hash"]).succeeds(), of_certificate + "\n");
     world.scone(&["cert", "show-key-hash", "/nowhere"]).fails(1, "Cannot use '/nowhere'");
     world.scone(&["cert", "show-key-hash", &world.file("x.pem", "x")]).fails(1, "it is not a certificate in PEM");
     let file = world.file("self.pem", &certificate);
@@ -258,6 +264,8 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
         (&["session", "read", "s", "--cas-key", "x"], "--cas-key"),
         (&["-o", "out", "session", "list"], "-o"),
         (&["help-markdown"], "help-markdown"),
+        (&["session", "create", "@arguments"], "argument file @arguments"),
+        (&["session", "list", "--cas", "@"], "argument file @"),
         (&["cas", "attest", "cas", MRENCLAVE, "-GCS"], "the measurement of a CAS"),
     ] {
         world.scone(args).fails(1, &format!("Error: not simulated: {name}\n"));
