@@ -6,7 +6,8 @@ mod world;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Barrier, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Barrier, Mutex, RwLock};
 
 use scone_run::protocol::Configuration;
 use scone_sim::cas::{Access, Cas, Claim, DATABASE};
@@ -89,31 +90,41 @@ fn race(rounds: u64) {
     let rig = Rig::new();
     let brought = RwLock::new(String::new());
     let (start, end) = (Barrier::new(CLIENTS + 1), Barrier::new(CLIENTS + 1));
-    let accepted = std::sync::Mutex::new(Vec::new());
+    let over = AtomicBool::new(false);
+    let answers = Mutex::new(Vec::new());
+    let mut wrong = None;
     std::thread::scope(|scope| {
         for client in 0..CLIENTS {
-            let (rig, brought, start, end, accepted) = (&rig, &brought, &start, &end, &accepted);
+            let (rig, brought, start, end, over, answers) = (&rig, &brought, &start, &end, &over, &answers);
             scope.spawn(move || {
-                for _ in 0..rounds {
+                loop {
                     start.wait();
-                    let code = brought.read().unwrap().clone();
-                    match configure(&rig.cas, SERVICES[client % SERVICES.len()], Some(&code)) {
-                        Ok(_) => accepted.lock().unwrap().push(client),
-                        Err(causes) => assert!(causes[1].contains("already used"), "{causes:?}"),
+                    if over.load(Ordering::SeqCst) {
+                        return;
                     }
+                    let code = brought.read().unwrap().clone();
+                    let answer = configure(&rig.cas, SERVICES[client % SERVICES.len()], Some(&code));
+                    answers.lock().unwrap().push(answer.map(drop));
                     end.wait();
                 }
             });
         }
-        for round in 0..rounds {
+        // Who panicked here would leave the clients waiting: what is wrong is said when they are gone.
+        wrong = (0..rounds).find_map(|round| {
             rig.at(NOW + round * STEP);
             *brought.write().unwrap() = rig.code(NOW / STEP + round);
             start.wait();
             end.wait();
-            let winners = std::mem::take(&mut *accepted.lock().unwrap());
-            assert_eq!(winners.len(), 1, "round {round}: clients {winners:?}");
-        }
+            let (served, refused): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut *answers.lock().unwrap()).into_iter().partition(Result::is_ok);
+            let used = |answer: &Result<(), Vec<String>>| answer.as_ref().is_err_and(|c| c[1].contains("already used"));
+            let right = served.len() == 1 && refused.len() == CLIENTS - 1 && refused.iter().all(used);
+            (!right).then(|| format!("round {round}: {} served; {refused:?}", served.len()))
+        });
+        over.store(true, Ordering::SeqCst);
+        start.wait();
     });
+    assert_eq!(wrong, None);
 }
 
 #[test]
@@ -305,7 +316,8 @@ fn a_database_restored_from_an_older_copy_is_refused() {
         fs::copy(world.home.path().join(file), world.data().join(file)).unwrap();
     }
     let head = world.data().join("cas.head");
-    let refusal = world.scone_sim(&["cas"]);
+    let refusal = world.scone_sim(&["up"]);
+    world.scone_sim(&["down"]).succeeds();
     refusal.fails(1, "the database was restored from an older copy: it lacks audit entry");
     assert!(refusal.error().contains(&format!("hint: rm '{}'", head.display())), "{}", refusal.error());
 
