@@ -350,6 +350,30 @@ fn a_key_hash_in_the_access_policy_admits_its_owner() {
 }
 
 #[test]
+fn a_session_that_names_its_creator_is_taken_from_nobody_else() {
+    let world = World::new();
+    let own = world.scone(&["self", "show-certificate"]).succeeds();
+    let bobs = Identity::generate("bob").unwrap().certificate_pem;
+    let by = |creator: &str| {
+        let creator = creator.replace('\n', "\n  ");
+        world.file("s.yml", &format!("name: s\nversion: 0.3\ncreator: |\n  {creator}\n"))
+    };
+    world.scone(&["session", "create", &by(&bobs)]).fails(1, "The session names another creator");
+    world.scone(&["session", "create", &by(&own)]).succeeds();
+}
+
+#[test]
+fn verify_compares_the_session_and_not_what_cas_says_its_hash_is() {
+    let world = World::with_policies();
+    let file = world.render("otpqr-reset", "1", None);
+    world.scone(&["session", "verify", &file]).succeeds();
+    let database = rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let changed = database.execute("UPDATE session SET content = replace(content, 'TRUE', 'FALSE')", []).unwrap();
+    assert_eq!(changed, 3);
+    world.scone(&["session", "verify", &file]).fails(1, "The active session is another one");
+}
+
+#[test]
 fn who_may_create_below_a_session_need_not_be_who_may_update_it() {
     let world = World::new();
     world.scone_as("bob", &["cas", "attest", &world.client, "-c", &world.key]).succeeds();

@@ -98,6 +98,14 @@ fn noise_is_answered_by_nothing_and_disturbs_nobody() {
     receive(&mut stream);
     send(&mut stream, deep.as_bytes());
     assert_closed(&mut stream);
+    // A request in all but its size.
+    let mut stream = dial(&world, &world.enclave);
+    receive(&mut stream);
+    let evidence = Evidence::new(MRENCLAVE, &[0; 32], "");
+    let code = Some("1".repeat(17_000));
+    let request = Request::Configure { service: "ns/otpqr/check".into(), code, access_proof: None, evidence };
+    send(&mut stream, &serde_json::to_vec(&request).unwrap());
+    assert_closed(&mut stream);
     assert_serves(&world);
 }
 

@@ -504,3 +504,17 @@ fn a_certificate_in_the_access_policy_admits_its_key() {
     let again = text.replace("version: 0.3", "version: 0.3.1");
     assert!(rig.cas.upload(&again, Some(&rig.alice)).unwrap().is_err());
 }
+
+#[test]
+fn an_earlier_version_is_read_by_name_and_hash_as_the_active_ones_policy_grants() {
+    let mut rig = Rig::new();
+    let mallory = client("mallory");
+    let open = rig.put("a", "access_policy: {read: ANY}\n");
+    let other = rig.put("b", "volumes: [{name: v}]\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_ok());
+    rig.put("a", "access_policy: {read: CREATOR}\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_err());
+    assert!(rig.cas.read("a", Some(&other), Some(&rig.alice)).unwrap().is_err());
+    let earlier = rig.cas.read("a", Some(&open), Some(&rig.alice)).unwrap().ok().unwrap();
+    assert!(earlier.hash == open && earlier.text.contains("- ANY\n"), "{}", earlier.text);
+}
