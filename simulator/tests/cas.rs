@@ -284,6 +284,7 @@ fn a_session_is_replaced_only_by_who_names_the_active_one() {
     assert_eq!(world.scone(&["session", "verify", &with("~", "a")]).succeeds(), first);
     let second = world.scone(&["session", "create", &with(&first, "b")]).succeeds();
     assert_ne!(first, second);
+    world.scone(&["session", "update", &with(MRENCLAVE, "c")]).fails(1, "409 Conflict");
     let third = world.scone(&["session", "update", &with("~", "c")]).succeeds();
     assert_eq!(world.scone(&["session", "verify", &with("~", "c")]).succeeds(), third);
     let calculated = world.scone(&["session", "calculate-hash", "--with-self-as-creator", "tls", &with("~", "c")]);
