@@ -134,7 +134,7 @@ fn of_64_clients_with_one_code_at_three_services_one_is_served() {
 
 /// `make soak`
 #[test]
-#[ignore = "takes a minute: make soak"]
+#[ignore = "takes two minutes: make soak"]
 fn of_64_clients_with_one_code_at_three_services_one_is_served_ten_thousand_times() {
     race(10_000);
 }
