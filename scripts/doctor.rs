@@ -302,7 +302,7 @@ impl Answers {
     fn look(&mut self, check: &'static str, at: &str, look: impl FnOnce() -> Result<Finding, Failure>) {
         // After Ctrl-C there is nobody who waits for the report.
         let finding = match self.silent || check_interrupted().is_err() {
-            true => Finding::unknown(check, format!("{at}: not looked at, since CAS did not answer")),
+            true => Finding::unknown(check, format!("{at}: not looked at, since CAS could not be asked")),
             false => look().unwrap_or_else(|failure| Finding::refused(check, failure)),
         };
         self.silent |= finding.result == Verdict::Unknown;
@@ -339,7 +339,7 @@ impl Account<'_> {
         }
         // SCONE's does not tell the time.
         if self.state.platform != Platform::Scone {
-            answers.look("clock", "CAS's", || self.cas_clock());
+            answers.look("clock", "CAS's clock", || self.cas_clock());
         }
         if can_start {
             answers.look("volume", "the volume", || self.volume(otpqr));
@@ -356,7 +356,7 @@ impl Account<'_> {
         Ok(match answer.code {
             // 2: there is no such session, which is an answer.
             Some(0 | 2) => Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned")),
-            _ => Finding::unknown("CAS", format!("'{address}' does not answer: {}", answer.reason())),
+            _ => Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason())),
         })
     }
 
@@ -365,7 +365,7 @@ impl Account<'_> {
     fn policy(&self, session: Session) -> Result<(Finding, Option<Versions>), Failure> {
         let (state, name) = (&self.state, session.name(&self.state));
         let option = state::option(&self.args.account);
-        for (what, versions) in expected(session, state) {
+        for (what, versions) in expected(state) {
             match compare(&self.tools, &self.root, session, state, &versions)? {
                 Held::Same => {
                     let finding = Finding::ok("policies", format!("CAS holds '{name}' {what}"));
@@ -398,7 +398,7 @@ impl Account<'_> {
     fn cas_clock(&self) -> Result<Finding, Failure> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let Some(at) = self.tools.last_cas_time()? else {
-            return Ok(Finding::unknown("clock", "CAS's: its log is empty"));
+            return Ok(Finding::unknown("clock", "CAS's clock: its log is empty"));
         };
         let off = at.abs_diff(now);
         if off <= 30 {
@@ -455,25 +455,23 @@ impl Account<'_> {
     }
 }
 
-/// What CAS may hold of a session. While a roll-forward is under way that is what it was before, what `roll_forward` makes it
-/// in between, and what it will be.
-fn expected(session: Session, state: &State) -> Vec<(&'static str, Versions)> {
+/// What a session may be about. While a roll-forward is under way that is what it was about before, what `roll_forward` makes
+/// of it in between, and in the end. (The namespace is about none of it.)
+fn expected(state: &State) -> Vec<(&'static str, Versions)> {
     let (volume, secret) = (state.volume_version, state.secret_version);
     let old = Versions::only(volume, secret);
-    let (Some(pending), Session::Otpqr | Session::Reset) = (&state.pending, session) else {
-        return vec![("as it should be", old)];
+    let Some(pending) = &state.pending else { return vec![("as it should be", old)] };
+    let both = Versions {
+        volume,
+        secret,
+        declared_volumes: (volume..=pending.volume_version).collect(),
+        declared_secrets: (secret..=pending.secret_version).collect(),
     };
-    let mut expected = vec![
+    vec![
         ("as it was before the roll-forward", old),
+        ("with the new declared beside the old", both),
         ("as the roll-forward leaves it", Versions::only(pending.volume_version, pending.secret_version)),
-    ];
-    if session == Session::Otpqr {
-        let declared_volumes = (volume..=pending.volume_version).collect();
-        let declared_secrets = (secret..=pending.secret_version).collect();
-        let both = Versions { volume, secret, declared_volumes, declared_secrets };
-        expected.push(("with the new declared beside the old", both));
-    }
-    expected
+    ]
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.

@@ -297,6 +297,12 @@ fn what_is_wrong_with_cas_and_image_is_said() {
     let patient = Patient::created();
     patient.0.scone_sim(["down"]).expect(0);
     let mend = patient.suffers_from("wrong CAS       the simulated CAS is not running", "'");
+    // What rests on something wrong is not looked at.
+    let checks = |report: Outcome| -> Vec<String> {
+        report.stdout.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
+    };
+    let looked_at = checks(patient.doctor(&[]));
+    assert!(!looked_at.iter().any(|check| check == "policies" || check == "volume"), "{looked_at:?}");
     patient.mended_by(&mend);
 
     let program = patient.0.root.join("simulator/bin/rootfs/bin/otpqr");
@@ -306,6 +312,8 @@ fn what_is_wrong_with_cas_and_image_is_said() {
         "wrong image     image 'simulator/bin/rootfs' is not the one in the policies",
         "./scripts/create.rs",
     );
+    let looked_at = checks(patient.doctor(&[]));
+    assert!(!looked_at.iter().any(|check| check == "volume"), "{looked_at:?}");
     patient.mended_by(&mend);
 }
 
@@ -334,6 +342,15 @@ fn a_cas_that_does_not_answer_is_asked_no_second_time() {
 
     patient.0.scone_sim(["up"]).expect(0);
     patient.is_well();
+}
+
+#[test]
+fn interrupted_it_asks_nothing_more_and_reports_nothing() {
+    let patient = Patient::created();
+    patient.watch();
+    let (report, calls) = patient.script_with("before verify 1", "kill -INT $PPID", "doctor", &[]);
+    report.expect(130).saying("doctor: error: interrupted");
+    assert!(!calls.iter().any(|call| call == "start"), "{calls:?}");
 }
 
 #[test]
