@@ -34,10 +34,10 @@ use clap::Parser;
 use serde::Serialize;
 
 use child::Tool;
-use outcome::{Failure, OTHER, PRECONDITION, conclude};
-use platform::{Start, Tools};
+use outcome::{Failure, OTHER, PRECONDITION, check_interrupted, conclude, step};
+use platform::{Platform, Start, Tools};
 use policy::{Held, Session, Versions, compare};
-use state::State;
+use state::{Pending, State};
 
 const SCRIPT: &str = "doctor";
 
@@ -49,6 +49,7 @@ const SCRIPT: &str = "doctor";
     version,
     after_help = "\
 Each line: 'ok', 'wrong' or '?' (could not be found out) · what was looked at · what was found · the command that mends it.
+What is wrong comes first, then what could not be found out; in the JSON, too.
 
 Exit codes:
   0 all is well   2 usage   3 something is wrong or could not be found out, the report says what   130 interrupted   1 anything else
@@ -70,12 +71,13 @@ struct Args {
     root: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// In the order in which they are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
-    Ok,
     Wrong,
     Unknown,
+    Ok,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +85,7 @@ struct Finding {
     result: Verdict,
     check: &'static str,
     finding: String,
-    /// The command that mends it.
+    /// The command that mends it, run by a shell in the bundle's root; none if that is not a command's to do.
     mend: Option<String>,
 }
 
@@ -91,9 +93,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let mut all_is_well = true;
     let code = conclude(|| {
-        let findings = examine(&args);
+        let mut findings = examine(&args);
+        findings.sort_by_key(|finding| finding.result);
         all_is_well = findings.iter().all(Finding::is_ok);
-        outcome::check_interrupted()?;
+        check_interrupted()?;
         match args.json {
             true => serde_json::to_string_pretty(&findings).map_err(Failure::because(OTHER, "no JSON")),
             false => Ok(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n")),
@@ -107,8 +110,8 @@ impl Finding {
         Finding { result: Verdict::Ok, check, finding: finding.into(), mend: None }
     }
 
-    fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend: Some(mend.into()) }
+    fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<Option<String>>) -> Finding {
+        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend: mend.into() }
     }
 
     fn unknown(check: &'static str, finding: impl Into<String>) -> Finding {
@@ -116,14 +119,9 @@ impl Finding {
     }
 
     /// What a check of another script refuses with is a finding here.
-    fn of(check: &'static str, result: Result<String, Failure>) -> Finding {
-        match result {
-            Ok(finding) => Finding::ok(check, finding),
-            Err(failure) => {
-                let (finding, mend) = failure.into_finding();
-                Finding { result: Verdict::Wrong, check, finding, mend }
-            }
-        }
+    fn refused(check: &'static str, failure: Failure) -> Finding {
+        let (finding, mend) = failure.into_finding();
+        Finding::wrong(check, finding, mend)
     }
 
     fn is_ok(&self) -> bool {
@@ -143,11 +141,11 @@ impl Finding {
 
 /// Everything, in the order in which the one rests on the other. What rests on something wrong is not looked at.
 fn examine(args: &Args) -> Vec<Finding> {
-    let mut findings = host(args);
+    let mut findings = host();
     let (root, state) = match account(args) {
-        Ok((root, state)) => (root, state),
+        Ok(found) => found,
         Err(failure) => {
-            findings.push(Finding::of("state", Err(failure)));
+            findings.push(Finding::refused("state", failure));
             return findings;
         }
     };
@@ -156,25 +154,18 @@ fn examine(args: &Args) -> Vec<Finding> {
     let tools = match state.platform.tools(&root, &args.account) {
         Ok(tools) => tools,
         Err(failure) => {
-            findings.push(Finding::of("tools", Err(failure)));
+            findings.push(Finding::refused("tools", failure));
             return findings;
         }
     };
     findings.push(Finding::ok("tools", format!("'scone' and the engine are those of platform '{}'", state.platform)));
-    let image = tools.check_image(&state.image, &state.image_id, &state.mrenclave);
-    let image = Finding::of("image", image.map(|()| format!("'{}' is the program in the policies", state.image)));
-    let cas = tools.check_cas(&state.cas);
-    let cas =
-        Finding::of("CAS", cas.map(|()| format!("'{}' is there, and the one that was pinned", state.cas.address)));
-    let (can_start, can_ask) = (image.is_ok() && cas.is_ok(), cas.is_ok());
-    findings.extend([image, cas]);
-    if can_ask {
-        findings.extend(policies(args, &root, &tools, &state));
-    }
-    if can_start {
-        findings.push(volume(args, &root, &tools, &state));
-        findings.extend(cas_clock(&tools));
-    }
+    let image = match tools.check_image(&state.image, &state.image_id, &state.mrenclave) {
+        Ok(()) => Finding::ok("image", format!("'{}' is the program that the state names", state.image)),
+        Err(failure) => Finding::refused("image", failure),
+    };
+    let can_start = image.is_ok();
+    findings.push(image);
+    findings.extend(Account { args, root, state, tools }.at_cas(can_start));
     findings
 }
 
@@ -185,7 +176,7 @@ fn account(args: &Args) -> Result<(PathBuf, State), Failure> {
 }
 
 /// Clock, and who else is here. On a host that should be trusted there should be nobody.
-fn host(args: &Args) -> Vec<Finding> {
+fn host() -> Vec<Finding> {
     let clock = match Tool::find("timedatectl", None)
         .map(|tool| tool.run(&["show", "--property=NTPSynchronized", "--value"].map(Into::into), &[]))
     {
@@ -195,7 +186,7 @@ fn host(args: &Args) -> Vec<Finding> {
         Some(Ok(finished)) if finished.stdout.trim() == "no" => Finding::wrong(
             "clock",
             "the kernel's clock is not synchronised: codes may come too late or too early",
-            "timedatectl set-ntp true",
+            "timedatectl set-ntp true".to_owned(),
         ),
         _ => Finding::unknown("clock", "whether the clock is synchronised: 'timedatectl' does not say"),
     };
@@ -206,34 +197,23 @@ fn host(args: &Args) -> Vec<Finding> {
                 finished.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
             names.sort_unstable();
             names.dedup();
+            // Where nobody keeps that book, it is empty: it would name at least us, or whoever it is that runs this.
+            let kept = !names.is_empty();
             let own = std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).unwrap_or_default();
             names.retain(|name| *name != own);
             match names.as_slice() {
-                [] => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
+                [] if kept => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
+                [] => Finding::unknown("users", "who else is logged in: 'who' names nobody, not even you"),
                 others => {
-                    let option = state::option(&args.account);
                     let finding = format!("also logged in: {}; a QR code should not be shown now", others.join(", "));
-                    Finding::wrong("users", finding, format!("who   # then: ./scripts/doctor.rs{option}"))
+                    // Sending somebody away is not for a line to paste.
+                    Finding::wrong("users", finding, None)
                 }
             }
         }
         _ => Finding::unknown("users", "who else is logged in: 'who' does not say"),
     };
     vec![clock, users]
-}
-
-/// Whether CAS's clock, which just told when the service `check` was started, goes with this host's: on the simulator alone.
-fn cas_clock(tools: &Tools) -> Option<Finding> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Some(match tools.last_cas_time() {
-        Ok(None) => return None,
-        Ok(Some(at)) if at.abs_diff(now) <= 30 => Finding::ok("clock", "CAS's clock goes with this host's"),
-        Ok(Some(at)) => {
-            let finding = format!("CAS's clock is {} s off this host's: codes are refused", at.abs_diff(now));
-            Finding::wrong("clock", finding, "date   # then restart the simulated CAS, without '--clock'")
-        }
-        Err(failure) => Finding::of("clock", Err(failure)),
-    })
 }
 
 /// State's permissions, and QR codes that lie about.
@@ -248,7 +228,7 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
             Ok(found) => Finding::wrong(
                 "state",
                 format!("'{shown}' is open to others ({:o})", found.mode() & 0o777),
-                format!("chmod {most:o} '{}'", shown.to_string().replace('\'', r"'\''")),
+                format!("chmod {most:o} {}", quoted(&path)),
             ),
             Err(cause) => Finding::unknown("state", format!("the permissions of '{shown}': {cause}")),
         });
@@ -259,9 +239,8 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let path = entry.path();
             if is_qr_code(&path) {
-                let quoted = path.display().to_string().replace('\'', r"'\''");
                 let finding = format!("a QR code lies about: '{}'", path.display());
-                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u '{quoted}'")));
+                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u {}", quoted(&path))));
             }
         }
     }
@@ -278,91 +257,221 @@ fn is_qr_code(path: &Path) -> bool {
         && fs::read_to_string(path).is_ok_and(|svg| svg.contains("shape-rendering=\"crispEdges\""))
 }
 
-fn pending(args: &Args, state: &State) -> Vec<Finding> {
-    let option = state::option(&args.account);
-    let Some(pending) = &state.pending else { return Vec::new() };
-    let keep = if pending.secret_version == state.secret_version { " --keep-secret" } else { "" };
-    let (what, mend) = match (pending.undo, pending.uploads_done) {
-        (true, _) => ("is being undone; the old codes live", format!("./scripts/roll_forward.rs{option} --undo")),
-        (false, 0 | 1) => (
-            "was cut off; whether the old codes live, the policies say",
-            format!("./scripts/roll_forward.rs{option}{keep}"),
-        ),
-        (false, _) => ("was cut off after it had switched", format!("./scripts/roll_forward.rs{option}{keep}")),
-    };
-    let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
-    vec![Finding::wrong("pending", finding, mend)]
+/// As a shell reads it.
+fn quoted(path: &Path) -> String {
+    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
 }
 
-/// Whether CAS holds what the state says it does - or, while a roll-forward is under way, how far that got.
-fn policies(args: &Args, root: &Path, tools: &Tools, state: &State) -> Vec<Finding> {
-    let option = state::option(&args.account);
-    let current = Versions::only(state.volume_version, state.secret_version);
-    let sessions = [Session::Namespace, Session::Otpqr, Session::Reset];
-    let mut findings: Vec<_> = sessions
-        .into_iter()
-        .map(|session| {
-            let name = session.name(state);
-            match compare(tools, root, session, state, &current) {
-                Ok(Held::Same) => Finding::ok("policies", format!("CAS holds '{name}' as it should be")),
-                Ok(Held::Different) if state.pending.is_some() => {
-                    Finding::ok("policies", format!("CAS holds '{name}' as a roll-forward changed it"))
+fn pending(args: &Args, state: &State) -> Option<Finding> {
+    let pending = state.pending.as_ref()?;
+    let what = match (pending.undo, pending.uploads_done) {
+        (true, _) => "is being undone; the old codes live",
+        (false, 0 | 1) => "was cut off; whether the old codes live, the policies say",
+        (false, _) => "was cut off after it had switched",
+    };
+    let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
+    Some(Finding::wrong("pending", finding, go_on(args, state, pending)))
+}
+
+/// The command that ends what was begun.
+fn go_on(args: &Args, state: &State, pending: &Pending) -> String {
+    let how = match (pending.undo, pending.secret_version == state.secret_version) {
+        (true, _) => " --undo",
+        (false, true) => " --keep-secret",
+        (false, false) => "",
+    };
+    format!("./scripts/roll_forward.rs{}{how}", state::option(&args.account))
+}
+
+/// An account whose state could be read and whose tools are there.
+struct Account<'a> {
+    args: &'a Args,
+    root: PathBuf,
+    state: State,
+    tools: Tools,
+}
+
+/// What is found out by asking CAS. One that does not answer lets `scone` wait for long, so it is asked no second time.
+#[derive(Default)]
+struct Answers {
+    findings: Vec<Finding>,
+    silent: bool,
+}
+
+impl Answers {
+    fn look(&mut self, check: &'static str, at: &str, look: impl FnOnce() -> Result<Finding, Failure>) {
+        // After Ctrl-C there is nobody who waits for the report.
+        let finding = match self.silent || check_interrupted().is_err() {
+            true => Finding::unknown(check, format!("{at}: not looked at, since CAS could not be asked")),
+            false => look().unwrap_or_else(|failure| Finding::refused(check, failure)),
+        };
+        self.silent |= finding.result == Verdict::Unknown;
+        self.findings.push(finding);
+    }
+}
+
+impl Account<'_> {
+    /// What CAS says, and what rests on it. `can_start`: the image is the right one.
+    fn at_cas(&self, can_start: bool) -> Vec<Finding> {
+        let mut answers = Answers::default();
+        step("asking CAS what it holds");
+        answers.look("CAS", "CAS", || self.cas());
+        if answers.findings.iter().any(|finding| finding.result == Verdict::Wrong) {
+            return answers.findings;
+        }
+        let mut held = [None, None, None];
+        for (session, held) in [Session::Namespace, Session::Otpqr, Session::Reset].into_iter().zip(&mut held) {
+            answers.look("policies", &format!("'{}'", session.name(&self.state)), || {
+                let (finding, versions) = self.policy(session)?;
+                *held = versions;
+                Ok(finding)
+            });
+        }
+        let [_, otpqr, reset] = held;
+        if self.state.pending.is_some() {
+            answers.findings.push(match reset {
+                Some(versions) if versions.secret == self.state.secret_version => {
+                    Finding::ok("codes", "the codes in use live")
                 }
-                Ok(Held::Different) => {
-                    let finding = format!("CAS holds another '{name}'");
-                    Finding::wrong("policies", finding, format!("./scripts/create.rs{option}"))
+                Some(_) => Finding::ok("codes", "session 2 has switched: the old codes are dead"),
+                None => Finding::unknown("codes", "which codes live: session 2 does not say"),
+            });
+        }
+        // SCONE's does not tell the time.
+        if self.state.platform != Platform::Scone {
+            answers.look("clock", "CAS's clock", || self.cas_clock());
+        }
+        if can_start {
+            answers.look("volume", "the volume", || self.volume(otpqr));
+        }
+        answers.findings
+    }
+
+    /// Whether it is the CAS that was pinned, and answers.
+    fn cas(&self) -> Result<Finding, Failure> {
+        self.tools.check_cas(&self.state.cas)?;
+        let address = &self.state.cas.address;
+        let args = ["session", "read", &format!("--cas={address}"), &self.state.namespace].map(Into::into);
+        let answer = self.tools.scone.run(&args, &[])?;
+        Ok(match answer.code {
+            // 2: there is no such session, which is an answer.
+            Some(0 | 2) => Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned")),
+            _ => Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason())),
+        })
+    }
+
+    /// Whether CAS holds what the state says it does - or, while a roll-forward is under way, one of the things that it makes
+    /// CAS hold. With what the session then is about, if it is one of these.
+    fn policy(&self, session: Session) -> Result<(Finding, Option<Versions>), Failure> {
+        let (state, name) = (&self.state, session.name(&self.state));
+        let option = state::option(&self.args.account);
+        for (what, versions) in expected(state) {
+            match compare(&self.tools, &self.root, session, state, &versions)? {
+                Held::Same => {
+                    let finding = Finding::ok("policies", format!("CAS holds '{name}' {what}"));
+                    return Ok((finding, Some(versions)));
                 }
-                Ok(Held::Nothing) => {
-                    let finding = format!("CAS holds no '{name}'");
+                Held::Different => {}
+                Held::Nothing => {
                     let mend = match state.reset_hash {
                         // It never got that far.
                         None => format!("./scripts/create.rs{option}"),
                         Some(_) => format!("./scripts/roll_forward.rs{option} --cas-wiped"),
                     };
-                    Finding::wrong("policies", finding, mend)
+                    return Ok((Finding::wrong("policies", format!("CAS holds no '{name}'"), mend), None));
                 }
-                Ok(Held::Unknown(reason)) => Finding::unknown("policies", format!("'{name}': {reason}")),
-                Err(failure) => Finding::of("policies", Err(failure)),
+                Held::Unknown(reason) => {
+                    return Ok((Finding::unknown("policies", format!("'{name}': {reason}")), None));
+                }
             }
-        })
-        .collect();
-    if let Some(pending) = &state.pending {
-        let new = Versions::only(pending.volume_version, pending.secret_version);
-        findings.push(match compare(tools, root, Session::Reset, state, &new) {
-            Ok(Held::Same) if pending.secret_version != state.secret_version => {
-                Finding::ok("codes", "session 2 has switched: the old codes are dead")
-            }
-            Ok(_) => Finding::ok("codes", "the codes in use live"),
-            Err(failure) => Finding::of("codes", Err(failure)),
-        });
+        }
+        let create = format!("./scripts/create.rs{option}");
+        let mend = match &state.pending {
+            None => create,
+            // `create` leaves an account alone until what was begun is ended.
+            Some(pending) => format!("{} && {create}", go_on(self.args, state, pending)),
+        };
+        Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend), None))
     }
-    findings
-}
 
-/// The service `check` starts only if program and volume are right.
-fn volume(args: &Args, root: &Path, tools: &Tools, state: &State) -> Finding {
-    let option = state::option(&args.account);
-    let started = || -> Result<Finding, Failure> {
-        let volume = state::volume_directory(root, &args.account, state.volume_version)?;
+    /// Whether CAS's clock, which just told when it was asked, goes with this host's.
+    fn cas_clock(&self) -> Result<Finding, Failure> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let Some(at) = self.tools.last_cas_time()? else {
+            return Ok(Finding::unknown("clock", "CAS's clock: its log is empty"));
+        };
+        let off = at.abs_diff(now);
+        if off <= 30 {
+            return Ok(Finding::ok("clock", "CAS's clock goes with this host's"));
+        }
+        let finding = format!("CAS's clock is {off} s off this host's: codes are refused");
+        // Started without '--clock' it takes the host's.
+        let simulator = Tool::find("scone-sim", Some(&self.root.join("simulator/bin")));
+        let mend =
+            simulator.map(|tool| quoted(&tool.path)).map(|simulator| format!("{simulator} down && {simulator} up"));
+        Ok(Finding::wrong("clock", finding, mend))
+    }
+
+    /// The service `check` starts only if program and volume are right. `otpqr`: what the session it belongs to is about. If
+    /// that is not known, the volume it opens is not either: another one, opened on this one's files, would be damaged.
+    fn volume(&self, otpqr: Option<Versions>) -> Result<Finding, Failure> {
+        let Some(versions) = otpqr else {
+            return Ok(Finding::unknown("volume", "not opened: session 1, which has it, is not as it should be"));
+        };
+        step("starting the program's service 'check'");
+        let volume = state::volume_directory(&self.root, &self.args.account, versions.volume)?;
         let output = tempfile::tempdir().map_err(Failure::because(OTHER, "no temporary directory"))?;
-        let config_id = format!("{}/otpqr/check", state.namespace);
-        let finished = tools.start(&Start {
-            config_id: &config_id,
-            cas: &state.cas,
-            image_id: &state.image_id,
+        let finished = self.tools.start(&Start {
+            config_id: &format!("{}/otpqr/check", self.state.namespace),
+            cas: &self.state.cas,
+            image_id: &self.state.image_id,
             directories: Some((&volume, output.path())),
         })?;
-        Ok(match finished.success() {
-            true => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
-            false => {
-                let mend = format!(
-                    "./scripts/roll_forward.rs{option} --keep-secret   # without the authenticator: no --keep-secret"
-                );
-                Finding::wrong("volume", finished.reason(), mend)
+        let reason = finished.reason();
+        let is_about_volume = finished.stderr.contains("[SCONE|FATAL]")
+            && [
+                "suspected replay attack",
+                "file system protection file",
+                "Verification of file chunk",
+                "is not part of this volume",
+            ]
+            .iter()
+            .any(|text| reason.contains(text));
+        let keep = format!(
+            "./scripts/roll_forward.rs{} --keep-secret   # without the authenticator: no --keep-secret",
+            state::option(&self.args.account)
+        );
+        Ok(match &self.state.pending {
+            _ if finished.success() => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
+            // It says nothing about the volume, so it is no reason to give that up.
+            _ if !is_about_volume => Finding::unknown("volume", format!("not opened: {reason}")),
+            None => Finding::wrong("volume", reason, keep),
+            Some(pending) if pending.undo => {
+                Finding::wrong("volume", reason, format!("{} && {keep}", go_on(self.args, &self.state, pending)))
             }
+            // What was begun replaces it.
+            Some(pending) => Finding::wrong("volume", reason, go_on(self.args, &self.state, pending)),
         })
+    }
+}
+
+/// What a session may be about. While a roll-forward is under way that is what it was about before, what `roll_forward` makes
+/// of it in between, and in the end. (The namespace is about none of it.)
+fn expected(state: &State) -> Vec<(&'static str, Versions)> {
+    let (volume, secret) = (state.volume_version, state.secret_version);
+    let old = Versions::only(volume, secret);
+    let Some(pending) = &state.pending else { return vec![("as it should be", old)] };
+    let both = Versions {
+        volume,
+        secret,
+        declared_volumes: (volume..=pending.volume_version).collect(),
+        declared_secrets: (secret..=pending.secret_version).collect(),
     };
-    started().unwrap_or_else(|failure| Finding::of("volume", Err(failure)))
+    vec![
+        ("as it was before the roll-forward", old),
+        ("with the new declared beside the old", both),
+        ("as the roll-forward leaves it", Versions::only(pending.volume_version, pending.secret_version)),
+    ]
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
