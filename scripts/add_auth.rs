@@ -227,7 +227,7 @@ mod outcome {
 
         /// For a report: what is wrong, and the first command that helps.
         pub fn into_finding(self) -> (String, Option<String>) {
-            (self.message, self.hints.first().map(|hint| here(hint)))
+            (self.message, self.hints.into_iter().next())
         }
 
         /// Whether CAS said no, rather than nothing or something unexpected.
@@ -720,7 +720,7 @@ mod platform {
             state::option(&self.account)
         }
 
-        /// The commands that give the account up, whose state is behind what CAS holds, and begin it anew.
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
         pub fn begin_anew(&self, state: &State) -> [String; 2] {
             let file = self.root.join(state::file_of(&self.account));
             let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
@@ -728,7 +728,7 @@ mod platform {
             let (option, platform) = (self.option(), state.platform);
             let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
             [
-                format!("mv {kept} {aside}   # gives the account up, whose state is behind"),
+                format!("mv {kept} {aside}   # gives the account up"),
                 format!(
                     "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
                 ),
@@ -1026,8 +1026,11 @@ mod state {
         /// The command that finishes a roll-forward that was begun.
         pub fn finishing(&self, account: &str) -> Option<String> {
             let pending = self.pending.as_ref()?;
-            let keeps = !pending.undo && pending.secret_version == self.secret_version;
-            let how = if keeps { " --keep-secret" } else { "" };
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
             Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
         }
 

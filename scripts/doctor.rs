@@ -34,10 +34,10 @@ use clap::Parser;
 use serde::Serialize;
 
 use child::Tool;
-use outcome::{Failure, OTHER, PRECONDITION, check_interrupted, conclude, step};
+use outcome::{Failure, OTHER, PRECONDITION, check_interrupted, conclude, here, quoted, step};
 use platform::{Platform, Start, Tools};
 use policy::{Held, Session, Versions, compare};
-use state::{Pending, State};
+use state::State;
 
 const SCRIPT: &str = "doctor";
 
@@ -85,7 +85,7 @@ struct Finding {
     result: Verdict,
     check: &'static str,
     finding: String,
-    /// The command that mends it, run by a shell in the bundle's root; none if that is not a command's to do.
+    /// The command that mends it, run by a shell where this script was called; none if that is not a command's to do.
     mend: Option<String>,
 }
 
@@ -111,7 +111,9 @@ impl Finding {
     }
 
     fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<Option<String>>) -> Finding {
-        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend: mend.into() }
+        let mend: Option<String> = mend.into();
+        let mend = mend.map(|commands| commands.split(" && ").map(here).collect::<Vec<_>>().join(" && "));
+        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend }
     }
 
     fn unknown(check: &'static str, finding: impl Into<String>) -> Finding {
@@ -228,7 +230,7 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
             Ok(found) => Finding::wrong(
                 "state",
                 format!("'{shown}' is open to others ({:o})", found.mode() & 0o777),
-                format!("chmod {most:o} {}", quoted(&path)),
+                format!("chmod {most:o} {}", quoted(path.display())),
             ),
             Err(cause) => Finding::unknown("state", format!("the permissions of '{shown}': {cause}")),
         });
@@ -240,7 +242,7 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
             let path = entry.path();
             if is_qr_code(&path) {
                 let finding = format!("a QR code lies about: '{}'", path.display());
-                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u {}", quoted(&path))));
+                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u {}", quoted(path.display()))));
             }
         }
     }
@@ -257,11 +259,6 @@ fn is_qr_code(path: &Path) -> bool {
         && fs::read_to_string(path).is_ok_and(|svg| svg.contains("shape-rendering=\"crispEdges\""))
 }
 
-/// As a shell reads it.
-fn quoted(path: &Path) -> String {
-    format!("'{}'", path.display().to_string().replace('\'', r"'\''"))
-}
-
 fn pending(args: &Args, state: &State) -> Option<Finding> {
     let pending = state.pending.as_ref()?;
     let what = match (pending.undo, pending.uploads_done) {
@@ -270,17 +267,7 @@ fn pending(args: &Args, state: &State) -> Option<Finding> {
         (false, _) => "was cut off after it had switched",
     };
     let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
-    Some(Finding::wrong("pending", finding, go_on(args, state, pending)))
-}
-
-/// The command that ends what was begun.
-fn go_on(args: &Args, state: &State, pending: &Pending) -> String {
-    let how = match (pending.undo, pending.secret_version == state.secret_version) {
-        (true, _) => " --undo",
-        (false, true) => " --keep-secret",
-        (false, false) => "",
-    };
-    format!("./scripts/roll_forward.rs{}{how}", state::option(&args.account))
+    Some(Finding::wrong("pending", finding, state.finishing(&args.account)))
 }
 
 /// An account whose state could be read and whose tools are there.
@@ -386,10 +373,10 @@ impl Account<'_> {
             }
         }
         let create = format!("./scripts/create.rs{option}");
-        let mend = match &state.pending {
+        let mend = match state.finishing(&self.args.account) {
             None => create,
             // `create` leaves an account alone until what was begun is ended.
-            Some(pending) => format!("{} && {create}", go_on(self.args, state, pending)),
+            Some(finishing) => format!("{finishing} && {create}"),
         };
         Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend), None))
     }
@@ -407,8 +394,9 @@ impl Account<'_> {
         let finding = format!("CAS's clock is {off} s off this host's: codes are refused");
         // Started without '--clock' it takes the host's.
         let simulator = Tool::find("scone-sim", Some(&self.root.join("simulator/bin")));
-        let mend =
-            simulator.map(|tool| quoted(&tool.path)).map(|simulator| format!("{simulator} down && {simulator} up"));
+        let mend = simulator
+            .map(|tool| quoted(tool.path.display()))
+            .map(|simulator| format!("{simulator} down && {simulator} up"));
         Ok(Finding::wrong("clock", finding, mend))
     }
 
@@ -441,16 +429,17 @@ impl Account<'_> {
             "./scripts/roll_forward.rs{} --keep-secret   # without the authenticator: no --keep-secret",
             state::option(&self.args.account)
         );
-        Ok(match &self.state.pending {
+        let finishing = self.state.finishing(&self.args.account);
+        Ok(match (&self.state.pending, finishing) {
             _ if finished.success() => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
             // It says nothing about the volume, so it is no reason to give that up.
             _ if !is_about_volume => Finding::unknown("volume", format!("not opened: {reason}")),
-            None => Finding::wrong("volume", reason, keep),
-            Some(pending) if pending.undo => {
-                Finding::wrong("volume", reason, format!("{} && {keep}", go_on(self.args, &self.state, pending)))
+            (Some(pending), Some(undo)) if pending.undo => {
+                Finding::wrong("volume", reason, format!("{undo} && {keep}"))
             }
             // What was begun replaces it.
-            Some(pending) => Finding::wrong("volume", reason, go_on(self.args, &self.state, pending)),
+            (_, Some(finishing)) => Finding::wrong("volume", reason, finishing),
+            (_, None) => Finding::wrong("volume", reason, keep),
         })
     }
 }
@@ -461,17 +450,24 @@ fn expected(state: &State) -> Vec<(&'static str, Versions)> {
     let (volume, secret) = (state.volume_version, state.secret_version);
     let old = Versions::only(volume, secret);
     let Some(pending) = &state.pending else { return vec![("as it should be", old)] };
-    let both = Versions {
+    let beside = |last: u32| Versions {
         volume,
         secret,
-        declared_volumes: (volume..=pending.volume_version).collect(),
+        declared_volumes: (volume..=last).collect(),
         declared_secrets: (secret..=pending.secret_version).collect(),
     };
-    vec![
+    let mut expected = vec![
         ("as it was before the roll-forward", old),
-        ("with the new declared beside the old", both),
+        ("with the new declared beside the old", beside(pending.volume_version)),
         ("as the roll-forward leaves it", Versions::only(pending.volume_version, pending.secret_version)),
-    ]
+    ];
+    // It took over from one that was to keep the secret.
+    if pending.volume_version > volume + 1 {
+        let kept = Versions { declared_secrets: vec![secret], ..beside(volume + 1) };
+        expected.push(("with the volume that was begun beside the old", kept));
+        expected.push(("on the volume that was begun", Versions::only(volume + 1, secret)));
+    }
+    expected
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
@@ -560,7 +556,7 @@ mod outcome {
 
         /// For a report: what is wrong, and the first command that helps.
         pub fn into_finding(self) -> (String, Option<String>) {
-            (self.message, self.hints.first().map(|hint| here(hint)))
+            (self.message, self.hints.into_iter().next())
         }
 
         /// Whether CAS said no, rather than nothing or something unexpected.
@@ -1053,7 +1049,7 @@ mod platform {
             state::option(&self.account)
         }
 
-        /// The commands that give the account up, whose state is behind what CAS holds, and begin it anew.
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
         pub fn begin_anew(&self, state: &State) -> [String; 2] {
             let file = self.root.join(state::file_of(&self.account));
             let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
@@ -1061,7 +1057,7 @@ mod platform {
             let (option, platform) = (self.option(), state.platform);
             let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
             [
-                format!("mv {kept} {aside}   # gives the account up, whose state is behind"),
+                format!("mv {kept} {aside}   # gives the account up"),
                 format!(
                     "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
                 ),
@@ -1359,8 +1355,11 @@ mod state {
         /// The command that finishes a roll-forward that was begun.
         pub fn finishing(&self, account: &str) -> Option<String> {
             let pending = self.pending.as_ref()?;
-            let keeps = !pending.undo && pending.secret_version == self.secret_version;
-            let how = if keeps { " --keep-secret" } else { "" };
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
             Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
         }
 

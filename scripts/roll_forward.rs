@@ -238,7 +238,8 @@ impl Run<'_> {
         }
         step(what);
         let uploaded = upload(&self.tools, &self.root, session, &self.state, versions);
-        if number == 0 && uploaded.as_ref().is_err_and(Failure::is_refusal) {
+        let takes_over = to.volume_version > self.state.volume_version + 1;
+        if number == 0 && !takes_over && uploaded.as_ref().is_err_and(Failure::is_refusal) {
             // CAS said no, and holds what it held: nothing was begun.
             self.record(None)?;
         }
@@ -355,18 +356,29 @@ impl Run<'_> {
         let address = simulated.as_ref().unwrap_or(&self.state.cas).address.clone();
         self.state.cas = self.tools.attest(&address, simulated)?;
         let current = Versions::only(self.state.volume_version, self.state.secret_version);
+        let (mut held, mut lost) = (None, None);
         for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
             match compare(&self.tools, &self.root, session, &self.state, &current)? {
-                Held::Nothing => {}
+                Held::Nothing => lost = Some(session.name(&self.state)),
                 Held::Unknown(reason) => {
                     return Err(Failure::new(PRECONDITION, format!("CAS cannot be asked what it holds: {reason}")));
                 }
-                Held::Same | Held::Different => {
-                    let message = format!("CAS was not wiped: it holds session '{}'", session.name(&self.state));
-                    let command = format!("./scripts/create.rs{}", state::option(&self.args.account));
-                    return Err(Failure::new(PRECONDITION, message).hint(command));
-                }
+                Held::Same | Held::Different => held = held.or(Some(session.name(&self.state))),
             }
+        }
+        match (held, lost) {
+            // An upload that was cut off, or a CAS restored from when there was less: `create` completes the one, if it can.
+            (Some(held), Some(lost)) if self.state.reset_hash.is_some() => {
+                let message = format!("CAS was not wiped, but restored: it holds session '{held}' and no '{lost}'");
+                let refusal = Failure::new(PRECONDITION, message);
+                return Err(self.tools.begin_anew(&self.state).into_iter().fold(refusal, Failure::hint));
+            }
+            (Some(held), _) => {
+                let message = format!("CAS was not wiped: it holds session '{held}'");
+                let command = format!("./scripts/create.rs{}", state::option(&self.args.account));
+                return Err(Failure::new(PRECONDITION, message).hint(command));
+            }
+            (None, _) => {}
         }
         let old = self.state.label();
         self.confirm(format!(
@@ -504,7 +516,7 @@ mod outcome {
 
         /// For a report: what is wrong, and the first command that helps.
         pub fn into_finding(self) -> (String, Option<String>) {
-            (self.message, self.hints.first().map(|hint| here(hint)))
+            (self.message, self.hints.into_iter().next())
         }
 
         /// Whether CAS said no, rather than nothing or something unexpected.
@@ -997,7 +1009,7 @@ mod platform {
             state::option(&self.account)
         }
 
-        /// The commands that give the account up, whose state is behind what CAS holds, and begin it anew.
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
         pub fn begin_anew(&self, state: &State) -> [String; 2] {
             let file = self.root.join(state::file_of(&self.account));
             let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
@@ -1005,7 +1017,7 @@ mod platform {
             let (option, platform) = (self.option(), state.platform);
             let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
             [
-                format!("mv {kept} {aside}   # gives the account up, whose state is behind"),
+                format!("mv {kept} {aside}   # gives the account up"),
                 format!(
                     "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
                 ),
@@ -1303,8 +1315,11 @@ mod state {
         /// The command that finishes a roll-forward that was begun.
         pub fn finishing(&self, account: &str) -> Option<String> {
             let pending = self.pending.as_ref()?;
-            let keeps = !pending.undo && pending.secret_version == self.secret_version;
-            let how = if keeps { " --keep-secret" } else { "" };
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
             Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
         }
 

@@ -434,7 +434,7 @@ hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # if it was set 
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
-create: error: CAS at 'a:1' cannot be attested: failed to lookup address information: Name or service not known
+create: error: CAS at 'a:1' cannot be attested: failed to lookup address information: Name or service not known (retries: 3)
 ",
         );
         host.instead_of("scone", attests, || {
@@ -698,7 +698,7 @@ create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: policy 'NAMESPACE'
 create: error: CAS did not take session 'NAMESPACE': The predecessor is not the current session
-hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up, whose state is behind
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ",
         )
@@ -740,6 +740,19 @@ roll_forward: error: CAS was not wiped: it holds session 'NAMESPACE'
 hint: ./scripts/create.rs --account signing
 ",
     );
+    let restored = "case \"$1 $2 $4\" in 'session verify '*|'session read '*otpqr-reset) exit 2 ;; esac";
+    host.instead_of("scone", restored, || {
+        host.says(
+            host.signing("roll_forward", &["--yes", "--cas-wiped"]),
+            3,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: error: CAS was not wiped, but restored: it holds session 'NAMESPACE' and no 'NAMESPACE/otpqr-reset'
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
+hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
+",
+        )
+    });
     host.instead_of("scone", &refuses.replace('@', "1"), || {
         host.says(
             host.signing("roll_forward", &["--yes", "--cas-wiped"]),
@@ -846,6 +859,28 @@ hint: ./scripts/roll_forward.rs --account signing --keep-secret
 hint: ./scripts/roll_forward.rs --account signing   # without a code: new secret
 ",
     );
+    // Given up, and then refused by CAS: it is not forgotten that session 2 is on the volume begun.
+    host.instead_of("scone", &upload_fails(1), || {
+        host.says(
+            host.signing("roll_forward", &["--yes"]),
+            5,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: going on with a roll-forward that was begun
+roll_forward: declaring the new beside the old
+roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+",
+        )
+    });
+    let report = host.signing("doctor", &[]).stdout;
+    for line in [
+        "otpqr' with the volume that was begun beside the old\n",
+        "otpqr-reset' on the volume that was begun\n",
+        "ok    codes     the codes in use live\n",
+    ] {
+        assert!(report.contains(line), "{report}");
+    }
+    host.signing("roll_forward", &["--yes"]).expect(0);
 }
 
 /// The hints give the account up and begin it anew: pasted one after the other, they do.
@@ -857,7 +892,7 @@ fn a_state_that_is_behind_what_cas_holds() {
     host.signing("roll_forward", &["--yes"]).expect(0);
     fs::write(&state, older).expect("an older state");
     let behind = "\
-hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up, whose state is behind
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ";
     let refused = "CAS did not take session 'NAMESPACE/otpqr': The given predecessor is not the active session's hash";
