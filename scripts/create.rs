@@ -375,10 +375,11 @@ mod outcome {
         else {
             return command.to_owned();
         };
-        // rust-script says where the script is; what is compiled is found where it was called.
+        // rust-script says where the script is; what is compiled is found, and named, as it was called.
+        let own = PathBuf::from(env::args_os().next().unwrap_or_default());
         let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
-            Some(directory) => Path::new(&directory).join(format!("{name}.rs")),
-            None => PathBuf::from(env::args_os().next().unwrap_or_default()).with_file_name(name),
+            Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+            None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
         };
         let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
             Some(below) => Path::new(".").join(below),
