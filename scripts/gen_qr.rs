@@ -1386,7 +1386,9 @@ mod qr_code {
             0x9123_683e => Some("btrfs writes elsewhere: old blocks may remain"),
             0x2fc1_2fc1 => Some("ZFS writes elsewhere: old blocks may remain"),
             0x794c_7630 | 0x6573_5546 => Some("an overlay: what lies below decides"),
+            0xca45_1a4e => Some("bcachefs writes elsewhere: old blocks may remain"),
             0x6969 => Some("NFS: the server decides"),
+            0xff53_4d42 | 0xfe53_4d42 => Some("SMB: the server decides"),
             0xf2f5_2010 => Some("F2FS writes elsewhere: old blocks may remain"),
             _ => None,
         };
