@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, docker_is_there, phone, repository};
+use support::{Bundle, Platform, User, docker_is_there, phone, repository, run};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -430,4 +430,20 @@ fn ctrl_c_does_not_break_the_destruction_of_the_picture_off() {
     assert_eq!(exit, 0, "{rest}");
     assert!(rest.contains("QR code: destroyed"), "{rest}");
     assert!(!bundle.root.join("qrcode.svg").exists());
+}
+
+#[test]
+fn a_roll_forward_that_was_cut_off_asks_again_as_long_as_the_old_codes_live() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    // No policy can be made: the intention alone is recorded.
+    let mut cut_off = bundle.script_command("roll_forward", &["--yes"]);
+    cut_off.env("TMPDIR", "nowhere");
+    run(cut_off).expect(4);
+    let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
+    session.exp_string("stop working at once. Go on?").expect("the prompt");
+    session.send("n").and_then(|_| session.flush()).expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 3, "{rest}");
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
 }
