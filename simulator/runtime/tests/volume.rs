@@ -504,21 +504,6 @@ fn only_what_changed_is_sealed_again() {
     assert_eq!((after.len(), after.intersection(&before).count()), (2, 1));
 }
 
-// On a kernel with fine-grained timestamps (Linux 6.13) they tell it; on an older one only that the runtime distrusts them.
-#[test]
-fn a_change_within_one_tick_of_the_clock_and_of_the_same_size_is_not_missed() {
-    let mut disk = Disk::with(|_| ());
-    let mut opened = disk.open().unwrap();
-    for round in 100..300 {
-        fs::write(opened.plain.path().join("f"), round.to_string()).unwrap();
-        let before = disk.tag.clone();
-        disk.seal(&mut opened).unwrap();
-        assert_ne!(disk.tag, before, "round {round}");
-    }
-    drop(opened);
-    assert_eq!(fs::read(disk.open().unwrap().plain.path().join("f")).unwrap(), b"299");
-}
-
 #[test]
 fn what_cannot_be_sealed_is_named() {
     let mut disk = Disk::with(|_| ());
