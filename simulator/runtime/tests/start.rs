@@ -30,8 +30,8 @@ const SERVICE: &str = "ns/otpqr/otpqr";
 enum OnSetTag {
     Take,
     Refuse,
-    /// Takes it, and dies before it can say so.
-    TakeAndHangUp,
+    /// Takes it, and dies before it can say so; so often.
+    TakeAndHangUp(u32),
     /// Calls this instead of answering.
     Instead(Box<dyn FnMut() + Send>),
 }
@@ -162,8 +162,10 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                 }
                 state.tag = Some(request.new);
                 state.tags_set += 1;
-                if matches!(state.on_set_tag, OnSetTag::TakeAndHangUp) {
-                    state.on_set_tag = OnSetTag::Take;
+                if let OnSetTag::TakeAndHangUp(times) = &mut state.on_set_tag
+                    && *times > 0
+                {
+                    *times -= 1;
                     return Ok(());
                 }
                 Response::TagSet
@@ -796,11 +798,11 @@ fn a_tag_that_cas_refuses_kills_the_program_in_its_sync() {
 }
 
 #[test]
-fn a_cas_that_dies_having_taken_the_tag_is_asked_again() {
+fn a_cas_that_dies_having_taken_the_tag_is_asked_again_and_again() {
     everywhere(|host| {
-        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp(1);
         host.says(&[]);
-        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp(3);
         let said = host.says(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}")]);
         assert_eq!(said, "fsync returned Ok(())\n");
         assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
