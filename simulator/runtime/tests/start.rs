@@ -753,6 +753,18 @@ fn stores_through_a_mapping_are_sealed_at_the_next_sync_though_no_timestamp_move
 }
 
 #[test]
+fn a_write_that_has_begun_when_another_thread_syncs_is_sealed_whole() {
+    on_the_host(|host| {
+        const SIZE: usize = 32 << 20;
+        fs::write(host.path("out/source"), vec![b'y'; SIZE]).unwrap();
+        let other = "/root/single_run/other";
+        let fill = [&format!("fill={ONCE},{SIZE}"), &format!("write={other},-"), "sync"];
+        host.says(&[fill[0], fill[1], fill[2], &format!("write-slowly={ONCE},/out/source,{other}")]);
+        assert_eq!(host.says(&[&format!("all={ONCE}")]), "all y: true\n");
+    });
+}
+
+#[test]
 fn what_would_slip_past_the_barrier_is_denied() {
     everywhere(|host| {
         const RWF_DSYNC: i32 = 2;

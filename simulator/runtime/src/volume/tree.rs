@@ -14,8 +14,8 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, fchmod, fstat, major, makedev, minor, mkdirat, openat,
-    readlinkat, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Stat, chmodat, fchmod, fstat, major, makedev, minor, mkdirat,
+    openat, readlinkat, seek, statat, symlinkat,
 };
 use rustix::io::Errno;
 
@@ -362,6 +362,10 @@ impl Look<'_> {
                     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                         return Ok(false);
                     }
+                    // But a write moves them first of all. One that has begun holds a lock that this waits for; whether there is
+                    // any data does not matter.
+                    let _ = seek(&plain, SeekFrom::Data(0));
+                    seek(&plain, SeekFrom::Start(0)).map_err(failed("read", self.name(path)))?;
                     let content = self.store.add_content(&self.name(path), &mut File::from(plain))?;
                     let doubtful = is_recent(&stat, self.began) || is_mapped;
                     self.know(path, slot, Known { stat, doubtful, what: What::File(content) });

@@ -18,6 +18,8 @@ unsafe extern "C" {
     fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
     fn msync(at: *mut u8, length: usize, flags: i32) -> i32;
     fn munmap(at: *mut u8, length: usize) -> i32;
+    fn madvise(at: *mut u8, length: usize, advice: i32) -> i32;
+    fn posix_fadvise(fd: i32, offset: i64, length: i64, advice: i32) -> i32;
 }
 
 fn say(text: impl std::fmt::Display) {
@@ -94,6 +96,35 @@ fn act(verb: &str, operands: &[&str]) {
             unsafe { munmap(at, 1) };
             say(format!("fsync returned {:?}", file.sync_all().map_err(|error| error.raw_os_error())));
             assert_eq!(changed(), first, "a timestamp told");
+        }
+        // One write that takes long, since what it writes comes from a disk page by page; meanwhile, a sync.
+        "write-slowly" => {
+            let [from, other] = operands[1..] else { panic!("write-slowly=FILE,FROM,OTHER") };
+            let mut file = OpenOptions::new().write(true).open(path).unwrap();
+            let source = File::open(from).unwrap();
+            source.sync_all().unwrap();
+            let (fd, length) = (std::os::fd::AsRawFd::as_raw_fd(&source), source.metadata().unwrap().len() as usize);
+            let source = unsafe {
+                posix_fadvise(fd, 0, 0, 4);
+                let at = mmap(std::ptr::null_mut(), length, 1, 1, fd, 0);
+                madvise(at, length, 1);
+                std::slice::from_raw_parts(at, length)
+            };
+            let changed = || fs::metadata(path).unwrap().modified().unwrap();
+            let before = changed();
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert_eq!(file.write(source).unwrap(), length));
+                while changed() == before || SystemTime::now() < changed() + Duration::from_millis(100) {
+                    std::thread::yield_now();
+                }
+                act("fsync", &[other]);
+            });
+            act("fsync", &[path]);
+        }
+        "all" => {
+            let all = fs::read(path).unwrap();
+            let first = all[0];
+            say(format!("all {}: {}", first as char, all.iter().all(|byte| *byte == first)));
         }
         // Counts on, as often as asked: the number in one file, and one file named after it. Acknowledged once it is safe.
         "count" => {
