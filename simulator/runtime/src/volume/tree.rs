@@ -25,8 +25,8 @@ use super::{Error, Name, each_name, failed, is_unchanged, names, show};
 
 /// What changed as recently as this may change again under the same timestamp: those move with the timer tick.
 ///
-/// So they do for directories even where they are fine-grained (Linux 6.13): tmpfs gives a directory that of the file that is linked
-/// or unlinked there, which may be the one it had.
+/// A directory's may even where they are fine-grained (Linux 6.13): tmpfs gives it that of the file that is linked or
+/// unlinked there, and this may be the one it had.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How often a tree that changes while it is read is read again.
