@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::fs::{Dir, FileType, Stat};
+use rustix::fs::{FileType, RawDir, SeekFrom, Stat, seek};
 use rustix::io::Errno;
 
 use crate::protocol::VolumeGrant;
@@ -256,12 +256,34 @@ fn names(directory: impl AsFd) -> Result<Vec<Name>, Errno> {
 
 /// Calls `act` with name, inode and kind of each thing in the directory.
 fn each_name(directory: impl AsFd, mut act: impl FnMut(&[u8], u64, FileType)) -> Result<(), Errno> {
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
+    // Large enough for any name, and for a large directory in few calls.
+    let mut buffer = Vec::with_capacity(1 << 15);
+    seek(&directory, SeekFrom::Start(0))?;
+    let mut entries = RawDir::new(directory, buffer.spare_capacity_mut());
+    while let Some(entry) = entries.next() {
+        let entry = match entry {
+            Err(Errno::INTR) => continue,
+            // The directory itself was removed meanwhile.
+            Err(Errno::NOENT) => break,
+            entry => entry?,
+        };
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
             act(name, entry.ino(), entry.file_type());
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_is_removed_while_it_is_open_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let opened = std::fs::File::open(directory.path()).unwrap();
+        directory.close().unwrap();
+        assert_eq!(names(&opened), Ok(Vec::new()));
+    }
 }

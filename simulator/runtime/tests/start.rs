@@ -30,8 +30,8 @@ const SERVICE: &str = "ns/otpqr/otpqr";
 enum OnSetTag {
     Take,
     Refuse,
-    /// Takes it, and dies before it can say so.
-    TakeAndHangUp,
+    /// Takes it, and dies before it can say so; so often.
+    TakeAndHangUp(u32),
     /// Calls this instead of answering.
     Instead(Box<dyn FnMut() + Send>),
 }
@@ -162,8 +162,10 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                 }
                 state.tag = Some(request.new);
                 state.tags_set += 1;
-                if matches!(state.on_set_tag, OnSetTag::TakeAndHangUp) {
-                    state.on_set_tag = OnSetTag::Take;
+                if let OnSetTag::TakeAndHangUp(times) = &mut state.on_set_tag
+                    && *times > 0
+                {
+                    *times -= 1;
                     return Ok(());
                 }
                 Response::TagSet
@@ -740,13 +742,25 @@ fn threads_that_sync_and_rename_under_a_timers_signals_all_come_through() {
 }
 
 #[test]
-fn stores_through_a_mapping_are_sealed_by_msync_though_no_timestamp_moves() {
+fn stores_through_a_mapping_are_sealed_at_the_next_sync_though_no_timestamp_moves() {
     everywhere(|host| {
-        let said = host.says(&[&format!("write={ONCE},-"), &format!("map={ONCE},abc")]);
-        assert_eq!(said, "msync returned 0\n".repeat(3));
-        // The empty volume and three stores.
-        assert_eq!(host.cas.state().tags_set, 4);
-        assert_eq!(host.says(&[&format!("read={ONCE}")]), "c\n");
+        let said = host.says(&[&format!("write={ONCE},-"), &format!("map={ONCE},abcd")]);
+        assert_eq!(said, "msync returned 0\n".repeat(3) + "fsync returned Ok(())\n");
+        // The empty volume and four stores.
+        assert_eq!(host.cas.state().tags_set, 5);
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "d\n");
+    });
+}
+
+#[test]
+fn a_write_that_has_begun_when_another_thread_syncs_is_sealed_whole() {
+    on_the_host(|host| {
+        const SIZE: usize = 32 << 20;
+        fs::write(host.path("out/source"), vec![b'y'; SIZE]).unwrap();
+        let other = "/root/single_run/other";
+        let fill = [&format!("fill={ONCE},{SIZE}"), &format!("write={other},-"), "sync"];
+        host.says(&[fill[0], fill[1], fill[2], &format!("write-slowly={ONCE},/out/source,{other}")]);
+        assert_eq!(host.says(&[&format!("all={ONCE}")]), "all y: true\n");
     });
 }
 
@@ -796,11 +810,11 @@ fn a_tag_that_cas_refuses_kills_the_program_in_its_sync() {
 }
 
 #[test]
-fn a_cas_that_dies_having_taken_the_tag_is_asked_again() {
+fn a_cas_that_dies_having_taken_the_tag_is_asked_again_and_again() {
     everywhere(|host| {
-        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp(1);
         host.says(&[]);
-        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp;
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp(3);
         let said = host.says(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}")]);
         assert_eq!(said, "fsync returned Ok(())\n");
         assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");

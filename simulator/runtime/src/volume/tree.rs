@@ -14,8 +14,8 @@ use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, fchmod, fstat, major, makedev, minor, mkdirat, openat,
-    readlinkat, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Stat, chmodat, fchmod, fstat, major, makedev, minor, mkdirat,
+    openat, readlinkat, seek, statat, symlinkat,
 };
 use rustix::io::Errno;
 
@@ -24,6 +24,9 @@ use super::store::Store;
 use super::{Error, Name, each_name, failed, is_unchanged, names, show};
 
 /// What changed as recently as this may change again under the same timestamp: those move with the timer tick.
+///
+/// A directory's may even where they are fine-grained (Linux 6.13): tmpfs gives it that of the file that is linked or
+/// unlinked there, and this may be the one it had.
 const TICK: Duration = Duration::from_millis(20);
 
 /// How often a tree that changes while it is read is read again.
@@ -271,7 +274,6 @@ impl Look<'_> {
             .as_ref()
             .is_some_and(|known| known.is_directory() && !known.doubtful && is_unchanged(&known.stat, &stat));
         if !listed {
-            let names = names(directory).map_err(failed("list", self.name(path)))?;
             let before = match slot.as_deref_mut() {
                 Some(Known { what: What::Directory(children), .. }) => mem::take(children),
                 _ => Vec::new(),
@@ -279,14 +281,18 @@ impl Look<'_> {
             let mut before = before.into_iter().peekable();
             // Those that are not at the same place as before.
             let mut moved = HashMap::new();
-            let mut with_what_is_known = |name: Name| match before.next_if(|child| child.name.name == name.name) {
-                Some(child) => Child { name, known: child.known },
-                None => {
-                    moved.extend(before.by_ref().map(|child| (child.name.name, child.known)));
-                    Child { known: moved.remove(&name.name).flatten(), name }
-                }
-            };
-            let children = names.into_iter().map(&mut with_what_is_known).collect();
+            let mut children = Vec::with_capacity(before.len());
+            let listing = each_name(directory, |name, inode, kind| {
+                let (name, known) = match before.next_if(|child| *child.name.name == *name) {
+                    Some(child) => (child.name.name, child.known),
+                    None => {
+                        moved.extend(before.by_ref().map(|child| (child.name.name, child.known)));
+                        moved.remove_entry(name).unwrap_or_else(|| (name.into(), None))
+                    }
+                };
+                children.push(Child { name: Name { name, inode, kind }, known });
+            });
+            listing.map_err(failed("list", self.name(path)))?;
             let gone = before.map(|child| (child.name.name, child.known)).chain(moved);
             for (name, known) in gone {
                 below(path, &name, |path| self.forget(path, known.as_deref()));
@@ -356,6 +362,10 @@ impl Look<'_> {
                     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                         return Ok(false);
                     }
+                    // But a write moves them first of all. One that has begun holds a lock that this waits for; whether there is
+                    // any data does not matter.
+                    let _ = seek(&plain, SeekFrom::Data(0));
+                    seek(&plain, SeekFrom::Start(0)).map_err(failed("read", self.name(path)))?;
                     let content = self.store.add_content(&self.name(path), &mut File::from(plain))?;
                     let doubtful = is_recent(&stat, self.began) || is_mapped;
                     self.know(path, slot, Known { stat, doubtful, what: What::File(content) });

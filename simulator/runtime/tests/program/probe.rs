@@ -3,8 +3,9 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::process::{Command, exit};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 unsafe extern "C" {
     fn _exit(status: i32) -> !;
@@ -16,6 +17,9 @@ unsafe extern "C" {
     fn signal(number: i32, handler: usize) -> usize;
     fn mmap(at: *mut u8, length: usize, protection: i32, flags: i32, fd: i32, offset: i64) -> *mut u8;
     fn msync(at: *mut u8, length: usize, flags: i32) -> i32;
+    fn munmap(at: *mut u8, length: usize) -> i32;
+    fn madvise(at: *mut u8, length: usize, advice: i32) -> i32;
+    fn posix_fadvise(fd: i32, offset: i64, length: i64, advice: i32) -> i32;
 }
 
 fn say(text: impl std::fmt::Display) {
@@ -67,15 +71,60 @@ fn act(verb: &str, operands: &[&str]) {
             unsafe { sync() };
             say("sync returned");
         }
-        // Stores through a mapping that is gone again when the file is synced: no timestamp tells.
+        // Stores through a mapping, each synced, and one more that is synced when the mapping is gone. Only the first moves
+        // timestamps, and it is synced when they have long stood still.
         "map" => {
             let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+            let changed = || {
+                let now = file.metadata().unwrap();
+                let changed = Duration::new(now.ctime().try_into().unwrap(), now.ctime_nsec().try_into().unwrap());
+                (now.modified().unwrap(), UNIX_EPOCH + changed)
+            };
             let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
             let at = unsafe { mmap(std::ptr::null_mut(), 1, 3, 1, fd, 0) };
-            for byte in operands[1].bytes() {
-                unsafe { at.write_volatile(byte) };
-                say(format!("msync returned {}", unsafe { msync(at, 1, 4) }));
+            let mut stores = operands[1].bytes();
+            unsafe { at.write_volatile(stores.next().unwrap()) };
+            let first = changed();
+            // Several times what the runtime takes for recent.
+            while SystemTime::now() < first.1 + Duration::from_millis(100) {
+                std::thread::yield_now();
             }
+            for store in stores {
+                say(format!("msync returned {}", unsafe { msync(at, 1, 4) }));
+                unsafe { at.write_volatile(store) };
+            }
+            unsafe { munmap(at, 1) };
+            say(format!("fsync returned {:?}", file.sync_all().map_err(|error| error.raw_os_error())));
+            assert_eq!(changed(), first, "a timestamp told");
+        }
+        // One write that takes long, since what it writes comes from a disk page by page; meanwhile, a sync.
+        "write-slowly" => {
+            let [from, other] = operands[1..] else { panic!("write-slowly=FILE,FROM,OTHER") };
+            let mut file = OpenOptions::new().write(true).open(path).unwrap();
+            let source = File::open(from).unwrap();
+            source.sync_all().unwrap();
+            let (fd, length) = (std::os::fd::AsRawFd::as_raw_fd(&source), source.metadata().unwrap().len() as usize);
+            let source = unsafe {
+                posix_fadvise(fd, 0, 0, 4);
+                let at = mmap(std::ptr::null_mut(), length, 1, 1, fd, 0);
+                madvise(at, length, 1);
+                std::slice::from_raw_parts(at, length)
+            };
+            let changed = || fs::metadata(path).unwrap().modified().unwrap();
+            let before = changed();
+            std::thread::scope(|scope| {
+                scope.spawn(|| assert_eq!(file.write(source).unwrap(), length));
+                while changed() == before || SystemTime::now() < changed() + Duration::from_millis(100) {
+                    std::thread::yield_now();
+                }
+                act("fsync", &[other]);
+            });
+            act("fsync", &[path]);
+        }
+        "all" => {
+            let all = fs::read(path).unwrap();
+            let first = all[0];
+            say(format!("all {}: {}", first as char, all.iter().all(|byte| *byte == first)));
         }
         // Counts on, as often as asked: the number in one file, and one file named after it. Acknowledged once it is safe.
         "count" => {
