@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use support::attacker::delete_files;
-use support::{Bundle, Outcome, Platform, User, copy, is_root, phone, run, run_with_input};
+use support::{Bundle, Outcome, Platform, User, copy, is_root, phone, run, run_with_input, strace_is_there};
 
 /// Stands before `scone` and `scone-run`: notes each call, and before or after the one that is told does what is told.
 const WATCHED: &str = r#"#!/bin/sh
@@ -160,9 +160,7 @@ fn killed_anywhere_it_is_completed_by_the_next_run_and_the_old_codes_die_at_the_
 /// Between two calls of a tool the script records how far it got: killed there at each call of the kernel that matters.
 #[test]
 fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
-    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+    if !strace_is_there() {
         return;
     }
     let (bundle, mut account) = Watched::enrolled();
@@ -354,19 +352,6 @@ fn keeping_the_secret_killed_anywhere_is_completed_by_the_next_run() {
     });
 }
 
-/// The CAS's data is lost, and with it its key; the `scone` command line's identity is not.
-fn wipe_cas(bundle: &Bundle) {
-    bundle.scone_sim(["down"]).expect(0);
-    for entry in fs::read_dir(bundle.root.join("data/scone-sim")).expect("the data") {
-        let path = entry.expect("an entry").path();
-        if path.is_file() {
-            fs::remove_file(path).expect("deletion");
-        }
-    }
-    let clock = bundle.root.join("clock").display().to_string();
-    bundle.scone_sim(["up", "--client-port", "0", "--enclave-port", "0", "--clock", &clock]).expect(0);
-}
-
 #[test]
 fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
     let (bundle, account) = Watched::enrolled();
@@ -374,7 +359,7 @@ fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
     bundle.goes_on_with(&account);
 
     let key = bundle.known("default", &["cas", "key"]);
-    wipe_cas(&bundle);
+    bundle.wipe_cas();
     for (script, args) in [("gen_qr", &["--no-confirm"][..]), ("roll_forward", &["--yes"]), ("create", &[])] {
         bundle.script(script, args).expect(3).saying("is not the one");
     }
@@ -390,7 +375,7 @@ fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
 #[test]
 fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create() {
     let (bundle, _) = Watched::enrolled();
-    wipe_cas(&bundle);
+    bundle.wipe_cas();
     bundle.kill_everywhere("roll_forward", &["--yes", "--cas-wiped"], String::new, |what, uploads| {
         let again = bundle.script("roll_forward", &["--yes", "--cas-wiped"]);
         if again.code != Some(0) {
@@ -399,7 +384,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
             bundle.script("create", &[]).expect(0);
         }
         bundle.enrol_anew();
-        wipe_cas(&bundle);
+        bundle.wipe_cas();
     });
 }
 

@@ -54,6 +54,18 @@ pub fn docker_is_there() -> bool {
     there
 }
 
+/// Whether what a program asks of the kernel can be traced. Skipped without, loudly; where everything is required, that is a failure.
+pub fn strace_is_there() -> bool {
+    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    let there = traced.is_ok_and(|status| status.success());
+    if !there {
+        let required = ["CI", "REQUIRE_DOCKER"].into_iter().find(|name| std::env::var_os(name).is_some());
+        assert!(required.is_none(), "{required:?} is set and nothing can be traced: apt-get install strace");
+        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+    }
+    there
+}
+
 /// Whom the commands run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {
@@ -148,11 +160,7 @@ impl Bundle {
             fs::set_permissions(bundle._home.path(), Permissions::from_mode(0o755)).expect("permissions");
             give_away(&bundle.root);
         }
-        let mut up = bundle.simulator(["up", "--client-port", "0", "--enclave-port", "0"]);
-        if let Some(clock) = &bundle.clock {
-            up.arg("--clock").arg(clock);
-        }
-        run(up).expect(0);
+        bundle.up_on_free_ports();
         bundle
     }
 
@@ -297,6 +305,26 @@ impl Bundle {
         let next = clock.with_extension("next");
         fs::write(&next, (self.now() + seconds).to_string()).expect("the clock");
         fs::rename(next, clock).expect("the clock");
+    }
+
+    /// The CAS's data is lost, and with it its key; the `scone` command line's identity is not.
+    pub fn wipe_cas(&self) {
+        self.scone_sim(["down"]).expect(0);
+        for entry in fs::read_dir(self.root.join("data/scone-sim")).expect("the data") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                fs::remove_file(path).expect("deletion");
+            }
+        }
+        self.up_on_free_ports();
+    }
+
+    fn up_on_free_ports(&self) {
+        let mut up = self.simulator(["up", "--client-port", "0", "--enclave-port", "0"]);
+        if let Some(clock) = &self.clock {
+            up.arg("--clock").arg(clock);
+        }
+        run(up).expect(0);
     }
 
     /// Makes CAS wait for us the next time it looks at its clock.
