@@ -123,11 +123,26 @@ pub struct ByHand<'a> {
     pub image: Option<&'a str>,
     /// Another way to CAS than the direct one.
     pub cas: Option<&'a str>,
+    /// The directory below the root for the output.
+    pub out: &'a str,
+    /// A directory below the root for a volume of one's own, instead of the account's.
+    pub volume: Option<&'a str>,
 }
+
+/// Where a start by hand leaves its output.
+const BY_HAND: &str = "by-hand";
 
 impl Default for ByHand<'_> {
     fn default() -> Self {
-        ByHand { account: "default", environment: &[], program: "/bin/otpqr", image: None, cas: None }
+        ByHand {
+            account: "default",
+            environment: &[],
+            program: "/bin/otpqr",
+            image: None,
+            cas: None,
+            out: BY_HAND,
+            volume: None,
+        }
     }
 }
 
@@ -339,8 +354,8 @@ impl Bundle {
 
     /// Starts a service as somebody would who knows docker (or the runtime) and not the scripts - or knows them too well.
     pub fn by_hand(&self, config_id: &str, how: &ByHand) -> Command {
-        let volume = self.volume(how.account);
-        let out = self.root.join("by-hand");
+        let volume = how.volume.map_or_else(|| self.volume(how.account), |name| self.root.join(name));
+        let out = self.root.join(how.out);
         for directory in [&volume, &out] {
             fs::create_dir_all(directory).expect("a directory to mount");
             if self.user == User::Ordinary {
@@ -383,7 +398,12 @@ impl Bundle {
 
     /// Whether a start by hand issued a QR code. (A program that was ended leaves a reserved file of blanks.)
     pub fn issued_by_hand(&self) -> bool {
-        fs::read_to_string(self.root.join("by-hand/qrcode.svg")).is_ok_and(|svg| svg.contains("svg"))
+        self.issued_to(BY_HAND)
+    }
+
+    /// The same, of a start that had another directory for its output.
+    pub fn issued_to(&self, out: &str) -> bool {
+        fs::read_to_string(self.root.join(out).join("qrcode.svg")).is_ok_and(|svg| svg.contains("svg"))
     }
 
     fn ids(&self) -> (u32, u32) {
@@ -396,7 +416,7 @@ impl Bundle {
     /// Every regular file below the root that the scripts wrote, with its content.
     pub fn written(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
-        for part in ["state", "by-hand"] {
+        for part in ["state", BY_HAND] {
             collect(&self.root.join(part), &mut found);
         }
         found
