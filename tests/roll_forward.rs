@@ -4,13 +4,16 @@
 mod support;
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use support::attacker::delete_files;
-use support::{Bundle, Outcome, Platform, User, copy, is_root, phone, run, run_with_input, strace_is_there};
+use support::{
+    Bundle, Outcome, Platform, User, copy, docker_is_there, is_root, phone, run, run_with_input, strace_is_there,
+};
 
-/// Stands before `scone` and `scone-run`: notes each call, and before or after the one that is told does what is told.
+/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 last=; for last; do :; done
@@ -47,18 +50,25 @@ impl std::ops::Deref for Watched {
 impl Watched {
     /// With the account `default`, enrolled.
     fn enrolled() -> (Watched, phone::Account) {
-        let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+        Watched::enrolled_on(Platform::SimNative)
+    }
+
+    fn enrolled_on(platform: Platform) -> (Watched, phone::Account) {
+        let bundle = Bundle::of_test(platform, User::Caller);
         bundle.install(scripts!());
         let account = bundle.enrol("default");
         let bin = bundle.root.join("simulator/bin");
         fs::create_dir(bin.join("genuine")).expect("a directory");
         fs::write(bin.join("watched"), WATCHED).expect("a script");
         assert!(Command::new("chmod").arg("755").arg(bin.join("watched")).status().expect("chmod").success());
-        for (name, program) in [("scone", "../scone-sim"), ("scone-run", "../rootfs/scone-run")] {
-            fs::remove_file(bin.join(name)).expect("deletion");
+        let docker = which::which("docker").unwrap_or_default();
+        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
+        // The bundle's own tools come before the host's.
+        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
             std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
             // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
-            copy(&bin.join("watched"), &bin.join(name));
+            copy(&bin.join("watched"), &bin.join("stand-in"));
+            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
         }
         (Watched { bundle, bin }, account)
     }
@@ -445,6 +455,141 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
             bundle.goes_on_with(&account);
         } else {
             account = bundle.enrol_anew();
+        }
+    }
+}
+
+/// Whether a lock on this file is waited for, as the kernel tells: `1: -> FLOCK  ADVISORY  WRITE pid major:minor:inode 0 EOF`.
+fn is_waited_for(lock: &fs::File) -> bool {
+    let inode = format!(":{} ", lock.metadata().expect("the lock").ino());
+    let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+#[test]
+fn while_another_run_writes_the_state_it_is_not_written_and_what_that_wrote_stays() {
+    let (bundle, account) = Watched::enrolled();
+    let state = bundle.state_file("default");
+    let other = fs::File::open(state.with_extension("lock")).expect("the lock");
+    other.lock().expect("the lock");
+    let mut command = bundle.script_command("roll_forward", &["--yes"]);
+    let mut script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
+    while !is_waited_for(&other) {
+        // Looks, and looks again; nothing depends on how often.
+        assert!(script.try_wait().expect("a child").is_none(), "it did not wait for the other run");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let theirs = fs::read_to_string(&state).expect("the state") + "# another run's\n";
+    fs::write(&state, &theirs).expect("the state");
+    drop(other);
+    let ended = script.wait_with_output().expect("an end");
+    let stderr = String::from_utf8(ended.stderr).expect("UTF-8 output");
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("was changed by another run"), "{stderr}");
+    assert_eq!(fs::read_to_string(&state).expect("the state"), theirs);
+    bundle.goes_on_with(&account);
+}
+
+/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
+fn running(scripts: &str) -> String {
+    let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
+    // Measuring is asked for in the environment: not of what is started here.
+    let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
+    format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
+}
+
+#[test]
+fn a_roll_forward_that_stands_still_anywhere_holds_no_other_account_up() {
+    let (bundle, account) = Watched::enrolled();
+    bundle.enrol("other");
+    let deed = running(
+        "./roll_forward --yes --account other && ./gen_qr --account other --no-confirm --output ../theirs.svg && \
+         rm ../theirs.svg && echo well",
+    );
+    for number in 1.. {
+        fs::write(bundle.bin.join("beside"), "").expect("a file");
+        bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
+        let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
+        if beside.is_empty() {
+            assert!(number > 6, "there were {} calls only", number - 1);
+            break;
+        }
+        assert!(beside.ends_with("\nwell\n"), "after call {number}: {beside}");
+    }
+    assert!(!bundle.accepts(&account));
+    let account = bundle.enrol_anew();
+    bundle.goes_on_with(&account);
+}
+
+#[test]
+fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it() {
+    let (bundle, mut account) = Watched::enrolled();
+    fs::remove_file(bundle.root.join("default.svg")).expect("deletion");
+    for number in 1.. {
+        bundle.wait(30);
+        let code = account.code_at(bundle.now());
+        let deed = running(&format!(
+            "./gen_qr --no-confirm --output ../one.svg; echo \"ended: $?\"; \
+             echo {code} | ./add_auth --no-confirm --otp-file - --output ../two.svg; echo \"ended: $?\""
+        ));
+        fs::write(bundle.bin.join("beside"), "").expect("a file");
+        bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
+        let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
+        // What is issued meanwhile is issued against a code, and is the secret that code belongs to.
+        assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
+        if bundle.root.join("two.svg").exists() {
+            assert_eq!(bundle.scan("two.svg").secret, account.secret, "after call {number}");
+            fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
+        } else {
+            assert_eq!(beside.matches("ended: 5\n").count(), if beside.is_empty() { 0 } else { 2 }, "{beside}");
+        }
+        assert!(!bundle.accepts(&account));
+        // The clock stands still, and who else is logged in is not ours to decide.
+        let report = bundle.script("doctor", &[]).text();
+        let wrong =
+            report.lines().find(|line| line.starts_with("wrong") && !line.contains("clock") && !line.contains("users"));
+        assert_eq!(wrong, None, "after call {number}: {report}");
+        account = bundle.enrol_anew();
+        if beside.is_empty() {
+            assert!(number > 6, "there were {} calls only", number - 1);
+            break;
+        }
+    }
+    bundle.goes_on_with(&account);
+}
+
+#[test]
+fn with_docker_failing_in_the_middle_of_a_new_volume_it_stops_and_the_next_run_completes_it() {
+    if !docker_is_there() {
+        return;
+    }
+    let (bundle, account) = Watched::enrolled_on(Platform::Sim);
+    let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
+    let code = || {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    // Before: there is no answer from the engine. After: the program ran, and its end is not heard of.
+    let failing = "[ $name = docker ] || return 0; echo 'docker: error during connect' >&2; touch \"$bin/failed\"; ";
+    let mut failed = 0;
+    for number in 1.. {
+        for (side, end) in [("before", "exit 125"), ("after", "code=125")] {
+            let ended = bundle.script_with(side, number, &format!("{failing}{end}"), "roll_forward", &keep, &code());
+            let calls = bundle.calls().len();
+            failed += usize::from(fs::remove_file(bundle.bin.join("failed")).is_ok());
+            let ended_well = ended.code == Some(0);
+            if !ended_well {
+                let begun = bundle.known("default", &["pending"]) != "null";
+                ended.expect(if begun { 4 } else { 3 });
+                bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
+                run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
+            }
+            bundle.goes_on_with(&account);
+            bundle.holds_no_picture();
+            if ended_well && number > calls {
+                assert!(failed >= 4, "{failed}");
+                return;
+            }
         }
     }
 }
