@@ -31,6 +31,11 @@ deed after
 exit $code
 "#;
 
+const RENAME: &str = "rename,renameat,renameat2";
+
+/// The number of the call that is a roll-forward's first upload.
+const FIRST_UPLOAD: usize = 5;
+
 const KILL: &str = "kill -9 $PPID; exit 1";
 
 /// A bundle in which every call of a tool is watched.
@@ -114,6 +119,30 @@ impl Watched {
         }
     }
 
+    /// Kills `roll_forward` at each of these calls of the kernel in turn, and each time does `then`, told whether it had ended before;
+    /// on what `then` left it runs again. Returns how often it was killed.
+    fn kill_at_each(
+        &self,
+        calls: &str,
+        args: &[&str],
+        input: impl Fn() -> String,
+        mut then: impl FnMut(bool),
+    ) -> usize {
+        for number in 1.. {
+            let mut strace = self.command("strace");
+            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
+            strace.arg(self.root.join("scripts/roll_forward")).args(args);
+            let outcome = run_with_input(strace, &input());
+            let ended = outcome.code == Some(0);
+            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+            then(ended);
+            if ended {
+                return number - 1;
+            }
+        }
+        unreachable!("it ends some time")
+    }
+
     /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
     fn accepts(&self, account: &phone::Account) -> bool {
         self.wait(30);
@@ -175,28 +204,70 @@ fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
     }
     let (bundle, mut account) = Watched::enrolled();
     let mut killed = 0;
-    for calls in ["fsync", "rename,renameat,renameat2", "unlink,unlinkat"] {
-        for number in 1.. {
-            let mut strace = bundle.command("strace");
-            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
-            strace.arg(bundle.root.join("scripts/roll_forward")).arg("--yes");
-            let outcome = run(strace);
-            let ended = outcome.code == Some(0);
-            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+    for calls in ["fsync", RENAME, "unlink,unlinkat"] {
+        killed += bundle.kill_at_each(calls, &["--yes"], String::new, |ended| {
             if !ended {
-                killed += 1;
                 bundle.script("roll_forward", &["--yes"]).expect(0);
             }
-            assert!(!bundle.accepts(&account), "{calls} {number}");
+            assert!(!bundle.accepts(&account), "{calls}");
             account = bundle.enrol_anew();
-            if ended {
-                break;
-            }
-        }
+        });
     }
     // Five times: the intention, three uploads, the end. Each is a file, a rename, a directory.
     assert!(killed >= 15, "{killed}");
     bundle.goes_on_with(&account);
+}
+
+/// The other kinds record in the same way; so what matters of each is what it wants to record, and when.
+#[test]
+fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_the_next_run() {
+    if !strace_is_there() {
+        return;
+    }
+    let (bundle, account) = Watched::enrolled();
+    let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
+    let code = || {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    let killed = bundle.kill_at_each(RENAME, &keep, code, |ended| {
+        if !ended {
+            bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
+            run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
+        }
+        bundle.goes_on_with(&account);
+        bundle.holds_no_picture();
+    });
+    // The intention, three uploads, the end.
+    assert!(killed >= 5, "{killed}");
+
+    let begin = || bundle.script_with("after", FIRST_UPLOAD, KILL, "roll_forward", &["--yes"], "");
+    begin();
+    assert!(bundle.calls().last().is_some_and(|call| call.starts_with("upload")), "{:?}", bundle.calls());
+    let killed = bundle.kill_at_each(RENAME, &["--undo"], String::new, |ended| {
+        if !ended {
+            bundle.script("roll_forward", &["--undo"]).expect(0);
+        }
+        assert_eq!(bundle.known("default", &["pending"]), "null");
+        assert!(bundle.accepts(&account));
+        begin();
+    });
+    // The first upload, the turn, the end.
+    assert!(killed >= 3, "{killed}");
+    bundle.script("roll_forward", &["--undo"]).expect(0);
+    bundle.goes_on_with(&account);
+
+    bundle.wipe_cas();
+    let killed = bundle.kill_at_each(RENAME, &["--yes", "--cas-wiped"], String::new, |ended| {
+        if !ended && bundle.script("roll_forward", &["--yes", "--cas-wiped"]).code != Some(0) {
+            bundle.script("create", &[]).expect(0);
+        }
+        assert!(!bundle.accepts(&account));
+        bundle.enrol_anew();
+        bundle.wipe_cas();
+    });
+    // The intention, three uploads.
+    assert!(killed >= 4, "{killed}");
 }
 
 #[test]
@@ -535,13 +606,18 @@ fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it
         fs::write(bundle.bin.join("beside"), "").expect("a file");
         bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
         let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
-        // What is issued meanwhile is issued against a code, and is the secret that code belongs to.
+        // What is issued meanwhile is issued against a code, as long as the old ones live, and is that code's secret.
         assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
-        if bundle.root.join("two.svg").exists() {
+        let uploads = bundle.calls().iter().take(number).filter(|call| call.starts_with("upload")).count();
+        let issued = bundle.root.join("two.svg").exists();
+        if !beside.is_empty() {
+            let ended = |code: u8| beside.matches(&format!("ended: {code}\n")).count();
+            let expected = if uploads < 2 { (true, 1, 1) } else { (false, 0, 2) };
+            assert_eq!((issued, ended(0), ended(5)), expected, "after call {number}: {beside}");
+        }
+        if issued {
             assert_eq!(bundle.scan("two.svg").secret, account.secret, "after call {number}");
             fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
-        } else {
-            assert_eq!(beside.matches("ended: 5\n").count(), if beside.is_empty() { 0 } else { 2 }, "{beside}");
         }
         assert!(!bundle.accepts(&account));
         // The clock stands still, and who else is logged in is not ours to decide.
