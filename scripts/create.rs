@@ -31,7 +31,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use outcome::{Failure, OTHER, PRECONDITION, USAGE, conclude, step};
+use outcome::{Failure, OTHER, PRECONDITION, USAGE, conclude, here, step};
 use platform::{Cas, Platform, Tools};
 use policy::{Session, Versions, upload};
 use state::{State, StateFile};
@@ -46,7 +46,7 @@ const SCRIPT: &str = "create";
     version,
     after_help = "\
 Exit codes:
-  0 created, or already so   2 usage   3 something is missing, nothing changed   5 refused by CAS   1 anything else
+  0 created, or already so   2 usage   3 something is missing, nothing changed   5 refused by CAS   130 interrupted   1 anything else
 
 Examples:
   ./scripts/create.rs --cas cas.example.com              an account on SCONE
@@ -85,7 +85,7 @@ fn main() -> ExitCode {
 }
 
 fn create(args: &Args) -> Result<String, Failure> {
-    let root = root::find(args.root.as_deref(), Path::new("templates")).map_err(|failure| failure.hint(root::WHERE))?;
+    let root = root::find(args.root.as_deref(), Path::new("templates"), None)?;
     let (mut file, known) = state::read(&root, &args.account)?;
     if let Some(state) = &known {
         check_unchanged(args, state)?;
@@ -116,8 +116,8 @@ fn create(args: &Args) -> Result<String, Failure> {
     (state.image, state.image_id, state.mrenclave) = (image, image_id, mrenclave);
     // Before the first upload: a run that is cut off must not leave sessions behind whose names nobody knows.
     file.write(&state)?;
-    let changed = upload_all(&tools, &root, &mut file, &mut state)?;
-    Ok(report(args, &state, changed))
+    let done = upload_all(&tools, &root, &mut file, &mut state)?;
+    Ok(report(args, &state, done))
 }
 
 /// An account keeps what it was created with: another issuer, say, would be another entry in the authenticator.
@@ -125,7 +125,7 @@ fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
     let differs = |option: &str, given: Option<String>, known: &str| match given {
         Some(given) if given != known => {
             let message = format!("account '{}' has {option} '{known}', not '{given}'", args.account);
-            Err(Failure::new(PRECONDITION, message).hint("./scripts/create.rs --account NAME   # another account"))
+            Err(Failure::new(PRECONDITION, format!("{message}; '--account' names another account")))
         }
         _ => Ok(()),
     };
@@ -136,8 +136,8 @@ fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
     match state.pending {
         Some(_) => {
             let message = format!("a roll-forward of account '{}' was begun and not finished", args.account);
-            Err(Failure::new(PRECONDITION, message)
-                .hint(format!("./scripts/roll_forward.rs{}", state::option(&args.account))))
+            let command = state.finishing(&args.account);
+            Err(command.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
         }
         None => Ok(()),
     }
@@ -206,8 +206,9 @@ fn first_state(
     Ok(State::new(platform, cas, issuer, login, namespace))
 }
 
-/// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered.
-fn upload_all(tools: &Tools, root: &Path, file: &mut StateFile, state: &mut State) -> Result<bool, Failure> {
+/// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered. Says what was done.
+fn upload_all(tools: &Tools, root: &Path, file: &mut StateFile, state: &mut State) -> Result<&'static str, Failure> {
+    let is_new = state.reset_hash.is_none();
     let versions = Versions::only(state.volume_version, state.secret_version);
     let mut any = false;
     for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
@@ -218,14 +219,17 @@ fn upload_all(tools: &Tools, root: &Path, file: &mut StateFile, state: &mut Stat
             file.write(state)?;
         }
     }
-    Ok(any)
+    Ok(match (any, is_new) {
+        (true, true) => "created",
+        (true, false) => "updated",
+        (false, _) => "already created",
+    })
 }
 
-fn report(args: &Args, state: &State, changed: bool) -> String {
-    let done = if changed { "created" } else { "already created" };
-    let account = state::option(&args.account);
+fn report(args: &Args, state: &State, done: &str) -> String {
+    let next = here(&format!("./scripts/gen_qr.rs{}", state::option(&args.account)));
     format!(
-        "{done}: account '{}' of '{}' at '{}'\n  platform   {}\n  CAS        {}\n  namespace  {}\n  mrenclave  {}\nnext: ./scripts/gen_qr.rs{account}",
+        "{done}: account '{}' of '{}' at '{}'\n  platform   {}\n  CAS        {}\n  namespace  {}\n  mrenclave  {}\nnext: {next}",
         args.account, state.login, state.issuer, state.platform, state.cas.address, state.namespace, state.mrenclave,
     )
 }
@@ -253,10 +257,12 @@ fn image_name(text: &str) -> Result<String, String> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
+    use std::env;
     use std::io::{self, IsTerminal, Write};
+    use std::path::{Path, PathBuf};
     use std::process::{self, ExitCode};
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use rustix::termios::{self, OptionalActions, Termios};
 
@@ -290,15 +296,26 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
-        /// Puts what it means before what happened.
+        /// Puts what it means before what happened. An interruption stays one, and what it means is all there is to say.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
-            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+            match self.code {
+                INTERRUPTED => self.leaving(&meaning),
+                _ => Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints },
+            }
         }
 
         /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
                 PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
+        }
+
+        /// What somebody must know who interrupted the run; nothing, if it failed.
+        pub fn leaving(self, remains: &str) -> Failure {
+            match self.code {
+                INTERRUPTED => Failure { message: format!("interrupted; {remains}"), ..self },
                 _ => self,
             }
         }
@@ -312,7 +329,7 @@ mod outcome {
         pub fn print(&self) -> u8 {
             // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
             let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
-            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            text.extend(self.hints.iter().map(|hint| format!("hint: {}\n", here(hint))));
             let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
@@ -332,6 +349,56 @@ mod outcome {
             self.hints.push(command.into());
             self
         }
+    }
+
+    /// The bundle, once it was found, and whether it was named by `--root`.
+    static BUNDLE: OnceLock<(PathBuf, bool)> = OnceLock::new();
+
+    /// To be told by who finds the bundle.
+    pub fn found_bundle(root: &Path, named: bool) {
+        BUNDLE.get_or_init(|| (root.to_owned(), named));
+    }
+
+    /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and
+    /// is about the same bundle.
+    pub fn here(command: &str) -> String {
+        let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
+        if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
+            return match root {
+                Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
+                    format!("(cd {} && {command})", quoted(root.display()))
+                }
+                _ => command.to_owned(),
+            };
+        }
+        let Some((name, rest)) = command.strip_prefix("./scripts/").and_then(|command| command.split_once(".rs"))
+        else {
+            return command.to_owned();
+        };
+        // rust-script says where the script is; what is compiled is found, and named, as it was called.
+        let own = PathBuf::from(env::args_os().next().unwrap_or_default());
+        let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
+            Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+            None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
+        };
+        let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+            Some(below) => Path::new(".").join(below),
+            None => script,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        let script = match script.to_str() {
+            Some(script) if script.chars().all(plain) => script.to_owned(),
+            _ => quoted(script.display()),
+        };
+        match root {
+            Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+            _ => format!("{script}{rest}"),
+        }
+    }
+
+    /// For a shell.
+    pub fn quoted(text: impl std::fmt::Display) -> String {
+        format!("'{}'", text.to_string().replace('\'', r"'\''"))
     }
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -389,10 +456,14 @@ mod outcome {
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
-        match STOP.load(Ordering::SeqCst) {
+        match is_interrupted() {
             true => Err(Failure::interrupted()),
             false => Ok(()),
         }
+    }
+
+    pub fn is_interrupted() -> bool {
+        STOP.load(Ordering::SeqCst)
     }
 
     /// Says what is being done: on standard error, since it is no result.
@@ -425,46 +496,42 @@ mod root {
     use std::path::{Path, PathBuf};
     use std::{env, fs};
 
-    use super::outcome::{Failure, PRECONDITION};
-
-    /// For whoever has copied a script to a place without a bundle.
-    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+    use super::outcome::{Failure, PRECONDITION, found_bundle};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
-    /// user named must hold it: no other is tried then.
-    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+    /// user named must hold it: no other is tried then. `absent`: the command that helps if there is none.
+    pub fn find(named: Option<&Path>, needed: &Path, absent: Option<&str>) -> Result<PathBuf, Failure> {
         let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
-        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
-        let mut root = candidates.iter().find_map(holds);
+        let chosen = named.map(Path::to_owned).or_else(variable);
+        let mut candidates: Vec<(PathBuf, bool)> = chosen.into_iter().map(|place| (place, false)).collect();
         if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
             let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
-            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
-            root = candidates.iter().find_map(holds);
-            if root.is_none()
-                && let Ok(here) = env::current_dir()
-            {
-                root = holds(&here);
-                candidates.push(here);
-                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
-                // where we happen to stand.
-                if let Some(found) = &root {
-                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
-                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
-                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
-                        let message = format!("the current directory '{}' is not yours alone", found.display());
-                        return Err(Failure::new(PRECONDITION, message)
-                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
-                    }
-                }
-            }
+            candidates.extend(scripts.map(|scripts| (Path::new(&scripts).join(".."), false)));
+            candidates.extend(env::current_dir().ok().map(|here| (here, true)));
         }
-        root.ok_or_else(|| {
-            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
-            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
-        })
+        for (place, is_here) in &candidates {
+            let Ok(place) = place.canonicalize() else { continue };
+            let unseen = format!("'{}' cannot be looked for in '{}'", needed.display(), place.display());
+            if !place.join(needed).try_exists().map_err(Failure::because(PRECONDITION, unseen))? {
+                continue;
+            }
+            // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
+            // happen to stand.
+            let owner = fs::metadata(&place).map_or(u32::MAX, |found| found.uid());
+            let open = fs::metadata(&place).map_or(true, |found| found.mode() & 0o002 != 0);
+            if *is_here && (open || (owner != 0 && owner != rustix::process::geteuid().as_raw())) {
+                let message = format!("the current directory '{}' is not yours alone", place.display());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+            }
+            found_bundle(&place, named.is_some());
+            return Ok(place);
+        }
+        let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
+        let (needed, places) = (needed.display(), places.join(" or "));
+        let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");
+        Err(absent.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
     }
 }
 // --- end root
@@ -476,9 +543,17 @@ mod child {
     //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
     use std::ffi::OsString;
+    use std::io;
+    use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
+    use std::process::Output;
+    use std::time::Duration;
 
-    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+    use duct::Expression;
+    use duct::unix::HandleExt;
+    use rustix::process::Signal;
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
 
     /// A program of the host.
     #[derive(Debug)]
@@ -504,17 +579,44 @@ mod child {
             Some(Tool { name, path })
         }
 
-        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
-        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        /// Runs it to its end - which an interruption brings about.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let output = self.expression(args, environment).start().and_then(|handle| {
+                // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+                while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                    if is_interrupted() {
+                        handle.send_signal(Signal::TERM.as_raw())?;
+                        break;
+                    }
+                }
+                handle.into_output()
+            });
+            check_interrupted()?;
+            self.finished(output)
+        }
+
+        /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+        pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
+            let apart = self.expression(args, &[]).before_spawn(|command| {
+                command.process_group(0);
+                Ok(())
+            });
+            self.finished(apart.run())
+        }
+
+        /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
+        /// itself a SCONE program, and nobody but the one service started here may see a code.
+        fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
             let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
             // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
             command = command.env_remove("SCONE_CONFIG_ID");
-            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
-            check_interrupted()?;
+            command.stdin_null().stdout_capture().stderr_capture().unchecked()
+        }
+
+        fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
             let output = output.map_err(|cause| {
                 let path = self.path.display();
                 Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
@@ -573,8 +675,8 @@ mod platform {
     use serde::{Deserialize, Serialize};
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PRECONDITION, step};
-    use super::state;
+    use super::outcome::{Failure, OTHER, PRECONDITION, quoted, step};
+    use super::state::{self, State};
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -668,8 +770,7 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
-        /// What a command needs to be about the account.
-        pub option: String,
+        account: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -704,11 +805,9 @@ mod platform {
                 let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
                 Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
             };
-            let hint = if facts.simulator {
-                "make sim"
-            } else {
-                "./scripts/create.rs --platform sim   # software only: a rehearsal"
-            };
+            let rehearse =
+                format!("./scripts/create.rs --platform sim{}   # software only: a rehearsal", state::option(account));
+            let hint = if facts.simulator { "make sim" } else { &rehearse };
             let scone = find("scone", hint)?;
             let version = scone.run(&["--version".into()], &[])?;
             let version = version.stdout.trim();
@@ -721,17 +820,37 @@ mod platform {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
             let engine = find(facts.engine, facts.engine_missing)?;
-            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
+            Ok(Tools { facts, root: root.to_owned(), account: account.to_owned(), scone, engine, simulator })
         }
     }
 
     impl Tools {
+        /// What a command needs to be about the account.
+        pub fn option(&self) -> String {
+            state::option(&self.account)
+        }
+
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
+        pub fn begin_anew(&self, state: &State) -> [String; 2] {
+            let file = self.root.join(state::file_of(&self.account));
+            let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
+            let cas = if self.facts.simulator { String::new() } else { format!(" --cas {}", state.cas.address) };
+            let (option, platform) = (self.option(), state.platform);
+            let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
+            [
+                format!("mv {kept} {aside}   # gives the account up"),
+                format!(
+                    "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
+                ),
+            ]
+        }
+
         /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
         pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let program = quoted(simulator.path.display());
                 let reason = finished.reason();
                 let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
                 return Err(match up {
@@ -801,7 +920,7 @@ mod platform {
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
                 return Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option())));
             }
             Ok(key)
         }
@@ -815,7 +934,7 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option());
                 return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
@@ -878,7 +997,7 @@ mod platform {
             match same {
                 true => Ok(()),
                 false => Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option()))),
             }
         }
 
@@ -1014,6 +1133,17 @@ mod state {
             }
         }
 
+        /// The command that finishes a roll-forward that was begun.
+        pub fn finishing(&self, account: &str) -> Option<String> {
+            let pending = self.pending.as_ref()?;
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
+            Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
+        }
+
         /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
         pub fn label(&self) -> String {
             label(&self.login, self.secret_version)
@@ -1028,7 +1158,7 @@ mod state {
             let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
             let pending = self.pending.as_ref().is_none_or(|pending| {
                 pending.uploads_done <= 3
-                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && matches!(pending.volume_version.checked_sub(self.volume_version), Some(1 | 2))
                     && (pending.secret_version == self.secret_version
                         || Some(pending.secret_version) == self.secret_version.checked_add(1))
             });
@@ -1101,8 +1231,7 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root =
-            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
+        let root = root::find(named_root, &file_of(account), Some(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
@@ -1419,17 +1548,25 @@ mod policy {
             return Ok((hash, false));
         }
         let (name, reason) = (&policy.session, refusal.reason());
+        let refused = |code| {
+            let refused = Failure::new(code, format!("CAS did not take session '{name}': {reason}"));
+            // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
+            match reason.contains("predecessor") {
+                true => tools.begin_anew(state).into_iter().fold(refused, Failure::hint),
+                false => refused,
+            }
+        };
         Err(match policy.exists()? {
             Some(false) if known => {
                 let message =
                     format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
                 Failure::new(PRECONDITION, message).hint(format!(
                     "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
-                    policy.tools.option
+                    policy.tools.option()
                 ))
             }
-            _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
-            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            _ if part_way => refused(PART_WAY),
+            Some(_) => refused(REFUSED),
             None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })
     }

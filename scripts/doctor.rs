@@ -34,8 +34,8 @@ use clap::Parser;
 use serde::Serialize;
 
 use child::Tool;
-use outcome::{Failure, OTHER, PRECONDITION, conclude};
-use platform::{Start, Tools};
+use outcome::{Failure, OTHER, PRECONDITION, check_interrupted, conclude, here, quoted, step};
+use platform::{Platform, Start, Tools};
 use policy::{Held, Session, Versions, compare};
 use state::State;
 
@@ -49,9 +49,10 @@ const SCRIPT: &str = "doctor";
     version,
     after_help = "\
 Each line: 'ok', 'wrong' or '?' (could not be found out) · what was looked at · what was found · the command that mends it.
+What is wrong comes first, then what could not be found out; in the JSON, too.
 
 Exit codes:
-  0 all is well   2 usage   3 something is wrong or could not be found out, the report says what   1 anything else
+  0 all is well   2 usage   3 something is wrong or could not be found out, the report says what   130 interrupted   1 anything else
 
 Examples:
   ./scripts/doctor.rs
@@ -70,12 +71,13 @@ struct Args {
     root: Option<PathBuf>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// In the order in which they are reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
-    Ok,
     Wrong,
     Unknown,
+    Ok,
 }
 
 #[derive(Debug, Serialize)]
@@ -83,7 +85,7 @@ struct Finding {
     result: Verdict,
     check: &'static str,
     finding: String,
-    /// The command that mends it.
+    /// The command that mends it, run by a shell where this script was called; none if that is not a command's to do.
     mend: Option<String>,
 }
 
@@ -91,9 +93,10 @@ fn main() -> ExitCode {
     let args = Args::parse();
     let mut all_is_well = true;
     let code = conclude(|| {
-        let findings = examine(&args);
+        let mut findings = examine(&args);
+        findings.sort_by_key(|finding| finding.result);
         all_is_well = findings.iter().all(Finding::is_ok);
-        outcome::check_interrupted()?;
+        check_interrupted()?;
         match args.json {
             true => serde_json::to_string_pretty(&findings).map_err(Failure::because(OTHER, "no JSON")),
             false => Ok(findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n")),
@@ -107,8 +110,10 @@ impl Finding {
         Finding { result: Verdict::Ok, check, finding: finding.into(), mend: None }
     }
 
-    fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<String>) -> Finding {
-        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend: Some(mend.into()) }
+    fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<Option<String>>) -> Finding {
+        let mend: Option<String> = mend.into();
+        let mend = mend.map(|commands| commands.split(" && ").map(here).collect::<Vec<_>>().join(" && "));
+        Finding { result: Verdict::Wrong, check, finding: finding.into(), mend }
     }
 
     fn unknown(check: &'static str, finding: impl Into<String>) -> Finding {
@@ -116,14 +121,9 @@ impl Finding {
     }
 
     /// What a check of another script refuses with is a finding here.
-    fn of(check: &'static str, result: Result<String, Failure>) -> Finding {
-        match result {
-            Ok(finding) => Finding::ok(check, finding),
-            Err(failure) => {
-                let (finding, mend) = failure.into_finding();
-                Finding { result: Verdict::Wrong, check, finding, mend }
-            }
-        }
+    fn refused(check: &'static str, failure: Failure) -> Finding {
+        let (finding, mend) = failure.into_finding();
+        Finding::wrong(check, finding, mend)
     }
 
     fn is_ok(&self) -> bool {
@@ -143,11 +143,11 @@ impl Finding {
 
 /// Everything, in the order in which the one rests on the other. What rests on something wrong is not looked at.
 fn examine(args: &Args) -> Vec<Finding> {
-    let mut findings = host(args);
+    let mut findings = host();
     let (root, state) = match account(args) {
-        Ok((root, state)) => (root, state),
+        Ok(found) => found,
         Err(failure) => {
-            findings.push(Finding::of("state", Err(failure)));
+            findings.push(Finding::refused("state", failure));
             return findings;
         }
     };
@@ -156,36 +156,29 @@ fn examine(args: &Args) -> Vec<Finding> {
     let tools = match state.platform.tools(&root, &args.account) {
         Ok(tools) => tools,
         Err(failure) => {
-            findings.push(Finding::of("tools", Err(failure)));
+            findings.push(Finding::refused("tools", failure));
             return findings;
         }
     };
     findings.push(Finding::ok("tools", format!("'scone' and the engine are those of platform '{}'", state.platform)));
-    let image = tools.check_image(&state.image, &state.image_id, &state.mrenclave);
-    let image = Finding::of("image", image.map(|()| format!("'{}' is the program in the policies", state.image)));
-    let cas = tools.check_cas(&state.cas);
-    let cas =
-        Finding::of("CAS", cas.map(|()| format!("'{}' is there, and the one that was pinned", state.cas.address)));
-    let (can_start, can_ask) = (image.is_ok() && cas.is_ok(), cas.is_ok());
-    findings.extend([image, cas]);
-    if can_ask {
-        findings.extend(policies(args, &root, &tools, &state));
-    }
-    if can_start {
-        findings.push(volume(args, &root, &tools, &state));
-        findings.extend(cas_clock(&tools));
-    }
+    let image = match tools.check_image(&state.image, &state.image_id, &state.mrenclave) {
+        Ok(()) => Finding::ok("image", format!("'{}' is the program that the state names", state.image)),
+        Err(failure) => Finding::refused("image", failure),
+    };
+    let can_start = image.is_ok();
+    findings.push(image);
+    findings.extend(Account { args, root, state, tools }.at_cas(can_start));
     findings
 }
 
 fn account(args: &Args) -> Result<(PathBuf, State), Failure> {
     let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
-    let root = root::find(Some(&root), Path::new("templates"))?;
+    let root = root::find(Some(&root), Path::new("templates"), None)?;
     Ok((root, state))
 }
 
 /// Clock, and who else is here. On a host that should be trusted there should be nobody.
-fn host(args: &Args) -> Vec<Finding> {
+fn host() -> Vec<Finding> {
     let clock = match Tool::find("timedatectl", None)
         .map(|tool| tool.run(&["show", "--property=NTPSynchronized", "--value"].map(Into::into), &[]))
     {
@@ -195,7 +188,7 @@ fn host(args: &Args) -> Vec<Finding> {
         Some(Ok(finished)) if finished.stdout.trim() == "no" => Finding::wrong(
             "clock",
             "the kernel's clock is not synchronised: codes may come too late or too early",
-            "timedatectl set-ntp true",
+            "timedatectl set-ntp true".to_owned(),
         ),
         _ => Finding::unknown("clock", "whether the clock is synchronised: 'timedatectl' does not say"),
     };
@@ -206,34 +199,23 @@ fn host(args: &Args) -> Vec<Finding> {
                 finished.stdout.lines().filter_map(|line| line.split_whitespace().next()).collect();
             names.sort_unstable();
             names.dedup();
+            // Where nobody keeps that book, it is empty: it would name at least us, or whoever it is that runs this.
+            let kept = !names.is_empty();
             let own = std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).unwrap_or_default();
             names.retain(|name| *name != own);
             match names.as_slice() {
-                [] => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
+                [] if kept => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
+                [] => Finding::unknown("users", "who else is logged in: 'who' names nobody, not even you"),
                 others => {
-                    let option = state::option(&args.account);
                     let finding = format!("also logged in: {}; a QR code should not be shown now", others.join(", "));
-                    Finding::wrong("users", finding, format!("who   # then: ./scripts/doctor.rs{option}"))
+                    // Sending somebody away is not for a line to paste.
+                    Finding::wrong("users", finding, None)
                 }
             }
         }
         _ => Finding::unknown("users", "who else is logged in: 'who' does not say"),
     };
     vec![clock, users]
-}
-
-/// Whether CAS's clock, which just told when the service `check` was started, goes with this host's: on the simulator alone.
-fn cas_clock(tools: &Tools) -> Option<Finding> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Some(match tools.last_cas_time() {
-        Ok(None) => return None,
-        Ok(Some(at)) if at.abs_diff(now) <= 30 => Finding::ok("clock", "CAS's clock goes with this host's"),
-        Ok(Some(at)) => {
-            let finding = format!("CAS's clock is {} s off this host's: codes are refused", at.abs_diff(now));
-            Finding::wrong("clock", finding, "date   # then restart the simulated CAS, without '--clock'")
-        }
-        Err(failure) => Finding::of("clock", Err(failure)),
-    })
 }
 
 /// State's permissions, and QR codes that lie about.
@@ -248,7 +230,7 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
             Ok(found) => Finding::wrong(
                 "state",
                 format!("'{shown}' is open to others ({:o})", found.mode() & 0o777),
-                format!("chmod {most:o} '{}'", shown.to_string().replace('\'', r"'\''")),
+                format!("chmod {most:o} {}", quoted(path.display())),
             ),
             Err(cause) => Finding::unknown("state", format!("the permissions of '{shown}': {cause}")),
         });
@@ -259,9 +241,8 @@ fn files(args: &Args, root: &Path, state: &State) -> Vec<Finding> {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let path = entry.path();
             if is_qr_code(&path) {
-                let quoted = path.display().to_string().replace('\'', r"'\''");
                 let finding = format!("a QR code lies about: '{}'", path.display());
-                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u '{quoted}'")));
+                findings.push(Finding::wrong("files", finding, format!("shred -n 3 -z -u {}", quoted(path.display()))));
             }
         }
     }
@@ -278,91 +259,215 @@ fn is_qr_code(path: &Path) -> bool {
         && fs::read_to_string(path).is_ok_and(|svg| svg.contains("shape-rendering=\"crispEdges\""))
 }
 
-fn pending(args: &Args, state: &State) -> Vec<Finding> {
-    let option = state::option(&args.account);
-    let Some(pending) = &state.pending else { return Vec::new() };
-    let keep = if pending.secret_version == state.secret_version { " --keep-secret" } else { "" };
-    let (what, mend) = match (pending.undo, pending.uploads_done) {
-        (true, _) => ("is being undone; the old codes live", format!("./scripts/roll_forward.rs{option} --undo")),
-        (false, 0 | 1) => (
-            "was cut off; whether the old codes live, the policies say",
-            format!("./scripts/roll_forward.rs{option}{keep}"),
-        ),
-        (false, _) => ("was cut off after it had switched", format!("./scripts/roll_forward.rs{option}{keep}")),
+fn pending(args: &Args, state: &State) -> Option<Finding> {
+    let pending = state.pending.as_ref()?;
+    let what = match (pending.undo, pending.uploads_done) {
+        (true, _) => "is being undone; the old codes live",
+        (false, 0 | 1) => "was cut off; whether the old codes live, the policies say",
+        (false, _) => "was cut off after it had switched",
     };
     let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
-    vec![Finding::wrong("pending", finding, mend)]
+    Some(Finding::wrong("pending", finding, state.finishing(&args.account)))
 }
 
-/// Whether CAS holds what the state says it does - or, while a roll-forward is under way, how far that got.
-fn policies(args: &Args, root: &Path, tools: &Tools, state: &State) -> Vec<Finding> {
-    let option = state::option(&args.account);
-    let current = Versions::only(state.volume_version, state.secret_version);
-    let sessions = [Session::Namespace, Session::Otpqr, Session::Reset];
-    let mut findings: Vec<_> = sessions
-        .into_iter()
-        .map(|session| {
-            let name = session.name(state);
-            match compare(tools, root, session, state, &current) {
-                Ok(Held::Same) => Finding::ok("policies", format!("CAS holds '{name}' as it should be")),
-                Ok(Held::Different) if state.pending.is_some() => {
-                    Finding::ok("policies", format!("CAS holds '{name}' as a roll-forward changed it"))
+/// An account whose state could be read and whose tools are there.
+struct Account<'a> {
+    args: &'a Args,
+    root: PathBuf,
+    state: State,
+    tools: Tools,
+}
+
+/// What is found out by asking CAS. One that does not answer lets `scone` wait for long, so it is asked no second time.
+#[derive(Default)]
+struct Answers {
+    findings: Vec<Finding>,
+    silent: bool,
+}
+
+impl Answers {
+    fn look(&mut self, check: &'static str, at: &str, look: impl FnOnce() -> Result<Finding, Failure>) {
+        // After Ctrl-C there is nobody who waits for the report.
+        let finding = match self.silent || check_interrupted().is_err() {
+            true => Finding::unknown(check, format!("{at}: not looked at, since CAS could not be asked")),
+            false => look().unwrap_or_else(|failure| Finding::refused(check, failure)),
+        };
+        self.silent |= finding.result == Verdict::Unknown;
+        self.findings.push(finding);
+    }
+}
+
+impl Account<'_> {
+    /// What CAS says, and what rests on it. `can_start`: the image is the right one.
+    fn at_cas(&self, can_start: bool) -> Vec<Finding> {
+        let mut answers = Answers::default();
+        step("asking CAS what it holds");
+        answers.look("CAS", "CAS", || self.cas());
+        if answers.findings.iter().any(|finding| finding.result == Verdict::Wrong) {
+            return answers.findings;
+        }
+        let mut held = [None, None, None];
+        for (session, held) in [Session::Namespace, Session::Otpqr, Session::Reset].into_iter().zip(&mut held) {
+            answers.look("policies", &format!("'{}'", session.name(&self.state)), || {
+                let (finding, versions) = self.policy(session)?;
+                *held = versions;
+                Ok(finding)
+            });
+        }
+        let [_, otpqr, reset] = held;
+        if self.state.pending.is_some() {
+            answers.findings.push(match reset {
+                Some(versions) if versions.secret == self.state.secret_version => {
+                    Finding::ok("codes", "the codes in use live")
                 }
-                Ok(Held::Different) => {
-                    let finding = format!("CAS holds another '{name}'");
-                    Finding::wrong("policies", finding, format!("./scripts/create.rs{option}"))
+                Some(_) => Finding::ok("codes", "session 2 has switched: the old codes are dead"),
+                None => Finding::unknown("codes", "which codes live: session 2 does not say"),
+            });
+        }
+        // SCONE's does not tell the time.
+        if self.state.platform != Platform::Scone {
+            answers.look("clock", "CAS's clock", || self.cas_clock());
+        }
+        if can_start {
+            answers.look("volume", "the volume", || self.volume(otpqr));
+        }
+        answers.findings
+    }
+
+    /// Whether it is the CAS that was pinned, and answers.
+    fn cas(&self) -> Result<Finding, Failure> {
+        self.tools.check_cas(&self.state.cas)?;
+        let address = &self.state.cas.address;
+        let args = ["session", "read", &format!("--cas={address}"), &self.state.namespace].map(Into::into);
+        let answer = self.tools.scone.run(&args, &[])?;
+        Ok(match answer.code {
+            // 2: there is no such session, which is an answer.
+            Some(0 | 2) => Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned")),
+            _ => Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason())),
+        })
+    }
+
+    /// Whether CAS holds what the state says it does - or, while a roll-forward is under way, one of the things that it makes
+    /// CAS hold. With what the session then is about, if it is one of these.
+    fn policy(&self, session: Session) -> Result<(Finding, Option<Versions>), Failure> {
+        let (state, name) = (&self.state, session.name(&self.state));
+        let option = state::option(&self.args.account);
+        for (what, versions) in expected(state) {
+            match compare(&self.tools, &self.root, session, state, &versions)? {
+                Held::Same => {
+                    let finding = Finding::ok("policies", format!("CAS holds '{name}' {what}"));
+                    return Ok((finding, Some(versions)));
                 }
-                Ok(Held::Nothing) => {
-                    let finding = format!("CAS holds no '{name}'");
+                Held::Different => {}
+                Held::Nothing => {
                     let mend = match state.reset_hash {
                         // It never got that far.
                         None => format!("./scripts/create.rs{option}"),
                         Some(_) => format!("./scripts/roll_forward.rs{option} --cas-wiped"),
                     };
-                    Finding::wrong("policies", finding, mend)
+                    return Ok((Finding::wrong("policies", format!("CAS holds no '{name}'"), mend), None));
                 }
-                Ok(Held::Unknown(reason)) => Finding::unknown("policies", format!("'{name}': {reason}")),
-                Err(failure) => Finding::of("policies", Err(failure)),
+                Held::Unknown(reason) => {
+                    return Ok((Finding::unknown("policies", format!("'{name}': {reason}")), None));
+                }
             }
-        })
-        .collect();
-    if let Some(pending) = &state.pending {
-        let new = Versions::only(pending.volume_version, pending.secret_version);
-        findings.push(match compare(tools, root, Session::Reset, state, &new) {
-            Ok(Held::Same) if pending.secret_version != state.secret_version => {
-                Finding::ok("codes", "session 2 has switched: the old codes are dead")
-            }
-            Ok(_) => Finding::ok("codes", "the codes in use live"),
-            Err(failure) => Finding::of("codes", Err(failure)),
-        });
+        }
+        let create = format!("./scripts/create.rs{option}");
+        let mend = match state.finishing(&self.args.account) {
+            None => create,
+            // `create` leaves an account alone until what was begun is ended.
+            Some(finishing) => format!("{finishing} && {create}"),
+        };
+        Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend), None))
     }
-    findings
-}
 
-/// The service `check` starts only if program and volume are right.
-fn volume(args: &Args, root: &Path, tools: &Tools, state: &State) -> Finding {
-    let option = state::option(&args.account);
-    let started = || -> Result<Finding, Failure> {
-        let volume = state::volume_directory(root, &args.account, state.volume_version)?;
+    /// Whether CAS's clock, which just told when it was asked, goes with this host's.
+    fn cas_clock(&self) -> Result<Finding, Failure> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let Some(at) = self.tools.last_cas_time()? else {
+            return Ok(Finding::unknown("clock", "CAS's clock: its log is empty"));
+        };
+        let off = at.abs_diff(now);
+        if off <= 30 {
+            return Ok(Finding::ok("clock", "CAS's clock goes with this host's"));
+        }
+        let finding = format!("CAS's clock is {off} s off this host's: codes are refused");
+        // Started without '--clock' it takes the host's.
+        let simulator = Tool::find("scone-sim", Some(&self.root.join("simulator/bin")));
+        let mend = simulator
+            .map(|tool| quoted(tool.path.display()))
+            .map(|simulator| format!("{simulator} down && {simulator} up"));
+        Ok(Finding::wrong("clock", finding, mend))
+    }
+
+    /// The service `check` starts only if program and volume are right. `otpqr`: what the session it belongs to is about. If
+    /// that is not known, the volume it opens is not either: another one, opened on this one's files, would be damaged.
+    fn volume(&self, otpqr: Option<Versions>) -> Result<Finding, Failure> {
+        let Some(versions) = otpqr else {
+            return Ok(Finding::unknown("volume", "not opened: session 1, which has it, is not as it should be"));
+        };
+        step("starting the program's service 'check'");
+        let volume = state::volume_directory(&self.root, &self.args.account, versions.volume)?;
         let output = tempfile::tempdir().map_err(Failure::because(OTHER, "no temporary directory"))?;
-        let config_id = format!("{}/otpqr/check", state.namespace);
-        let finished = tools.start(&Start {
-            config_id: &config_id,
-            cas: &state.cas,
-            image_id: &state.image_id,
+        let finished = self.tools.start(&Start {
+            config_id: &format!("{}/otpqr/check", self.state.namespace),
+            cas: &self.state.cas,
+            image_id: &self.state.image_id,
             directories: Some((&volume, output.path())),
         })?;
-        Ok(match finished.success() {
-            true => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
-            false => {
-                let mend = format!(
-                    "./scripts/roll_forward.rs{option} --keep-secret   # without the authenticator: no --keep-secret"
-                );
-                Finding::wrong("volume", finished.reason(), mend)
+        let reason = finished.reason();
+        let is_about_volume = finished.stderr.contains("[SCONE|FATAL]")
+            && [
+                "suspected replay attack",
+                "file system protection file",
+                "Verification of file chunk",
+                "is not part of this volume",
+            ]
+            .iter()
+            .any(|text| reason.contains(text));
+        let keep = format!(
+            "./scripts/roll_forward.rs{} --keep-secret   # without the authenticator: no --keep-secret",
+            state::option(&self.args.account)
+        );
+        let finishing = self.state.finishing(&self.args.account);
+        Ok(match (&self.state.pending, finishing) {
+            _ if finished.success() => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
+            // It says nothing about the volume, so it is no reason to give that up.
+            _ if !is_about_volume => Finding::unknown("volume", format!("not opened: {reason}")),
+            (Some(pending), Some(undo)) if pending.undo => {
+                Finding::wrong("volume", reason, format!("{undo} && {keep}"))
             }
+            // What was begun replaces it.
+            (_, Some(finishing)) => Finding::wrong("volume", reason, finishing),
+            (_, None) => Finding::wrong("volume", reason, keep),
         })
+    }
+}
+
+/// What a session may be about. While a roll-forward is under way that is what it was about before, what `roll_forward` makes
+/// of it in between, and in the end. (The namespace is about none of it.)
+fn expected(state: &State) -> Vec<(&'static str, Versions)> {
+    let (volume, secret) = (state.volume_version, state.secret_version);
+    let old = Versions::only(volume, secret);
+    let Some(pending) = &state.pending else { return vec![("as it should be", old)] };
+    let beside = |last: u32| Versions {
+        volume,
+        secret,
+        declared_volumes: (volume..=last).collect(),
+        declared_secrets: (secret..=pending.secret_version).collect(),
     };
-    started().unwrap_or_else(|failure| Finding::of("volume", Err(failure)))
+    let mut expected = vec![
+        ("as it was before the roll-forward", old),
+        ("with the new declared beside the old", beside(pending.volume_version)),
+        ("as the roll-forward leaves it", Versions::only(pending.volume_version, pending.secret_version)),
+    ];
+    // It took over from one that was to keep the secret.
+    if pending.volume_version > volume + 1 {
+        let kept = Versions { declared_secrets: vec![secret], ..beside(volume + 1) };
+        expected.push(("with the volume that was begun beside the old", kept));
+        expected.push(("on the volume that was begun", Versions::only(volume + 1, secret)));
+    }
+    expected
 }
 
 // Below: the blocks. Each is identical in every script that has it; a test compares them, `make blocks` copies a change.
@@ -372,10 +477,12 @@ fn volume(args: &Args, root: &Path, tools: &Tools, state: &State) -> Finding {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
+    use std::env;
     use std::io::{self, IsTerminal, Write};
+    use std::path::{Path, PathBuf};
     use std::process::{self, ExitCode};
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use rustix::termios::{self, OptionalActions, Termios};
 
@@ -409,15 +516,26 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
-        /// Puts what it means before what happened.
+        /// Puts what it means before what happened. An interruption stays one, and what it means is all there is to say.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
-            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+            match self.code {
+                INTERRUPTED => self.leaving(&meaning),
+                _ => Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints },
+            }
         }
 
         /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
                 PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
+        }
+
+        /// What somebody must know who interrupted the run; nothing, if it failed.
+        pub fn leaving(self, remains: &str) -> Failure {
+            match self.code {
+                INTERRUPTED => Failure { message: format!("interrupted; {remains}"), ..self },
                 _ => self,
             }
         }
@@ -431,7 +549,7 @@ mod outcome {
         pub fn print(&self) -> u8 {
             // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
             let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
-            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            text.extend(self.hints.iter().map(|hint| format!("hint: {}\n", here(hint))));
             let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
@@ -451,6 +569,56 @@ mod outcome {
             self.hints.push(command.into());
             self
         }
+    }
+
+    /// The bundle, once it was found, and whether it was named by `--root`.
+    static BUNDLE: OnceLock<(PathBuf, bool)> = OnceLock::new();
+
+    /// To be told by who finds the bundle.
+    pub fn found_bundle(root: &Path, named: bool) {
+        BUNDLE.get_or_init(|| (root.to_owned(), named));
+    }
+
+    /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and
+    /// is about the same bundle.
+    pub fn here(command: &str) -> String {
+        let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
+        if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
+            return match root {
+                Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
+                    format!("(cd {} && {command})", quoted(root.display()))
+                }
+                _ => command.to_owned(),
+            };
+        }
+        let Some((name, rest)) = command.strip_prefix("./scripts/").and_then(|command| command.split_once(".rs"))
+        else {
+            return command.to_owned();
+        };
+        // rust-script says where the script is; what is compiled is found, and named, as it was called.
+        let own = PathBuf::from(env::args_os().next().unwrap_or_default());
+        let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
+            Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+            None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
+        };
+        let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+            Some(below) => Path::new(".").join(below),
+            None => script,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        let script = match script.to_str() {
+            Some(script) if script.chars().all(plain) => script.to_owned(),
+            _ => quoted(script.display()),
+        };
+        match root {
+            Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+            _ => format!("{script}{rest}"),
+        }
+    }
+
+    /// For a shell.
+    pub fn quoted(text: impl std::fmt::Display) -> String {
+        format!("'{}'", text.to_string().replace('\'', r"'\''"))
     }
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -508,10 +676,14 @@ mod outcome {
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
-        match STOP.load(Ordering::SeqCst) {
+        match is_interrupted() {
             true => Err(Failure::interrupted()),
             false => Ok(()),
         }
+    }
+
+    pub fn is_interrupted() -> bool {
+        STOP.load(Ordering::SeqCst)
     }
 
     /// Says what is being done: on standard error, since it is no result.
@@ -544,46 +716,42 @@ mod root {
     use std::path::{Path, PathBuf};
     use std::{env, fs};
 
-    use super::outcome::{Failure, PRECONDITION};
-
-    /// For whoever has copied a script to a place without a bundle.
-    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+    use super::outcome::{Failure, PRECONDITION, found_bundle};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
-    /// user named must hold it: no other is tried then.
-    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+    /// user named must hold it: no other is tried then. `absent`: the command that helps if there is none.
+    pub fn find(named: Option<&Path>, needed: &Path, absent: Option<&str>) -> Result<PathBuf, Failure> {
         let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
-        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
-        let mut root = candidates.iter().find_map(holds);
+        let chosen = named.map(Path::to_owned).or_else(variable);
+        let mut candidates: Vec<(PathBuf, bool)> = chosen.into_iter().map(|place| (place, false)).collect();
         if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
             let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
-            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
-            root = candidates.iter().find_map(holds);
-            if root.is_none()
-                && let Ok(here) = env::current_dir()
-            {
-                root = holds(&here);
-                candidates.push(here);
-                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
-                // where we happen to stand.
-                if let Some(found) = &root {
-                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
-                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
-                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
-                        let message = format!("the current directory '{}' is not yours alone", found.display());
-                        return Err(Failure::new(PRECONDITION, message)
-                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
-                    }
-                }
-            }
+            candidates.extend(scripts.map(|scripts| (Path::new(&scripts).join(".."), false)));
+            candidates.extend(env::current_dir().ok().map(|here| (here, true)));
         }
-        root.ok_or_else(|| {
-            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
-            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
-        })
+        for (place, is_here) in &candidates {
+            let Ok(place) = place.canonicalize() else { continue };
+            let unseen = format!("'{}' cannot be looked for in '{}'", needed.display(), place.display());
+            if !place.join(needed).try_exists().map_err(Failure::because(PRECONDITION, unseen))? {
+                continue;
+            }
+            // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
+            // happen to stand.
+            let owner = fs::metadata(&place).map_or(u32::MAX, |found| found.uid());
+            let open = fs::metadata(&place).map_or(true, |found| found.mode() & 0o002 != 0);
+            if *is_here && (open || (owner != 0 && owner != rustix::process::geteuid().as_raw())) {
+                let message = format!("the current directory '{}' is not yours alone", place.display());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+            }
+            found_bundle(&place, named.is_some());
+            return Ok(place);
+        }
+        let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
+        let (needed, places) = (needed.display(), places.join(" or "));
+        let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");
+        Err(absent.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
     }
 }
 // --- end root
@@ -595,9 +763,17 @@ mod child {
     //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
     use std::ffi::OsString;
+    use std::io;
+    use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
+    use std::process::Output;
+    use std::time::Duration;
 
-    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+    use duct::Expression;
+    use duct::unix::HandleExt;
+    use rustix::process::Signal;
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
 
     /// A program of the host.
     #[derive(Debug)]
@@ -623,17 +799,44 @@ mod child {
             Some(Tool { name, path })
         }
 
-        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
-        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        /// Runs it to its end - which an interruption brings about.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let output = self.expression(args, environment).start().and_then(|handle| {
+                // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+                while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                    if is_interrupted() {
+                        handle.send_signal(Signal::TERM.as_raw())?;
+                        break;
+                    }
+                }
+                handle.into_output()
+            });
+            check_interrupted()?;
+            self.finished(output)
+        }
+
+        /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+        pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
+            let apart = self.expression(args, &[]).before_spawn(|command| {
+                command.process_group(0);
+                Ok(())
+            });
+            self.finished(apart.run())
+        }
+
+        /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
+        /// itself a SCONE program, and nobody but the one service started here may see a code.
+        fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
             let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
             // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
             command = command.env_remove("SCONE_CONFIG_ID");
-            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
-            check_interrupted()?;
+            command.stdin_null().stdout_capture().stderr_capture().unchecked()
+        }
+
+        fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
             let output = output.map_err(|cause| {
                 let path = self.path.display();
                 Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
@@ -692,8 +895,8 @@ mod platform {
     use serde::{Deserialize, Serialize};
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PRECONDITION, step};
-    use super::state;
+    use super::outcome::{Failure, OTHER, PRECONDITION, quoted, step};
+    use super::state::{self, State};
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -787,8 +990,7 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
-        /// What a command needs to be about the account.
-        pub option: String,
+        account: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -823,11 +1025,9 @@ mod platform {
                 let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
                 Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
             };
-            let hint = if facts.simulator {
-                "make sim"
-            } else {
-                "./scripts/create.rs --platform sim   # software only: a rehearsal"
-            };
+            let rehearse =
+                format!("./scripts/create.rs --platform sim{}   # software only: a rehearsal", state::option(account));
+            let hint = if facts.simulator { "make sim" } else { &rehearse };
             let scone = find("scone", hint)?;
             let version = scone.run(&["--version".into()], &[])?;
             let version = version.stdout.trim();
@@ -840,17 +1040,37 @@ mod platform {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
             let engine = find(facts.engine, facts.engine_missing)?;
-            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
+            Ok(Tools { facts, root: root.to_owned(), account: account.to_owned(), scone, engine, simulator })
         }
     }
 
     impl Tools {
+        /// What a command needs to be about the account.
+        pub fn option(&self) -> String {
+            state::option(&self.account)
+        }
+
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
+        pub fn begin_anew(&self, state: &State) -> [String; 2] {
+            let file = self.root.join(state::file_of(&self.account));
+            let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
+            let cas = if self.facts.simulator { String::new() } else { format!(" --cas {}", state.cas.address) };
+            let (option, platform) = (self.option(), state.platform);
+            let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
+            [
+                format!("mv {kept} {aside}   # gives the account up"),
+                format!(
+                    "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
+                ),
+            ]
+        }
+
         /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
         pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let program = quoted(simulator.path.display());
                 let reason = finished.reason();
                 let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
                 return Err(match up {
@@ -920,7 +1140,7 @@ mod platform {
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
                 return Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option())));
             }
             Ok(key)
         }
@@ -934,7 +1154,7 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option());
                 return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
@@ -997,7 +1217,7 @@ mod platform {
             match same {
                 true => Ok(()),
                 false => Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option()))),
             }
         }
 
@@ -1133,6 +1353,17 @@ mod state {
             }
         }
 
+        /// The command that finishes a roll-forward that was begun.
+        pub fn finishing(&self, account: &str) -> Option<String> {
+            let pending = self.pending.as_ref()?;
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
+            Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
+        }
+
         /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
         pub fn label(&self) -> String {
             label(&self.login, self.secret_version)
@@ -1147,7 +1378,7 @@ mod state {
             let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
             let pending = self.pending.as_ref().is_none_or(|pending| {
                 pending.uploads_done <= 3
-                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && matches!(pending.volume_version.checked_sub(self.volume_version), Some(1 | 2))
                     && (pending.secret_version == self.secret_version
                         || Some(pending.secret_version) == self.secret_version.checked_add(1))
             });
@@ -1220,8 +1451,7 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root =
-            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
+        let root = root::find(named_root, &file_of(account), Some(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
@@ -1538,17 +1768,25 @@ mod policy {
             return Ok((hash, false));
         }
         let (name, reason) = (&policy.session, refusal.reason());
+        let refused = |code| {
+            let refused = Failure::new(code, format!("CAS did not take session '{name}': {reason}"));
+            // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
+            match reason.contains("predecessor") {
+                true => tools.begin_anew(state).into_iter().fold(refused, Failure::hint),
+                false => refused,
+            }
+        };
         Err(match policy.exists()? {
             Some(false) if known => {
                 let message =
                     format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
                 Failure::new(PRECONDITION, message).hint(format!(
                     "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
-                    policy.tools.option
+                    policy.tools.option()
                 ))
             }
-            _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
-            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            _ if part_way => refused(PART_WAY),
+            Some(_) => refused(REFUSED),
             None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })
     }

@@ -31,7 +31,6 @@ use clap::Parser;
 
 use enrolment::Enrolment;
 use outcome::{Failure, conclude, step};
-use qr_code::Output;
 
 const SCRIPT: &str = "gen_qr";
 
@@ -44,7 +43,7 @@ const SCRIPT: &str = "gen_qr";
     after_help = "\
 Exit codes:
   0 issued   2 usage   3 something is missing, nothing changed   4 stopped part-way
-  5 refused: issued before, or CAS did not trust program or volume   1 anything else
+  5 refused: issued before, or CAS did not trust program or volume   130 interrupted   1 anything else
 
 Examples:
   ./scripts/gen_qr.rs                                    writes qrcode.svg, asks for a first code, destroys the file
@@ -75,7 +74,7 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
     let tools = state.platform.tools(&root, &args.account)?;
     tools.check_cas(&state.cas)?;
     tools.check_image(&state.image, &state.image_id, &state.mrenclave)?;
-    let output = Output::prepare(&root, &args.account, &state, &args.enrolment.output)?;
+    let output = args.enrolment.prepare(&root, &args.account, &state)?;
     let started = Instant::now();
     if !output.is_complete() {
         step("starting the confidential program");
@@ -104,10 +103,12 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
+    use std::env;
     use std::io::{self, IsTerminal, Write};
+    use std::path::{Path, PathBuf};
     use std::process::{self, ExitCode};
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use rustix::termios::{self, OptionalActions, Termios};
 
@@ -141,15 +142,26 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
-        /// Puts what it means before what happened.
+        /// Puts what it means before what happened. An interruption stays one, and what it means is all there is to say.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
-            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+            match self.code {
+                INTERRUPTED => self.leaving(&meaning),
+                _ => Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints },
+            }
         }
 
         /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
                 PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
+        }
+
+        /// What somebody must know who interrupted the run; nothing, if it failed.
+        pub fn leaving(self, remains: &str) -> Failure {
+            match self.code {
+                INTERRUPTED => Failure { message: format!("interrupted; {remains}"), ..self },
                 _ => self,
             }
         }
@@ -163,7 +175,7 @@ mod outcome {
         pub fn print(&self) -> u8 {
             // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
             let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
-            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            text.extend(self.hints.iter().map(|hint| format!("hint: {}\n", here(hint))));
             let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
@@ -183,6 +195,56 @@ mod outcome {
             self.hints.push(command.into());
             self
         }
+    }
+
+    /// The bundle, once it was found, and whether it was named by `--root`.
+    static BUNDLE: OnceLock<(PathBuf, bool)> = OnceLock::new();
+
+    /// To be told by who finds the bundle.
+    pub fn found_bundle(root: &Path, named: bool) {
+        BUNDLE.get_or_init(|| (root.to_owned(), named));
+    }
+
+    /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and
+    /// is about the same bundle.
+    pub fn here(command: &str) -> String {
+        let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
+        if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
+            return match root {
+                Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
+                    format!("(cd {} && {command})", quoted(root.display()))
+                }
+                _ => command.to_owned(),
+            };
+        }
+        let Some((name, rest)) = command.strip_prefix("./scripts/").and_then(|command| command.split_once(".rs"))
+        else {
+            return command.to_owned();
+        };
+        // rust-script says where the script is; what is compiled is found, and named, as it was called.
+        let own = PathBuf::from(env::args_os().next().unwrap_or_default());
+        let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
+            Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+            None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
+        };
+        let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+            Some(below) => Path::new(".").join(below),
+            None => script,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        let script = match script.to_str() {
+            Some(script) if script.chars().all(plain) => script.to_owned(),
+            _ => quoted(script.display()),
+        };
+        match root {
+            Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+            _ => format!("{script}{rest}"),
+        }
+    }
+
+    /// For a shell.
+    pub fn quoted(text: impl std::fmt::Display) -> String {
+        format!("'{}'", text.to_string().replace('\'', r"'\''"))
     }
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -240,10 +302,14 @@ mod outcome {
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
-        match STOP.load(Ordering::SeqCst) {
+        match is_interrupted() {
             true => Err(Failure::interrupted()),
             false => Ok(()),
         }
+    }
+
+    pub fn is_interrupted() -> bool {
+        STOP.load(Ordering::SeqCst)
     }
 
     /// Says what is being done: on standard error, since it is no result.
@@ -276,46 +342,42 @@ mod root {
     use std::path::{Path, PathBuf};
     use std::{env, fs};
 
-    use super::outcome::{Failure, PRECONDITION};
-
-    /// For whoever has copied a script to a place without a bundle.
-    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+    use super::outcome::{Failure, PRECONDITION, found_bundle};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
-    /// user named must hold it: no other is tried then.
-    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+    /// user named must hold it: no other is tried then. `absent`: the command that helps if there is none.
+    pub fn find(named: Option<&Path>, needed: &Path, absent: Option<&str>) -> Result<PathBuf, Failure> {
         let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
-        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
-        let mut root = candidates.iter().find_map(holds);
+        let chosen = named.map(Path::to_owned).or_else(variable);
+        let mut candidates: Vec<(PathBuf, bool)> = chosen.into_iter().map(|place| (place, false)).collect();
         if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
             let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
-            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
-            root = candidates.iter().find_map(holds);
-            if root.is_none()
-                && let Ok(here) = env::current_dir()
-            {
-                root = holds(&here);
-                candidates.push(here);
-                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
-                // where we happen to stand.
-                if let Some(found) = &root {
-                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
-                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
-                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
-                        let message = format!("the current directory '{}' is not yours alone", found.display());
-                        return Err(Failure::new(PRECONDITION, message)
-                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
-                    }
-                }
-            }
+            candidates.extend(scripts.map(|scripts| (Path::new(&scripts).join(".."), false)));
+            candidates.extend(env::current_dir().ok().map(|here| (here, true)));
         }
-        root.ok_or_else(|| {
-            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
-            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
-        })
+        for (place, is_here) in &candidates {
+            let Ok(place) = place.canonicalize() else { continue };
+            let unseen = format!("'{}' cannot be looked for in '{}'", needed.display(), place.display());
+            if !place.join(needed).try_exists().map_err(Failure::because(PRECONDITION, unseen))? {
+                continue;
+            }
+            // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
+            // happen to stand.
+            let owner = fs::metadata(&place).map_or(u32::MAX, |found| found.uid());
+            let open = fs::metadata(&place).map_or(true, |found| found.mode() & 0o002 != 0);
+            if *is_here && (open || (owner != 0 && owner != rustix::process::geteuid().as_raw())) {
+                let message = format!("the current directory '{}' is not yours alone", place.display());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+            }
+            found_bundle(&place, named.is_some());
+            return Ok(place);
+        }
+        let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
+        let (needed, places) = (needed.display(), places.join(" or "));
+        let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");
+        Err(absent.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
     }
 }
 // --- end root
@@ -327,9 +389,17 @@ mod child {
     //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
     use std::ffi::OsString;
+    use std::io;
+    use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
+    use std::process::Output;
+    use std::time::Duration;
 
-    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+    use duct::Expression;
+    use duct::unix::HandleExt;
+    use rustix::process::Signal;
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
 
     /// A program of the host.
     #[derive(Debug)]
@@ -355,17 +425,44 @@ mod child {
             Some(Tool { name, path })
         }
 
-        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
-        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        /// Runs it to its end - which an interruption brings about.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let output = self.expression(args, environment).start().and_then(|handle| {
+                // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+                while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                    if is_interrupted() {
+                        handle.send_signal(Signal::TERM.as_raw())?;
+                        break;
+                    }
+                }
+                handle.into_output()
+            });
+            check_interrupted()?;
+            self.finished(output)
+        }
+
+        /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+        pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
+            let apart = self.expression(args, &[]).before_spawn(|command| {
+                command.process_group(0);
+                Ok(())
+            });
+            self.finished(apart.run())
+        }
+
+        /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
+        /// itself a SCONE program, and nobody but the one service started here may see a code.
+        fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
             let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
             // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
             command = command.env_remove("SCONE_CONFIG_ID");
-            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
-            check_interrupted()?;
+            command.stdin_null().stdout_capture().stderr_capture().unchecked()
+        }
+
+        fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
             let output = output.map_err(|cause| {
                 let path = self.path.display();
                 Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
@@ -424,8 +521,8 @@ mod platform {
     use serde::{Deserialize, Serialize};
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PRECONDITION, step};
-    use super::state;
+    use super::outcome::{Failure, OTHER, PRECONDITION, quoted, step};
+    use super::state::{self, State};
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -519,8 +616,7 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
-        /// What a command needs to be about the account.
-        pub option: String,
+        account: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -555,11 +651,9 @@ mod platform {
                 let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
                 Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
             };
-            let hint = if facts.simulator {
-                "make sim"
-            } else {
-                "./scripts/create.rs --platform sim   # software only: a rehearsal"
-            };
+            let rehearse =
+                format!("./scripts/create.rs --platform sim{}   # software only: a rehearsal", state::option(account));
+            let hint = if facts.simulator { "make sim" } else { &rehearse };
             let scone = find("scone", hint)?;
             let version = scone.run(&["--version".into()], &[])?;
             let version = version.stdout.trim();
@@ -572,17 +666,37 @@ mod platform {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
             let engine = find(facts.engine, facts.engine_missing)?;
-            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
+            Ok(Tools { facts, root: root.to_owned(), account: account.to_owned(), scone, engine, simulator })
         }
     }
 
     impl Tools {
+        /// What a command needs to be about the account.
+        pub fn option(&self) -> String {
+            state::option(&self.account)
+        }
+
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
+        pub fn begin_anew(&self, state: &State) -> [String; 2] {
+            let file = self.root.join(state::file_of(&self.account));
+            let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
+            let cas = if self.facts.simulator { String::new() } else { format!(" --cas {}", state.cas.address) };
+            let (option, platform) = (self.option(), state.platform);
+            let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
+            [
+                format!("mv {kept} {aside}   # gives the account up"),
+                format!(
+                    "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
+                ),
+            ]
+        }
+
         /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
         pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let program = quoted(simulator.path.display());
                 let reason = finished.reason();
                 let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
                 return Err(match up {
@@ -652,7 +766,7 @@ mod platform {
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
                 return Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option())));
             }
             Ok(key)
         }
@@ -666,7 +780,7 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option());
                 return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
@@ -729,7 +843,7 @@ mod platform {
             match same {
                 true => Ok(()),
                 false => Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option()))),
             }
         }
 
@@ -865,6 +979,17 @@ mod state {
             }
         }
 
+        /// The command that finishes a roll-forward that was begun.
+        pub fn finishing(&self, account: &str) -> Option<String> {
+            let pending = self.pending.as_ref()?;
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
+            Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
+        }
+
         /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
         pub fn label(&self) -> String {
             label(&self.login, self.secret_version)
@@ -879,7 +1004,7 @@ mod state {
             let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
             let pending = self.pending.as_ref().is_none_or(|pending| {
                 pending.uploads_done <= 3
-                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && matches!(pending.volume_version.checked_sub(self.volume_version), Some(1 | 2))
                     && (pending.secret_version == self.secret_version
                         || Some(pending.secret_version) == self.secret_version.checked_add(1))
             });
@@ -952,8 +1077,7 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root =
-            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
+        let root = root::find(named_root, &file_of(account), Some(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
@@ -1054,7 +1178,7 @@ mod qr_code {
     use rustix::fs::Access;
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
+    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED, quoted};
     use super::platform::{Start, Tools};
     use super::state::{self, State, issuing_directory, volume_directory};
 
@@ -1063,26 +1187,30 @@ mod qr_code {
     /// deliver it, and never taken for another account's.
     pub struct Output {
         account: String,
-        path: PathBuf,
         directory: PathBuf,
         /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
         _lock: File,
     }
 
     impl Output {
-        /// Checks that the QR code can be delivered to `path`. Repeated at delivery, when it counts; here to refuse early.
-        pub fn prepare(root: &Path, account: &str, state: &State, path: &Path) -> Result<Output, Failure> {
-            let shown = path.display();
-            if path.file_name().is_none() {
-                return Err(Failure::new(PRECONDITION, format!("output '{shown}' is no file name")));
-            }
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
-            writable
-                .map_err(Failure::because(PRECONDITION, format!("nothing can be written beside output '{shown}'")))?;
-            if path.symlink_metadata().is_ok() {
-                let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
-                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
+        /// Checks that the QR code can be brought to a file, if it is to be. Repeated when it counts; here to refuse early.
+        pub fn prepare(root: &Path, account: &str, state: &State, to: Option<&Path>) -> Result<Output, Failure> {
+            if let Some(path) = to {
+                let shown = path.display();
+                if path.file_name().is_none() {
+                    return Err(Failure::new(PRECONDITION, format!("output '{shown}' is no file name")));
+                }
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
+                writable.map_err(Failure::because(
+                    PRECONDITION,
+                    format!("nothing can be written beside output '{shown}'"),
+                ))?;
+                if path.symlink_metadata().is_ok() {
+                    let option = state::option(account);
+                    let other = format!("./scripts/{}.rs{option} --output another.svg", super::SCRIPT);
+                    return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
+                }
             }
             let directory = issuing_directory(root, state);
             let failed = |cause: String| {
@@ -1098,8 +1226,7 @@ mod qr_code {
             }
             let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
             lock.try_lock().map_err(|_| failed("another run is issuing the same QR code".to_owned()))?;
-            let (account, path) = (account.to_owned(), path.to_owned());
-            let output = Output { account, path, directory: directory.clone(), _lock: lock };
+            let output = Output { account: account.to_owned(), directory: directory.clone(), _lock: lock };
             if !output.is_complete() && output.written().exists() {
                 // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
                 fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
@@ -1111,7 +1238,17 @@ mod qr_code {
         pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
             let volume = volume_directory(root, &self.account, state.volume_version)?;
             let (cas, image_id) = (&state.cas, state.image_id.as_str());
-            tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) })
+            let started =
+                tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) });
+            started.map_err(|failure| match self.is_complete() {
+                true => failure.leaving(&self.waiting("run the same command again")),
+                false => failure,
+            })
+        }
+
+        /// What somebody must know while the QR code is where the program left it.
+        pub fn waiting(&self, why: impl std::fmt::Display) -> String {
+            format!("the QR code waits in '{}'; {why}", self.written().display())
         }
 
         fn written(&self) -> PathBuf {
@@ -1124,32 +1261,21 @@ mod qr_code {
         }
 
         /// Brings the QR code to its place; fails rather than replace anything.
-        pub fn deliver(self) -> Result<PathBuf, Failure> {
+        pub fn deliver(self, to: &Path) -> Result<(), Failure> {
             let written = self.written();
             let failed = |e: io::Error| {
-                let (from, to) = (written.display(), self.path.display());
-                Failure::new(PART_WAY, format!("the QR code waits in '{from}'; it cannot be brought to '{to}': {e}"))
+                let why = format!("it cannot be brought to '{}': {e}", to.display());
+                Failure::new(PART_WAY, self.waiting(why))
             };
             // A hard link, unlike a rename, never replaces. To another file system, or one without links, it is copied.
-            match fs::hard_link(&written, &self.path) {
-                Ok(()) => fs::remove_file(&written).map_err(failed)?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            match fs::hard_link(&written, to) {
+                Ok(()) => fs::remove_file(&written).map_err(failed),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(failed(e)),
                 Err(_) => {
-                    self.copy(&written).map_err(failed)?;
-                    destroy(&written)?;
+                    copy(&written, to).map_err(failed)?;
+                    destroy(&written).map(drop)
                 }
             }
-            Ok(self.path.clone())
-        }
-
-        fn copy(&self, written: &Path) -> io::Result<()> {
-            let svg = fs::read(written)?;
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&self.path)?;
-            let copied = file.write_all(&svg).and_then(|()| file.sync_all());
-            if copied.is_err() {
-                fs::remove_file(&self.path)?;
-            }
-            copied
         }
 
         /// The QR code itself, for the terminal.
@@ -1160,8 +1286,8 @@ mod qr_code {
         }
 
         /// Destroys the QR code where the program left it.
-        pub fn destroy(self) -> Result<(), Failure> {
-            destroy(&self.written()).map(drop)
+        pub fn destroy(self) -> Result<String, Failure> {
+            destroy(&self.written())
         }
 
         /// After a failed start: why, and nothing left behind that is not worth anything.
@@ -1196,6 +1322,10 @@ mod qr_code {
                 _ if fatal && reason.contains("the volume is in use") => {
                     Failure::new(PRECONDITION, format!("another start is at work: {reason}"))
                 }
+                _ if fatal && reason.contains("Unexpected enclave measurement") => {
+                    Failure::new(REFUSED, format!("the program is not the one in the policies: {reason}"))
+                        .hint(format!("./scripts/create.rs{account}   # updates the policies"))
+                }
                 _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
                 Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
                     .hint(format!(
@@ -1209,6 +1339,16 @@ mod qr_code {
                     .hint(format!("./scripts/roll_forward.rs{account}   # if the once-marker is taken")),
             }
         }
+    }
+
+    fn copy(written: &Path, to: &Path) -> io::Result<()> {
+        let svg = fs::read(written)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+        let copied = file.write_all(&svg).and_then(|()| file.sync_all());
+        if copied.is_err() {
+            fs::remove_file(to)?;
+        }
+        copied
     }
 
     /// Nothing stays behind of a start that issued nothing. What was issued stays for the next run, until it is delivered.
@@ -1233,7 +1373,7 @@ mod qr_code {
         match &shred {
             Some(shred) => {
                 let args = ["-n", "3", "-z", "-u", "--"].map(Into::into).into_iter().chain([path.into()]);
-                let finished = shred.run(&args.collect::<Vec<_>>(), &[])?;
+                let finished = shred.run_through(&args.collect::<Vec<_>>())?;
                 if !finished.success() {
                     return Err(failed(finished.reason()));
                 }
@@ -1246,7 +1386,9 @@ mod qr_code {
             0x9123_683e => Some("btrfs writes elsewhere: old blocks may remain"),
             0x2fc1_2fc1 => Some("ZFS writes elsewhere: old blocks may remain"),
             0x794c_7630 | 0x6573_5546 => Some("an overlay: what lies below decides"),
+            0xca45_1a4e => Some("bcachefs writes elsewhere: old blocks may remain"),
             0x6969 => Some("NFS: the server decides"),
+            0xff53_4d42 | 0xfe53_4d42 => Some("SMB: the server decides"),
             0xf2f5_2010 => Some("F2FS writes elsewhere: old blocks may remain"),
             _ => None,
         };
@@ -1259,7 +1401,7 @@ mod qr_code {
 
     /// The command that destroys a QR code.
     pub fn shred_command(path: &Path) -> String {
-        format!("shred -n 3 -z -u '{}'", path.display().to_string().replace('\'', r"'\''"))
+        format!("shred -n 3 -z -u {}", quoted(path.display()))
     }
 }
 // --- end qr_code
@@ -1360,7 +1502,7 @@ mod code {
             for tries_left in (0..TRIES).rev() {
                 let code = match self.source {
                     Source::Person => {
-                        self.wait_for_a_useful_code(spent)?;
+                        self.wait_for_a_useful_code(spent).map_err(|failure| failure.leaving(&self.remains))?;
                         let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
                         let asked =
                             at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
@@ -1388,7 +1530,12 @@ mod code {
                     && let Some((at, service)) = self.tools.last_code_spent(self.namespace)?
                 {
                     let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
-                    refusal += &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC by '{service}')");
+                    let ago = match since_1970().as_secs().saturating_sub(at) {
+                        ago if ago < 3600 => String::new(),
+                        ago => format!(", {} h ago", ago / 3600),
+                    };
+                    refusal +=
+                        &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC{ago} by '{service}')");
                 }
                 let may_retry =
                     matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);
@@ -1517,7 +1664,7 @@ mod enrolment {
     use std::time::Duration;
 
     use super::code::{Presentation, Source};
-    use super::outcome::{Failure, OTHER, PART_WAY, USAGE, at_prompt, is_interactive, step};
+    use super::outcome::{Failure, OTHER, PART_WAY, USAGE, at_prompt, check_interrupted, is_interactive, step};
     use super::platform::{Start, Tools};
     use super::qr_code::{Output, destroy, shred_command};
     use super::state::{self, State};
@@ -1526,7 +1673,7 @@ mod enrolment {
     pub struct Options {
         /// Where the QR code (SVG) is written
         #[arg(long, default_value = "qrcode.svg")]
-        pub output: PathBuf,
+        output: PathBuf,
         /// Show the QR code on the terminal and write no file
         #[arg(long, conflicts_with_all = ["keep", "output"])]
         terminal: bool,
@@ -1555,6 +1702,19 @@ mod enrolment {
                 false => Source::new(self.confirm_file.as_deref(), "'--confirm-file FILE' or '--no-confirm'").map(Some),
             }
         }
+
+        /// Prepares for the QR code to be issued, which can be done only once: also that the terminal can show it.
+        pub fn prepare(&self, root: &Path, account: &str, state: &State) -> Result<Output, Failure> {
+            if !self.terminal {
+                return Output::prepare(root, account, state, Some(&self.output));
+            }
+            room_for(largest_size(&state.issuer, &state.label())).map_err(|why| {
+                let option = state::option(account);
+                Failure::new(USAGE, format!("the terminal cannot show the QR code: {why}"))
+                    .hint(format!("./scripts/{}.rs{option}   # writes a file instead", super::SCRIPT))
+            })?;
+            Output::prepare(root, account, state, None)
+        }
     }
 
     /// An account whose QR code was issued just now.
@@ -1574,17 +1734,19 @@ mod enrolment {
         /// Takes the QR code to its user. Returns what to report.
         pub fn conclude(&self, output: Output) -> Result<String, Failure> {
             let (issuer, login) = (&self.state.issuer, self.state.label());
-            let file = match self.options.terminal {
-                true => self.show(output)?,
-                false => {
-                    let path = output.deliver()?;
+            let file = (!self.options.terminal).then_some(self.options.output.as_path());
+            let shown = match file {
+                None => self.show(output)?,
+                Some(path) => {
+                    output.deliver(path)?;
                     step(format!("the QR code of '{issuer}', '{login}' is in '{}'", path.display()));
-                    Some(path)
+                    check_interrupted().map_err(|failure| failure.leaving(&remains(path)))?;
+                    String::new()
                 }
             };
             let confirmed = match self.source {
                 Some(source) => {
-                    self.confirm(source, file.as_deref())?;
+                    self.confirm(source, file)?;
                     "enrolled and confirmed"
                 }
                 None => "issued, not confirmed",
@@ -1592,15 +1754,15 @@ mod enrolment {
             if self.source.is_none()
                 && is_interactive()
                 && !self.options.keep
-                && let Some(path) = &file
+                && let Some(path) = file
             {
                 wait_for_enter("Scan it, then press Enter: the picture is destroyed", &remains(path), "")?;
             }
             let scanned = self.source.is_some() || is_interactive();
             let fate = match file {
-                None => "it was shown on the terminal only".to_owned(),
-                Some(path) if scanned && !self.options.keep => destroy(&path)?,
-                Some(path) => format!("once it is scanned, destroy it: {}", shred_command(&path)),
+                None => format!("it was shown on the terminal only; what the program wrote is {shown}"),
+                Some(path) if scanned && !self.options.keep => destroy(path)?,
+                Some(path) => format!("once it is scanned, destroy it: {}", shred_command(path)),
             };
             Ok(format!("{confirmed}: '{issuer}', '{login}'\nQR code: {fate}"))
         }
@@ -1645,35 +1807,51 @@ mod enrolment {
             }
         }
 
-        /// Shows the QR code on the alternate screen, from which it is gone afterwards. The file is destroyed first; only if
-        /// the terminal cannot show it, it is delivered as a file after all.
-        fn show(&self, output: Output) -> Result<Option<PathBuf>, Failure> {
+        /// Shows the QR code on the alternate screen, from which it is gone afterwards. The file is destroyed first; how far
+        /// that goes is returned.
+        fn show(&self, output: Output) -> Result<String, Failure> {
             let svg = output.read()?;
-            let drawn = Modules::of(&svg).ok_or("it cannot be drawn".to_owned()).and_then(|modules| {
-                let (columns, rows) = (modules.size, modules.size.div_ceil(2) + 1);
-                let terminal = rustix::termios::tcgetwinsize(io::stdout()).map_err(|cause| cause.to_string())?;
-                match usize::from(terminal.ws_col) >= columns && usize::from(terminal.ws_row) > rows {
-                    true => Ok(modules.draw()),
-                    false => Err(format!("it needs {columns} columns and {} rows", rows + 1)),
-                }
-            });
-            let drawing = match drawn {
-                Ok(drawing) => drawing,
-                Err(why) => {
-                    let path = output.deliver()?;
-                    step(format!("the terminal cannot show the QR code: {why}; it is in '{}' instead", path.display()));
-                    return Ok(Some(path));
-                }
-            };
-            output.destroy()?;
+            let drawn = Modules::of(&svg).ok_or("it cannot be drawn".to_owned());
+            let drawn = drawn.and_then(|modules| room_for(modules.size).map(|()| modules.draw()));
+            let drawing = drawn.map_err(|why| Failure::new(PART_WAY, output.waiting(why)))?;
+            check_interrupted().map_err(|failure| failure.leaving(&output.waiting("run the same command again")))?;
+            let destroyed = output.destroy()?;
             let mut screen = io::stdout();
             let shown = write!(screen, "{ALTERNATE}{drawing}").and_then(|()| screen.flush());
-            let asked = wait_for_enter("Scan it, then press Enter", "if it was not scanned, roll forward", BACK);
+            let prompt = "Scan it, then press Enter: it is not shown again";
+            let asked = wait_for_enter(prompt, "if it was not scanned, roll forward", BACK);
             let hidden = write!(screen, "{BACK}").and_then(|()| screen.flush());
             asked?;
             shown.and(hidden).map_err(Failure::because(OTHER, "the terminal cannot be written to"))?;
-            Ok(None)
+            Ok(destroyed)
         }
+    }
+
+    /// Whether the terminal can show a QR code of so many modules a side, quiet zone included.
+    fn room_for(size: usize) -> Result<(), String> {
+        let (columns, rows) = (size, size.div_ceil(2) + 2);
+        let terminal = rustix::termios::tcgetwinsize(io::stdout()).map_err(|cause| cause.to_string())?;
+        match usize::from(terminal.ws_col) >= columns && usize::from(terminal.ws_row) >= rows {
+            true => Ok(()),
+            false => Err(format!("it needs {columns} columns and {rows} rows")),
+        }
+    }
+
+    /// How many bytes a QR code of version 1, 2, … holds with error correction M (ISO/IEC 18004, table 7).
+    const CAPACITY: [usize; 20] =
+        [14, 26, 42, 62, 84, 106, 122, 152, 180, 213, 251, 287, 331, 362, 412, 450, 504, 560, 624, 666];
+
+    /// The most modules a side that the QR code can have, quiet zone included. It may have fewer: digits take less room.
+    fn largest_size(issuer: &str, login: &str) -> usize {
+        let encoded = |text: &str| -> usize {
+            let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+            text.bytes().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
+        };
+        let fixed = "otpauth://totp/:?secret=&issuer=&algorithm=SHA1&digits=6&period=30".len();
+        // 20 bytes in base32.
+        let length = fixed + 2 * encoded(issuer) + encoded(login) + 32;
+        let version = 1 + CAPACITY.iter().take_while(|&&capacity| capacity < length).count();
+        17 + 4 * version + 2 * 4
     }
 
     fn remains(path: &Path) -> String {

@@ -34,7 +34,7 @@ use std::time::Duration;
 use clap::Parser;
 
 use code::{Presentation, Source};
-use outcome::{Failure, OTHER, PRECONDITION, USAGE, at_prompt, conclude, is_interactive, step};
+use outcome::{Failure, OTHER, PRECONDITION, USAGE, at_prompt, conclude, here, is_interactive, step};
 use platform::Tools;
 use policy::{Held, Session, Versions, compare, render, upload};
 use qr_code::Output;
@@ -51,7 +51,7 @@ const SCRIPT: &str = "roll_forward";
     after_help = "\
 Exit codes:
   0 rolled forward   2 usage   3 something is missing, nothing changed   4 stopped part-way: run it again
-  5 refused by CAS   1 anything else
+  5 refused by CAS   130 interrupted   1 anything else
 
 Examples:
   ./scripts/roll_forward.rs                              asks before the old codes die
@@ -100,7 +100,7 @@ fn roll_forward(args: &Args) -> Result<String, Failure> {
         false => None,
     };
     let (root, file, state) = state::existing(args.root.as_deref(), &args.account)?;
-    let root = root::find(Some(&root), Path::new("templates"))?;
+    let root = root::find(Some(&root), Path::new("templates"), None)?;
     let tools = state.platform.tools(&root, &args.account)?;
     let mut run = Run { args, root, tools, file, state };
     match (args.cas_wiped, args.undo) {
@@ -126,42 +126,79 @@ impl Run<'_> {
         if self.state.pending.is_none() || keep_secret {
             self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)?;
         }
+        if !keep_secret && self.state.pending.as_ref().is_some_and(|to| !to.undo && self.keeps_secret(to)) {
+            self.leave_keeping()?;
+        }
         let mut to = match self.state.pending.clone() {
             Some(Pending { undo: true, .. }) => return self.undo(),
-            Some(pending) if (pending.secret_version == self.state.secret_version) != keep_secret => {
-                let begun = if keep_secret { "one with a new secret" } else { "one that keeps the secret" };
-                let option = if keep_secret { "" } else { " --keep-secret" };
-                let message = format!("another roll-forward was begun and is to be finished first: {begun}");
-                let command = format!("./scripts/roll_forward.rs{}{option}", state::option(&self.args.account));
-                return Err(Failure::new(PRECONDITION, message).hint(command));
+            Some(pending) if keep_secret && !self.keeps_secret(&pending) => {
+                let message = "a roll-forward with a new secret was begun and is to be finished first";
+                let command = self.state.finishing(&self.args.account);
+                return Err(command.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint));
             }
             Some(pending) => {
                 step("going on with a roll-forward that was begun");
                 pending
             }
-            None => {
-                let next = Pending {
-                    volume_version: self.state.volume_version + 1,
-                    secret_version: self.state.secret_version + u32::from(!keep_secret),
-                    uploads_done: 0,
-                    undo: false,
-                };
-                let new = Versions::only(next.volume_version, next.secret_version);
-                render(&self.root, Session::Otpqr, &self.state, &self.both(&next))?;
-                render(&self.root, Session::Reset, &self.state, &new)?;
-                let (issuer, login) = (&self.state.issuer, self.state.label());
-                self.confirm(match keep_secret {
-                    true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
-                    false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
-                })?;
-                // Recorded before CAS is changed.
-                self.record(Some(&next))?;
-                next
-            }
+            None => Pending {
+                volume_version: self.state.volume_version + 1,
+                secret_version: self.state.secret_version + u32::from(!keep_secret),
+                uploads_done: 0,
+                undo: false,
+            },
         };
-        let option = if keep_secret { " --keep-secret" } else { "" };
-        let again = format!("./scripts/roll_forward.rs{}{option}   # goes on", state::option(&self.args.account));
-        self.carry_out(&mut to, source).map_err(|failure| failure.part_way(again))
+        render(&self.root, Session::Otpqr, &self.state, &self.both(&to))?;
+        render(&self.root, Session::Reset, &self.state, &Versions::only(to.volume_version, to.secret_version))?;
+        // Also of one that was cut off, as long as it can be undone.
+        if to.uploads_done < 2 {
+            let (issuer, login) = (&self.state.issuer, self.state.label());
+            self.confirm(match keep_secret {
+                true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
+                false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
+            })?;
+        }
+        if self.state.pending.is_none() {
+            // Recorded before CAS is changed.
+            self.record(Some(&to))?;
+        }
+        self.carry_out(&mut to, source).map_err(|failure| self.part_way(failure))
+    }
+
+    fn keeps_secret(&self, to: &Pending) -> bool {
+        to.secret_version == self.state.secret_version
+    }
+
+    fn part_way(&self, failure: Failure) -> Failure {
+        match self.state.finishing(&self.args.account) {
+            Some(command) => failure.part_way(format!("{command}   # goes on")),
+            None => failure,
+        }
+    }
+
+    /// A roll-forward that keeps the secret cannot be finished without a code. Without one it becomes one with a new secret -
+    /// and with another volume, since the marker of the one that was begun may be taken. First what CAS holds has to be known.
+    fn leave_keeping(&mut self) -> Result<(), Failure> {
+        let Some(mut to) = self.state.pending.clone() else { return Ok(()) };
+        let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
+        self.confirm(format!(
+            "A roll-forward that keeps the secret was begun. Leave it: all codes of '{}', '{}' stop working. Go on?",
+            self.state.issuer,
+            self.state.label()
+        ))?;
+        let reached = self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
+        reached
+            .and_then(|()| self.upload(&mut to, 1, Session::Reset, &new, "switching session 2 to the volume begun"))
+            .map_err(|failure| self.part_way(failure))?;
+        self.prepare(&to)?;
+        // Killed just before its end: then it is at its end.
+        if compare(&self.tools, &self.root, Session::Otpqr, &self.state, &new)? == Held::Same {
+            self.upload(&mut to, 2, Session::Otpqr, &new, "it had got to its end")?;
+            (self.state.volume_version, self.state.secret_version) = (to.volume_version, to.secret_version);
+            return self.record(None);
+        }
+        let volume_version = self.state.volume_version + 2;
+        let secret_version = self.state.secret_version + 1;
+        self.record(Some(&Pending { volume_version, secret_version, uploads_done: 0, undo: false }))
     }
 
     /// The intention `to` is recorded; from here on a failure is one part-way.
@@ -201,7 +238,8 @@ impl Run<'_> {
         }
         step(what);
         let uploaded = upload(&self.tools, &self.root, session, &self.state, versions);
-        if number == 0 && uploaded.as_ref().is_err_and(Failure::is_refusal) {
+        let takes_over = to.volume_version > self.state.volume_version + 1;
+        if number == 0 && !takes_over && uploaded.as_ref().is_err_and(Failure::is_refusal) {
             // CAS said no, and holds what it held: nothing was begun.
             self.record(None)?;
         }
@@ -219,37 +257,29 @@ impl Run<'_> {
     /// What session 1 declares in between.
     fn both(&self, to: &Pending) -> Versions {
         let (volume, secret) = (self.state.volume_version, self.state.secret_version);
-        let mut declared_secrets = vec![secret, to.secret_version];
-        declared_secrets.dedup();
-        Versions { volume, secret, declared_volumes: vec![volume, to.volume_version], declared_secrets }
+        let (declared_volumes, declared_secrets) =
+            ((volume..=to.volume_version).collect(), (secret..=to.secret_version).collect());
+        Versions { volume, secret, declared_volumes, declared_secrets }
     }
 
     /// The new volume's first start is session 2's, against a code: it takes the once-marker, so that session 1, which asks
     /// for none, issues nothing when it is moved to the new volume. The QR code that comes with it is nobody's: destroyed.
     fn take_marker(&self, source: &Source, to: &Pending) -> Result<(), Failure> {
-        let mut state = self.state.clone();
-        state.volume_version = to.volume_version;
+        let state = self.on_new_volume(to);
         let presentation = Presentation {
             source,
             prompt: format!("Code for {}, {}", state.issuer, state.label()),
             // Nothing could be started before to measure it.
             takes: Duration::from_secs(2),
             spent: None,
-            remains: "run the same command again to go on".to_owned(),
+            remains: "run the same command again to go on, or, without a code, one without '--keep-secret'".to_owned(),
             tools: &self.tools,
             namespace: &state.namespace,
         };
         let config_id = format!("{}/otpqr-reset/otpqr", state.namespace);
-        let path = self.root.join("state").join(format!("{}.svg", self.args.account));
         let mut issued = None;
         let (finished, _) = presentation.make(&mut |code| {
-            let prepare = || Output::prepare(&self.root, &self.args.account, &state, &path);
-            let mut output = prepare()?;
-            if output.is_complete() {
-                // A run that was cut off here left it.
-                output.destroy()?;
-                output = prepare()?;
-            }
+            let output = self.prepare(to)?;
             step("starting the confidential program on the new volume");
             let finished = output.start(&self.tools, &self.root, &state, &code.config_id(&config_id))?;
             if !code::is_refused(&finished) {
@@ -258,10 +288,31 @@ impl Run<'_> {
             Ok(finished)
         })?;
         match issued {
-            Some(output) if output.is_complete() => output.destroy(),
+            Some(output) if output.is_complete() => {
+                step(format!("the QR code that came with it is nobody's: {}", output.destroy()?));
+                Ok(())
+            }
             Some(output) => Err(output.explain(&finished)),
             None => Err(Failure::new(OTHER, "the program was not started")),
         }
+    }
+
+    fn on_new_volume(&self, to: &Pending) -> State {
+        let mut state = self.state.clone();
+        state.volume_version = to.volume_version;
+        state
+    }
+
+    /// Where the program may write, on the volume begun. A QR code that a run which was cut off left there is nobody's.
+    fn prepare(&self, to: &Pending) -> Result<Output, Failure> {
+        let state = self.on_new_volume(to);
+        let prepare = || Output::prepare(&self.root, &self.args.account, &state, None);
+        let output = prepare()?;
+        if !output.is_complete() {
+            return Ok(output);
+        }
+        step(format!("the QR code that the last run left is nobody's: {}", output.destroy()?));
+        prepare()
     }
 
     /// Back to the old alone, which is possible until session 2 has switched.
@@ -271,12 +322,17 @@ impl Run<'_> {
             return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.args.account));
         };
         let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
-        let switched =
-            to.uploads_done >= 2 || compare(&self.tools, &self.root, Session::Reset, &self.state, &new)? == Held::Same;
+        let switched = to.uploads_done >= 2
+            || to.volume_version > self.state.volume_version + 1
+            || compare(&self.tools, &self.root, Session::Reset, &self.state, &new)? == Held::Same;
         if switched {
-            let command = format!("./scripts/roll_forward.rs{}", state::option(&self.args.account));
-            let message = "session 2 has switched already: the only way is forward";
-            return Err(Failure::new(PRECONDITION, message).hint(command));
+            let failure = Failure::new(PRECONDITION, "session 2 has switched already: the only way is forward");
+            let failure = self.state.finishing(&self.args.account).into_iter().fold(failure, Failure::hint);
+            let option = state::option(&self.args.account);
+            return Err(match self.keeps_secret(&to) {
+                true => failure.hint(format!("./scripts/roll_forward.rs{option}   # without a code: new secret")),
+                false => failure,
+            });
         }
         if !to.undo {
             // Session 1 is brought to where its hash is known; then the intention is turned round.
@@ -300,18 +356,29 @@ impl Run<'_> {
         let address = simulated.as_ref().unwrap_or(&self.state.cas).address.clone();
         self.state.cas = self.tools.attest(&address, simulated)?;
         let current = Versions::only(self.state.volume_version, self.state.secret_version);
+        let (mut held, mut lost) = (None, None);
         for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
             match compare(&self.tools, &self.root, session, &self.state, &current)? {
-                Held::Nothing => {}
+                Held::Nothing => lost = Some(session.name(&self.state)),
                 Held::Unknown(reason) => {
                     return Err(Failure::new(PRECONDITION, format!("CAS cannot be asked what it holds: {reason}")));
                 }
-                Held::Same | Held::Different => {
-                    let message = format!("CAS was not wiped: it holds session '{}'", session.name(&self.state));
-                    let command = format!("./scripts/create.rs{}", state::option(&self.args.account));
-                    return Err(Failure::new(PRECONDITION, message).hint(command));
-                }
+                Held::Same | Held::Different => held = held.or(Some(session.name(&self.state))),
             }
+        }
+        match (held, lost) {
+            // The last upload was recorded: CAS was put back to when it held less. (Else `create` was cut off, and goes on.)
+            (Some(held), Some(lost)) if self.state.reset_hash.is_some() => {
+                let message = format!("CAS was not wiped, but restored: it holds session '{held}' and no '{lost}'");
+                let refusal = Failure::new(PRECONDITION, message);
+                return Err(self.tools.begin_anew(&self.state).into_iter().fold(refusal, Failure::hint));
+            }
+            (Some(held), _) => {
+                let message = format!("CAS was not wiped: it holds session '{held}'");
+                let command = format!("./scripts/create.rs{}", state::option(&self.args.account));
+                return Err(Failure::new(PRECONDITION, message).hint(command));
+            }
+            (None, _) => {}
         }
         let old = self.state.label();
         self.confirm(format!(
@@ -351,11 +418,12 @@ impl Run<'_> {
     }
 
     fn report(&self, old: &str, why: &str) -> String {
-        let (account, issuer) = (state::option(&self.args.account), &self.state.issuer);
+        let next = here(&format!("./scripts/gen_qr.rs{}", state::option(&self.args.account)));
+        let issuer = &self.state.issuer;
         format!(
             "rolled forward: account '{}' has a new secret and a new volume; {why}\n\
              delete from the authenticators: '{issuer}', '{old}'\n\
-             next: ./scripts/gen_qr.rs{account}   # its entry will be '{issuer}', '{}'",
+             next: {next}   # its entry will be '{issuer}', '{}'",
             self.args.account,
             self.state.label(),
         )
@@ -369,10 +437,12 @@ impl Run<'_> {
 mod outcome {
     //! How a run ends: one exit code, one way to print an error, and what Ctrl-C does.
 
+    use std::env;
     use std::io::{self, IsTerminal, Write};
+    use std::path::{Path, PathBuf};
     use std::process::{self, ExitCode};
-    use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Mutex, OnceLock};
 
     use rustix::termios::{self, OptionalActions, Termios};
 
@@ -406,15 +476,26 @@ mod outcome {
             move |cause| Failure::new(code, format!("{message}: {cause}"))
         }
 
-        /// Puts what it means before what happened.
+        /// Puts what it means before what happened. An interruption stays one, and what it means is all there is to say.
         pub fn in_front(self, meaning: String, code: u8) -> Failure {
-            Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints }
+            match self.code {
+                INTERRUPTED => self.leaving(&meaning),
+                _ => Failure { code, message: format!("{meaning}: {}", self.message), hints: self.hints },
+            }
         }
 
         /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
         pub fn part_way(self, again: String) -> Failure {
             match self.code {
                 PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                _ => self,
+            }
+        }
+
+        /// What somebody must know who interrupted the run; nothing, if it failed.
+        pub fn leaving(self, remains: &str) -> Failure {
+            match self.code {
+                INTERRUPTED => Failure { message: format!("interrupted; {remains}"), ..self },
                 _ => self,
             }
         }
@@ -428,7 +509,7 @@ mod outcome {
         pub fn print(&self) -> u8 {
             // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
             let mut text = format!("{}: error: {}\n", super::SCRIPT, self.message);
-            text.extend(self.hints.iter().map(|hint| format!("hint: {hint}\n")));
+            text.extend(self.hints.iter().map(|hint| format!("hint: {}\n", here(hint))));
             let _ = io::stderr().write_all(text.as_bytes());
             self.code
         }
@@ -448,6 +529,56 @@ mod outcome {
             self.hints.push(command.into());
             self
         }
+    }
+
+    /// The bundle, once it was found, and whether it was named by `--root`.
+    static BUNDLE: OnceLock<(PathBuf, bool)> = OnceLock::new();
+
+    /// To be told by who finds the bundle.
+    pub fn found_bundle(root: &Path, named: bool) {
+        BUNDLE.get_or_init(|| (root.to_owned(), named));
+    }
+
+    /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and
+    /// is about the same bundle.
+    pub fn here(command: &str) -> String {
+        let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
+        if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
+            return match root {
+                Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
+                    format!("(cd {} && {command})", quoted(root.display()))
+                }
+                _ => command.to_owned(),
+            };
+        }
+        let Some((name, rest)) = command.strip_prefix("./scripts/").and_then(|command| command.split_once(".rs"))
+        else {
+            return command.to_owned();
+        };
+        // rust-script says where the script is; what is compiled is found, and named, as it was called.
+        let own = PathBuf::from(env::args_os().next().unwrap_or_default());
+        let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
+            Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+            None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
+        };
+        let script = match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+            Some(below) => Path::new(".").join(below),
+            None => script,
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+        let script = match script.to_str() {
+            Some(script) if script.chars().all(plain) => script.to_owned(),
+            _ => quoted(script.display()),
+        };
+        match root {
+            Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+            _ => format!("{script}{rest}"),
+        }
+    }
+
+    /// For a shell.
+    pub fn quoted(text: impl std::fmt::Display) -> String {
+        format!("'{}'", text.to_string().replace('\'', r"'\''"))
     }
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -505,10 +636,14 @@ mod outcome {
     /// Fails once Ctrl-C was pressed (or the run was told to terminate). Asked between steps, so that a step is finished,
     /// and what it leaves behind is recorded or removed, before the script ends.
     pub fn check_interrupted() -> Result<(), Failure> {
-        match STOP.load(Ordering::SeqCst) {
+        match is_interrupted() {
             true => Err(Failure::interrupted()),
             false => Ok(()),
         }
+    }
+
+    pub fn is_interrupted() -> bool {
+        STOP.load(Ordering::SeqCst)
     }
 
     /// Says what is being done: on standard error, since it is no result.
@@ -541,46 +676,42 @@ mod root {
     use std::path::{Path, PathBuf};
     use std::{env, fs};
 
-    use super::outcome::{Failure, PRECONDITION};
-
-    /// For whoever has copied a script to a place without a bundle.
-    pub const WHERE: &str = "export OTPQR_ROOT=DIRECTORY   # where the bundle is";
+    use super::outcome::{Failure, PRECONDITION, found_bundle};
 
     /// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
-    /// user named must hold it: no other is tried then.
-    pub fn find(named: Option<&Path>, needed: &Path) -> Result<PathBuf, Failure> {
+    /// user named must hold it: no other is tried then. `absent`: the command that helps if there is none.
+    pub fn find(named: Option<&Path>, needed: &Path, absent: Option<&str>) -> Result<PathBuf, Failure> {
         let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
-        let holds = |place: &PathBuf| place.canonicalize().ok().filter(|place| place.join(needed).exists());
-        let mut candidates: Vec<PathBuf> = named.map(Path::to_owned).or_else(variable).into_iter().collect();
-        let mut root = candidates.iter().find_map(holds);
+        let chosen = named.map(Path::to_owned).or_else(variable);
+        let mut candidates: Vec<(PathBuf, bool)> = chosen.into_iter().map(|place| (place, false)).collect();
         if candidates.is_empty() {
             // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
             let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
-            candidates.extend(scripts.map(|scripts| Path::new(&scripts).join("..")));
-            root = candidates.iter().find_map(holds);
-            if root.is_none()
-                && let Ok(here) = env::current_dir()
-            {
-                root = holds(&here);
-                candidates.push(here);
-                // A root's templates become policies and its programs are run: nobody else may have laid them out for us
-                // where we happen to stand.
-                if let Some(found) = &root {
-                    let owner = fs::metadata(found).map_or(u32::MAX, |found| found.uid());
-                    let open = fs::metadata(found).map_or(true, |found| found.mode() & 0o002 != 0);
-                    if open || (owner != 0 && owner != rustix::process::geteuid().as_raw()) {
-                        let message = format!("the current directory '{}' is not yours alone", found.display());
-                        return Err(Failure::new(PRECONDITION, message)
-                            .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
-                    }
-                }
-            }
+            candidates.extend(scripts.map(|scripts| (Path::new(&scripts).join(".."), false)));
+            candidates.extend(env::current_dir().ok().map(|here| (here, true)));
         }
-        root.ok_or_else(|| {
-            let places: Vec<_> = candidates.iter().map(|place| format!("'{}'", place.display())).collect();
-            let message = format!("there is no '{}' in {}", needed.display(), places.join(" or "));
-            Failure::new(PRECONDITION, message)
-        })
+        for (place, is_here) in &candidates {
+            let Ok(place) = place.canonicalize() else { continue };
+            let unseen = format!("'{}' cannot be looked for in '{}'", needed.display(), place.display());
+            if !place.join(needed).try_exists().map_err(Failure::because(PRECONDITION, unseen))? {
+                continue;
+            }
+            // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
+            // happen to stand.
+            let owner = fs::metadata(&place).map_or(u32::MAX, |found| found.uid());
+            let open = fs::metadata(&place).map_or(true, |found| found.mode() & 0o002 != 0);
+            if *is_here && (open || (owner != 0 && owner != rustix::process::geteuid().as_raw())) {
+                let message = format!("the current directory '{}' is not yours alone", place.display());
+                return Err(Failure::new(PRECONDITION, message)
+                    .hint(format!("./scripts/{}.rs --root .   # if you trust it", super::SCRIPT)));
+            }
+            found_bundle(&place, named.is_some());
+            return Ok(place);
+        }
+        let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
+        let (needed, places) = (needed.display(), places.join(" or "));
+        let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");
+        Err(absent.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
     }
 }
 // --- end root
@@ -592,9 +723,17 @@ mod child {
     //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
     use std::ffi::OsString;
+    use std::io;
+    use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
+    use std::process::Output;
+    use std::time::Duration;
 
-    use super::outcome::{Failure, PRECONDITION, check_interrupted};
+    use duct::Expression;
+    use duct::unix::HandleExt;
+    use rustix::process::Signal;
+
+    use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
 
     /// A program of the host.
     #[derive(Debug)]
@@ -620,17 +759,44 @@ mod child {
             Some(Tool { name, path })
         }
 
-        /// Runs it to its end. `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the
-        /// `scone` command line is itself a SCONE program, and nobody but the one service started here may see a code.
+        /// Runs it to its end - which an interruption brings about.
         pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+            let output = self.expression(args, environment).start().and_then(|handle| {
+                // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+                while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                    if is_interrupted() {
+                        handle.send_signal(Signal::TERM.as_raw())?;
+                        break;
+                    }
+                }
+                handle.into_output()
+            });
+            check_interrupted()?;
+            self.finished(output)
+        }
+
+        /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+        pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
+            let apart = self.expression(args, &[]).before_spawn(|command| {
+                command.process_group(0);
+                Ok(())
+            });
+            self.finished(apart.run())
+        }
+
+        /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
+        /// itself a SCONE program, and nobody but the one service started here may see a code.
+        fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
             let mut command = duct::cmd(&self.path, args);
             for (name, value) in environment {
                 command = command.env(name, value);
             }
             // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
             command = command.env_remove("SCONE_CONFIG_ID");
-            let output = command.stdin_null().stdout_capture().stderr_capture().unchecked().run();
-            check_interrupted()?;
+            command.stdin_null().stdout_capture().stderr_capture().unchecked()
+        }
+
+        fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
             let output = output.map_err(|cause| {
                 let path = self.path.display();
                 Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
@@ -689,8 +855,8 @@ mod platform {
     use serde::{Deserialize, Serialize};
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PRECONDITION, step};
-    use super::state;
+    use super::outcome::{Failure, OTHER, PRECONDITION, quoted, step};
+    use super::state::{self, State};
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
     #[serde(rename_all = "kebab-case")]
@@ -784,8 +950,7 @@ mod platform {
     pub struct Tools {
         facts: &'static Facts,
         root: PathBuf,
-        /// What a command needs to be about the account.
-        pub option: String,
+        account: String,
         pub scone: Tool,
         engine: Tool,
         simulator: Option<Tool>,
@@ -820,11 +985,9 @@ mod platform {
                 let message = format!("'{name}', which platform '{}' needs, was not found", facts.name);
                 Tool::find(name, first).ok_or_else(|| Failure::new(PRECONDITION, message).hint(hint))
             };
-            let hint = if facts.simulator {
-                "make sim"
-            } else {
-                "./scripts/create.rs --platform sim   # software only: a rehearsal"
-            };
+            let rehearse =
+                format!("./scripts/create.rs --platform sim{}   # software only: a rehearsal", state::option(account));
+            let hint = if facts.simulator { "make sim" } else { &rehearse };
             let scone = find("scone", hint)?;
             let version = scone.run(&["--version".into()], &[])?;
             let version = version.stdout.trim();
@@ -837,17 +1000,37 @@ mod platform {
                 step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
             }
             let engine = find(facts.engine, facts.engine_missing)?;
-            Ok(Tools { facts, root: root.to_owned(), option: state::option(account), scone, engine, simulator })
+            Ok(Tools { facts, root: root.to_owned(), account: account.to_owned(), scone, engine, simulator })
         }
     }
 
     impl Tools {
+        /// What a command needs to be about the account.
+        pub fn option(&self) -> String {
+            state::option(&self.account)
+        }
+
+        /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
+        pub fn begin_anew(&self, state: &State) -> [String; 2] {
+            let file = self.root.join(state::file_of(&self.account));
+            let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
+            let cas = if self.facts.simulator { String::new() } else { format!(" --cas {}", state.cas.address) };
+            let (option, platform) = (self.option(), state.platform);
+            let (issuer, login) = (quoted(&state.issuer), quoted(&state.login));
+            [
+                format!("mv {kept} {aside}   # gives the account up"),
+                format!(
+                    "./scripts/create.rs{option} --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret"
+                ),
+            ]
+        }
+
         /// The simulator's CAS as it runs; `up` starts it if need be. `None` on SCONE, whose CAS is not ours to start.
         pub fn simulated_cas(&self, up: bool) -> Result<Option<Cas>, Failure> {
             let Some(simulator) = &self.simulator else { return Ok(None) };
             let finished = simulator.run(&[if up { "up" } else { "status" }.into()], &[])?;
             if !finished.success() {
-                let program = format!("'{}'", simulator.path.display().to_string().replace('\'', r"'\''"));
+                let program = quoted(simulator.path.display());
                 let reason = finished.reason();
                 let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
                 return Err(match up {
@@ -917,7 +1100,7 @@ mod platform {
             if !shown.success() || key.is_empty() {
                 let message = format!("'scone' does not know the CAS at '{address}': {}", shown.reason());
                 return Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # attests it", self.option)));
+                    .hint(format!("./scripts/create.rs{}   # attests it", self.option())));
             }
             Ok(key)
         }
@@ -931,7 +1114,7 @@ mod platform {
             };
             if !same || self.cas_key(&cas.address)? != cas.key {
                 let message = format!("the CAS at '{}' is not the one this account was created on", cas.address);
-                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option);
+                let hint = format!("./scripts/roll_forward.rs{} --cas-wiped   # if it was set up anew", self.option());
                 return Err(Failure::new(PRECONDITION, message).hint(hint));
             }
             Ok(())
@@ -994,7 +1177,7 @@ mod platform {
             match same {
                 true => Ok(()),
                 false => Err(Failure::new(PRECONDITION, message)
-                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option))),
+                    .hint(format!("./scripts/create.rs{}   # updates the policies", self.option()))),
             }
         }
 
@@ -1130,6 +1313,17 @@ mod state {
             }
         }
 
+        /// The command that finishes a roll-forward that was begun.
+        pub fn finishing(&self, account: &str) -> Option<String> {
+            let pending = self.pending.as_ref()?;
+            let how = match pending.undo {
+                true => " --undo",
+                false if pending.secret_version == self.secret_version => " --keep-secret",
+                false => "",
+            };
+            Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
+        }
+
         /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
         pub fn label(&self) -> String {
             label(&self.login, self.secret_version)
@@ -1144,7 +1338,7 @@ mod state {
             let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
             let pending = self.pending.as_ref().is_none_or(|pending| {
                 pending.uploads_done <= 3
-                    && Some(pending.volume_version) == self.volume_version.checked_add(1)
+                    && matches!(pending.volume_version.checked_sub(self.volume_version), Some(1 | 2))
                     && (pending.secret_version == self.secret_version
                         || Some(pending.secret_version) == self.secret_version.checked_add(1))
             });
@@ -1217,8 +1411,7 @@ mod state {
     /// The bundle's root and the state of an account that must exist.
     pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
         let create = format!("./scripts/create.rs{}", option(account));
-        let root =
-            root::find(named_root, &file_of(account)).map_err(|failure| failure.hint(&create).hint(root::WHERE))?;
+        let root = root::find(named_root, &file_of(account), Some(&create))?;
         let (file, state) = read(&root, account)?;
         let message = format!("the state of account '{account}' vanished");
         let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
@@ -1535,17 +1728,25 @@ mod policy {
             return Ok((hash, false));
         }
         let (name, reason) = (&policy.session, refusal.reason());
+        let refused = |code| {
+            let refused = Failure::new(code, format!("CAS did not take session '{name}': {reason}"));
+            // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
+            match reason.contains("predecessor") {
+                true => tools.begin_anew(state).into_iter().fold(refused, Failure::hint),
+                false => refused,
+            }
+        };
         Err(match policy.exists()? {
             Some(false) if known => {
                 let message =
                     format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
                 Failure::new(PRECONDITION, message).hint(format!(
                     "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
-                    policy.tools.option
+                    policy.tools.option()
                 ))
             }
-            _ if part_way => Failure::new(PART_WAY, format!("CAS did not take session '{name}': {reason}")),
-            Some(_) => Failure::new(REFUSED, format!("CAS did not take session '{name}': {reason}")),
+            _ if part_way => refused(PART_WAY),
+            Some(_) => refused(REFUSED),
             None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
         })
     }
@@ -1565,7 +1766,7 @@ mod qr_code {
     use rustix::fs::Access;
 
     use super::child::{Finished, Tool};
-    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
+    use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED, quoted};
     use super::platform::{Start, Tools};
     use super::state::{self, State, issuing_directory, volume_directory};
 
@@ -1574,26 +1775,30 @@ mod qr_code {
     /// deliver it, and never taken for another account's.
     pub struct Output {
         account: String,
-        path: PathBuf,
         directory: PathBuf,
         /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
         _lock: File,
     }
 
     impl Output {
-        /// Checks that the QR code can be delivered to `path`. Repeated at delivery, when it counts; here to refuse early.
-        pub fn prepare(root: &Path, account: &str, state: &State, path: &Path) -> Result<Output, Failure> {
-            let shown = path.display();
-            if path.file_name().is_none() {
-                return Err(Failure::new(PRECONDITION, format!("output '{shown}' is no file name")));
-            }
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
-            writable
-                .map_err(Failure::because(PRECONDITION, format!("nothing can be written beside output '{shown}'")))?;
-            if path.symlink_metadata().is_ok() {
-                let other = format!("./scripts/{}.rs{} --output another.svg", super::SCRIPT, state::option(account));
-                return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
+        /// Checks that the QR code can be brought to a file, if it is to be. Repeated when it counts; here to refuse early.
+        pub fn prepare(root: &Path, account: &str, state: &State, to: Option<&Path>) -> Result<Output, Failure> {
+            if let Some(path) = to {
+                let shown = path.display();
+                if path.file_name().is_none() {
+                    return Err(Failure::new(PRECONDITION, format!("output '{shown}' is no file name")));
+                }
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
+                writable.map_err(Failure::because(
+                    PRECONDITION,
+                    format!("nothing can be written beside output '{shown}'"),
+                ))?;
+                if path.symlink_metadata().is_ok() {
+                    let option = state::option(account);
+                    let other = format!("./scripts/{}.rs{option} --output another.svg", super::SCRIPT);
+                    return Err(Failure::new(PRECONDITION, format!("output '{shown}' exists already")).hint(other));
+                }
             }
             let directory = issuing_directory(root, state);
             let failed = |cause: String| {
@@ -1609,8 +1814,7 @@ mod qr_code {
             }
             let lock = File::open(&directory).map_err(|e| failed(e.to_string()))?;
             lock.try_lock().map_err(|_| failed("another run is issuing the same QR code".to_owned()))?;
-            let (account, path) = (account.to_owned(), path.to_owned());
-            let output = Output { account, path, directory: directory.clone(), _lock: lock };
+            let output = Output { account: account.to_owned(), directory: directory.clone(), _lock: lock };
             if !output.is_complete() && output.written().exists() {
                 // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
                 fs::remove_file(output.written()).map_err(|e| failed(e.to_string()))?;
@@ -1622,7 +1826,17 @@ mod qr_code {
         pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
             let volume = volume_directory(root, &self.account, state.volume_version)?;
             let (cas, image_id) = (&state.cas, state.image_id.as_str());
-            tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) })
+            let started =
+                tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) });
+            started.map_err(|failure| match self.is_complete() {
+                true => failure.leaving(&self.waiting("run the same command again")),
+                false => failure,
+            })
+        }
+
+        /// What somebody must know while the QR code is where the program left it.
+        pub fn waiting(&self, why: impl std::fmt::Display) -> String {
+            format!("the QR code waits in '{}'; {why}", self.written().display())
         }
 
         fn written(&self) -> PathBuf {
@@ -1635,32 +1849,21 @@ mod qr_code {
         }
 
         /// Brings the QR code to its place; fails rather than replace anything.
-        pub fn deliver(self) -> Result<PathBuf, Failure> {
+        pub fn deliver(self, to: &Path) -> Result<(), Failure> {
             let written = self.written();
             let failed = |e: io::Error| {
-                let (from, to) = (written.display(), self.path.display());
-                Failure::new(PART_WAY, format!("the QR code waits in '{from}'; it cannot be brought to '{to}': {e}"))
+                let why = format!("it cannot be brought to '{}': {e}", to.display());
+                Failure::new(PART_WAY, self.waiting(why))
             };
             // A hard link, unlike a rename, never replaces. To another file system, or one without links, it is copied.
-            match fs::hard_link(&written, &self.path) {
-                Ok(()) => fs::remove_file(&written).map_err(failed)?,
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            match fs::hard_link(&written, to) {
+                Ok(()) => fs::remove_file(&written).map_err(failed),
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Err(failed(e)),
                 Err(_) => {
-                    self.copy(&written).map_err(failed)?;
-                    destroy(&written)?;
+                    copy(&written, to).map_err(failed)?;
+                    destroy(&written).map(drop)
                 }
             }
-            Ok(self.path.clone())
-        }
-
-        fn copy(&self, written: &Path) -> io::Result<()> {
-            let svg = fs::read(written)?;
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&self.path)?;
-            let copied = file.write_all(&svg).and_then(|()| file.sync_all());
-            if copied.is_err() {
-                fs::remove_file(&self.path)?;
-            }
-            copied
         }
 
         /// The QR code itself, for the terminal.
@@ -1671,8 +1874,8 @@ mod qr_code {
         }
 
         /// Destroys the QR code where the program left it.
-        pub fn destroy(self) -> Result<(), Failure> {
-            destroy(&self.written()).map(drop)
+        pub fn destroy(self) -> Result<String, Failure> {
+            destroy(&self.written())
         }
 
         /// After a failed start: why, and nothing left behind that is not worth anything.
@@ -1707,6 +1910,10 @@ mod qr_code {
                 _ if fatal && reason.contains("the volume is in use") => {
                     Failure::new(PRECONDITION, format!("another start is at work: {reason}"))
                 }
+                _ if fatal && reason.contains("Unexpected enclave measurement") => {
+                    Failure::new(REFUSED, format!("the program is not the one in the policies: {reason}"))
+                        .hint(format!("./scripts/create.rs{account}   # updates the policies"))
+                }
                 _ if fatal => Failure::new(REFUSED, format!("the start was refused: {reason}")),
                 Some(10) => Failure::new(REFUSED, "the QR code was issued already, and is issued only once")
                     .hint(format!(
@@ -1720,6 +1927,16 @@ mod qr_code {
                     .hint(format!("./scripts/roll_forward.rs{account}   # if the once-marker is taken")),
             }
         }
+    }
+
+    fn copy(written: &Path, to: &Path) -> io::Result<()> {
+        let svg = fs::read(written)?;
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+        let copied = file.write_all(&svg).and_then(|()| file.sync_all());
+        if copied.is_err() {
+            fs::remove_file(to)?;
+        }
+        copied
     }
 
     /// Nothing stays behind of a start that issued nothing. What was issued stays for the next run, until it is delivered.
@@ -1744,7 +1961,7 @@ mod qr_code {
         match &shred {
             Some(shred) => {
                 let args = ["-n", "3", "-z", "-u", "--"].map(Into::into).into_iter().chain([path.into()]);
-                let finished = shred.run(&args.collect::<Vec<_>>(), &[])?;
+                let finished = shred.run_through(&args.collect::<Vec<_>>())?;
                 if !finished.success() {
                     return Err(failed(finished.reason()));
                 }
@@ -1757,7 +1974,9 @@ mod qr_code {
             0x9123_683e => Some("btrfs writes elsewhere: old blocks may remain"),
             0x2fc1_2fc1 => Some("ZFS writes elsewhere: old blocks may remain"),
             0x794c_7630 | 0x6573_5546 => Some("an overlay: what lies below decides"),
+            0xca45_1a4e => Some("bcachefs writes elsewhere: old blocks may remain"),
             0x6969 => Some("NFS: the server decides"),
+            0xff53_4d42 | 0xfe53_4d42 => Some("SMB: the server decides"),
             0xf2f5_2010 => Some("F2FS writes elsewhere: old blocks may remain"),
             _ => None,
         };
@@ -1770,7 +1989,7 @@ mod qr_code {
 
     /// The command that destroys a QR code.
     pub fn shred_command(path: &Path) -> String {
-        format!("shred -n 3 -z -u '{}'", path.display().to_string().replace('\'', r"'\''"))
+        format!("shred -n 3 -z -u {}", quoted(path.display()))
     }
 }
 // --- end qr_code
@@ -1871,7 +2090,7 @@ mod code {
             for tries_left in (0..TRIES).rev() {
                 let code = match self.source {
                     Source::Person => {
-                        self.wait_for_a_useful_code(spent)?;
+                        self.wait_for_a_useful_code(spent).map_err(|failure| failure.leaving(&self.remains))?;
                         let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
                         let asked =
                             at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
@@ -1899,7 +2118,12 @@ mod code {
                     && let Some((at, service)) = self.tools.last_code_spent(self.namespace)?
                 {
                     let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
-                    refusal += &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC by '{service}')");
+                    let ago = match since_1970().as_secs().saturating_sub(at) {
+                        ago if ago < 3600 => String::new(),
+                        ago => format!(", {} h ago", ago / 3600),
+                    };
+                    refusal +=
+                        &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC{ago} by '{service}')");
                 }
                 let may_retry =
                     matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);

@@ -81,8 +81,7 @@ fn shape(text: &str) -> String {
         run.clear();
         shaped.push(c);
     }
-    const DESTROYED: &str = "QR code: destroyed";
-    let lines = shaped.trim().lines().map(|line| if line.starts_with(DESTROYED) { DESTROYED } else { line });
+    let lines = shaped.trim().lines().map(|line| line.split_once(": destroyed").map_or(line, |(what, _)| what));
     lines.map(|line| line.split(' ').map(without_number).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>().join("\n")
 }
 
@@ -109,7 +108,7 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
                 bash.current_dir(repository()).args(["-c", &format!("make --dry-run --silent {target} >/dev/null")])
             }
             None => {
-                bash.current_dir(checkout).env_remove("OTPQR_ROOT");
+                bash.current_dir(checkout).env_remove("OTPQR_ROOT").env_remove("RUST_SCRIPT_BASE_PATH");
                 bash.args(["-c", &format!("{{ {command}{answers}\n}} 2>&1")])
             }
         };
@@ -241,6 +240,7 @@ runbooks! {
     a_damaged_volume_is_dealt_with_as_its_runbook_says: "volume-damaged",
     a_rebuilt_image_is_dealt_with_as_its_runbook_says: "image-rebuilt",
     a_wiped_cas_is_dealt_with_as_its_runbook_says: "cas-wiped",
+    a_state_that_is_behind_is_dealt_with_as_its_runbook_says: "state-behind-cas",
     moving_to_another_host_goes_as_its_runbook_says: "moving-to-another-host",
     handing_over_goes_as_its_runbook_says: "handing-over-to-another-person",
     a_code_used_by_a_stranger_is_dealt_with_as_its_runbook_says: "incident-a-code-was-used-that-was-not-mine",

@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::cell::RefCell;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -404,10 +405,10 @@ fn keeping_the_secret_needs_a_code_and_issues_nothing() {
     let code = account.code_at(bundle.now());
     let wrong = if code == "000000" { "000001" } else { "000000" };
     keep(wrong).expect(5).saying("One-time Password is invalid");
-    // Begun, it can neither be mixed with the other kind, nor forgotten.
-    let other = bundle.script("roll_forward", &["--yes"]).expect(3);
-    other.saying("one that keeps the secret").saying("hint: ./scripts/roll_forward.rs --keep-secret");
-    bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs");
+    // Begun, it can neither be undone nor forgotten.
+    let undo = bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
+    undo.saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
+    bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
     // Session 1 is still on the old volume: nobody gets a QR code without a code.
     bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
     keep(&code).expect(0);
@@ -430,6 +431,51 @@ fn keeping_the_secret_killed_anywhere_is_completed_by_the_next_run() {
         run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
         bundle.goes_on_with(&account);
         bundle.holds_no_picture();
+    });
+}
+
+#[test]
+fn keeping_the_secret_killed_anywhere_needs_no_code_if_the_secret_is_given_up() {
+    let (bundle, account) = Watched::enrolled();
+    let account = RefCell::new(account);
+    let code = || {
+        bundle.wait(30);
+        account.borrow().code_at(bundle.now())
+    };
+    let mut given_up = 0;
+    bundle.kill_everywhere("roll_forward", &["--yes", "--keep-secret", "--otp-file", "-"], code, |what, _| {
+        if bundle.known("default", &["pending"]) != "null" {
+            bundle.script("roll_forward", &["--yes"]).expect(0);
+            assert!(!bundle.accepts(&account.borrow()), "{what}");
+            // The marker that the volume begun may hold is in nobody's way.
+            *account.borrow_mut() = bundle.enrol_anew();
+            given_up += 1;
+        }
+        bundle.goes_on_with(&account.borrow());
+        bundle.holds_no_picture();
+    });
+    assert!(given_up > 3, "{given_up}");
+}
+
+#[test]
+fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run() {
+    let (bundle, mut account) = Watched::enrolled();
+    // Each round: one that keeps the secret has switched session 2, and gets no code.
+    let begin = || {
+        let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
+        run_with_input(bundle.script_command("roll_forward", &keep), "").expect(2).saying("exactly six digits");
+        assert_eq!(bundle.known("default", &["pending", "uploads_done"]), "2");
+    };
+    begin();
+    bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |what, _| {
+        bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
+        // Killed after its last upload it may be complete but for the word that it is.
+        bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
+        bundle.script("roll_forward", &["--yes"]).expect(0);
+        assert!(!bundle.accepts(&account), "{what}");
+        account = bundle.enrol_anew();
+        bundle.goes_on_with(&account);
+        begin();
     });
 }
 

@@ -154,7 +154,10 @@ impl Host {
         let path = [home.join("bin").as_os_str(), &std::env::var_os("PATH").unwrap()].join(OsStr::new(":"));
         command.args(args).current_dir(self.desk()).stdin(std::process::Stdio::null());
         command.env("PATH", path).env("HOME", home).env("TMPDIR", home.join("tmp"));
-        command.env("OTPQR_ROOT", self.root()).env("LOGNAME", "alice");
+        command
+            .env("OTPQR_ROOT", self.root())
+            .env("LOGNAME", "alice")
+            .env("RUST_SCRIPT_BASE_PATH", self.root().join("scripts"));
         // What a careless caller has set must reach neither tool.
         command.env("SCONE_CONFIG_ID", "somebody/else@000000");
         command
@@ -327,7 +330,7 @@ fn without_scone_on_the_path_nothing_is_created_and_the_simulator_is_only_named(
     for args in [&["--cas", "cas.example.com"][..], &["--platform", "scone", "--cas", "cas.example.com"]] {
         let mut create = host.command("create", args);
         create.env("PATH", &only_docker);
-        run(create).expect(3).saying("'scone'").saying("./scripts/create.rs --platform sim");
+        run(create).expect(3).saying("'scone'").saying("create.rs' --platform sim ");
     }
     host.is_untouched();
     assert_eq!(order(&host.calls()), [""; 0]);
@@ -443,7 +446,7 @@ fn what_is_no_measurement_is_not_taken_for_one() {
         host.is_untouched();
     }
     host.instead_of("docker", "[ \"$1\" != image ] || { echo 'Error: No such image: otpqr:scone' >&2; exit 1; }");
-    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("hint: docker build --target scone");
+    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("docker build --target scone");
     host.is_untouched();
     assert_eq!(uploads(host.calls()).len(), 0);
 }
@@ -839,10 +842,7 @@ fn half_a_qr_code_is_not_delivered() {
         "docker",
         "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
     );
-    host.script("gen_qr", &["--no-confirm"])
-        .expect(4)
-        .saying("incomplete QR code")
-        .saying("hint: ./scripts/roll_forward.rs");
+    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("incomplete QR code").saying("scripts/roll_forward.rs");
     assert!(!host.qr_code().exists());
     host.program_ends("*/otpqr", "otpqr: once-marker is there already\n", 10);
     host.script("gen_qr", &["--no-confirm"]).expect(5).saying("issued already");
@@ -1011,7 +1011,7 @@ fn a_roll_forward_that_cas_interrupts_stops_part_way_and_is_completed_by_the_nex
         } else {
             host.script("roll_forward", &["--yes"]).expect(4).saying("no space left");
             // Nothing else goes on from there.
-            host.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs");
+            host.script("create", &[]).expect(3).saying("scripts/roll_forward.rs");
             host.as_documented("scone");
             host.script("roll_forward", &["--yes"]).expect(0).saying("going on with a roll-forward that was begun");
         }

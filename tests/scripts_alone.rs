@@ -116,7 +116,7 @@ fn gen_qr_alone_builds_helps_and_names_the_state_it_lacks() {
         gen_qr.refuses(&[], 2, "give '--confirm-file FILE' or '--no-confirm'");
         gen_qr.refuses(&["--terminal"], 2, "'--terminal' needs a terminal");
         gen_qr.refuses(&["--no-confirm"], 3, "there is no 'state/default.yml' in ");
-        gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, "hint: ./scripts/create.rs --account signing");
+        gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, "hint: ./create.rs --account signing");
     }
 }
 
@@ -180,6 +180,16 @@ fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
     let second = with("add_auth", &["--no-confirm", "--otp-file", "-", "--output", "second.svg"]);
     run_with_input(second, &code).expect(0);
     run(with("roll_forward", &["--yes"])).expect(0);
+    // What helps is there where this is, and about the same bundle.
+    let mut elsewhere = with("gen_qr", &["--no-confirm", "--account", "none", "--root"]);
+    elsewhere.arg(&bundle.root);
+    let refused = run(elsewhere).expect(3);
+    let create = refused.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", &format!("{create} --platform sim-native --login bob")])
+        .env("XDG_DATA_HOME", bundle.root.join("data"));
+    assert!(run(shell).expect(0).stdout.starts_with("created: account 'none' of 'bob'"));
     let report = run(with("doctor", &[]));
     assert!(report.stdout.contains("ok    policies  CAS holds "), "{}", report.text());
 }

@@ -4,6 +4,7 @@ mod support;
 
 use std::cell::Cell;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
@@ -12,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, docker_is_there, phone, repository, strace_is_there};
+use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, strace_is_there};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -571,4 +572,65 @@ fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
     bundle.wipe_cas();
     declined(&bundle, &["--cas-wiped"], "Upload account 'default' anew to the CAS at '");
+}
+
+#[test]
+fn a_terminal_too_small_for_the_qr_code_is_refused_before_it_is_issued() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut shell = bundle.command("sh");
+    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
+    shell.args(["-c", &format!("stty rows 24 cols 80; exec '{script}' --terminal --no-confirm")]);
+    let (said, exit) = end(at_a_terminal(shell));
+    assert_eq!(exit, 2, "{said}");
+    assert!(said.contains("the terminal cannot show the QR code: it needs 57 columns and 31 rows"), "{said}");
+    assert!(said.contains("hint: ./scripts/gen_qr.rs   # writes a file instead"), "{said}");
+    bundle.gen_qr(&[]).expect(0);
+}
+
+#[test]
+fn ctrl_c_does_not_break_the_destruction_of_the_picture_off() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let tools = bundle.root.join("tools");
+    fs::create_dir(&tools).expect("a directory");
+    let pipe = bundle.root.join("go-on");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let shred = which::which("shred").expect("shred");
+    let waits = format!("#!/bin/sh\necho shredding >/dev/tty\nread go_on <go-on\nexec '{}' \"$@\"\n", shred.display());
+    fs::write(tools.join("shred"), waits).expect("a stand-in");
+    fs::set_permissions(tools.join("shred"), fs::Permissions::from_mode(0o755)).expect("permissions");
+
+    let mut shell = bundle.command("sh");
+    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
+    let path = format!("PATH=\"$PWD/tools:$PATH\" exec '{script}' --no-confirm");
+    // The terminal's echo of Ctrl-C says that it was delivered.
+    shell.args(["-c", &format!("stty echo; {path}")]);
+    let mut session = at_a_terminal(shell);
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    session.send_line("").expect("typing");
+    session.exp_string("shredding").expect("the destruction");
+    session.send_control('c').expect("typing");
+    session.exp_string("^C").expect("the echo");
+    fs::write(pipe, "go on\n").expect("a word");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("QR code: destroyed"), "{rest}");
+    assert!(!bundle.root.join("qrcode.svg").exists());
+}
+
+#[test]
+fn a_roll_forward_that_was_cut_off_asks_again_as_long_as_the_old_codes_live() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    // No policy can be made: the intention alone is recorded.
+    let mut cut_off = bundle.script_command("roll_forward", &["--yes"]);
+    cut_off.env("TMPDIR", "nowhere");
+    run(cut_off).expect(4);
+    let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
+    session.exp_string("stop working at once. Go on?").expect("the prompt");
+    session.send("n").and_then(|_| session.flush()).expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 3, "{rest}");
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
 }

@@ -2,7 +2,7 @@
 //! that does what it records. Never a code or a secret.
 //!
 //! Exported, it is one entry a line, JSON, and last a line with CAS's signature over the last entry's hash: a seal. Whoever can
-//! write CAS's database can write the log anew, and seal it: who keeps an older export has what to compare with.
+//! write CAS's database can write the log anew, and seal it: who keeps an older export finds that CAS does not have its entries.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -159,8 +159,9 @@ pub fn read(db: &Connection) -> rusqlite::Result<Vec<Entry>> {
     db.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY sequence"))?.query_map([], Entry::from_row)?.collect()
 }
 
-/// What is wrong with a log. The exit codes are those that SCONE's `verify-audit-log` has (section 4.3); which is for what is
-/// an assumption.
+/// What is wrong with a log. Meanings and exit codes are those that SCONE documents for `verify-audit-log` (its pages on the
+/// audit log and the command line), the most severe first. Its 10, for an entry of a decision that failed, does not occur:
+/// here an entry is part of the transaction.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Flaw {
     /// Not an export.
@@ -169,58 +170,81 @@ pub enum Flaw {
     /// An entry's content was changed.
     #[error("the audit log is broken at entry {0}: its content is not what its hash was made of")]
     Altered(i64),
-    /// Something else stands where this entry should.
-    #[error("the audit log is broken at entry {0}: it is missing, or not in its place")]
-    Missing(i64),
     /// An entry that follows another one than that before it.
     #[error("the audit log is broken at entry {0}: it does not follow from the one before")]
     Unchained(i64),
-    /// No seal.
-    #[error("the audit log has no seal: its end is missing")]
-    Unsealed,
-    /// The seal is not the last entry's.
-    #[error("the audit log's seal is that of another end, after entry {0}")]
-    OtherEnd(i64),
-    /// The signature is wrong.
+    /// The seal's signature is wrong.
     #[error("the audit log's seal is not signed with the key that it names")]
     BadSignature,
+    /// Neither a seal nor CAS itself vouches for the last entry.
+    #[error("nobody vouches for the audit log: entry {0} is not the one that was sealed, nor one that CAS has")]
+    Unsealed(i64),
     /// It is another CAS's log.
     #[error("the audit log was sealed by another CAS, with the key {0}")]
     OtherCas(String),
+    /// CAS sealed the entry, and does not have it.
+    #[error("CAS was rolled back: it sealed entry {0}, and has none or another one in its place")]
+    RolledBack(i64),
+    /// Something else stands where this entry should.
+    #[error("the audit log is broken at entry {0}: it is missing, or not in its place")]
+    Missing(i64),
+    /// CAS was not heard.
+    #[error("whether CAS was rolled back is not known: {0}")]
+    Unconfirmed(String),
+    /// It starts late.
+    #[error("the audit log starts with entry {0}: older ones are missing")]
+    StartMissing(i64),
+    /// CAS has more.
+    #[error("the audit log ends with entry {0}: more recent ones are missing")]
+    EndMissing(i64),
 }
 
 impl Flaw {
     /// The exit code of `scone cas verify-audit-log`.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Flaw::NotALog(_) => 10,
-            Flaw::Altered(_) => 14,
-            Flaw::Missing(_) => 15,
-            Flaw::Unchained(_) => 16,
-            Flaw::Unsealed => 17,
-            Flaw::OtherEnd(_) => 18,
-            Flaw::BadSignature => 19,
-            Flaw::OtherCas(_) => 20,
+            Flaw::NotALog(_) | Flaw::Altered(_) | Flaw::Unchained(_) | Flaw::BadSignature | Flaw::Unsealed(_) => 20,
+            Flaw::OtherCas(_) => 19,
+            Flaw::RolledBack(_) => 18,
+            Flaw::Missing(_) => 17,
+            Flaw::Unconfirmed(_) => 16,
+            Flaw::StartMissing(_) => 15,
+            Flaw::EndMissing(_) => 14,
         }
     }
 }
 
-/// Checks that each entry follows from the one before it; gives the last hash.
+/// Checks that each entry follows from the one before it, from the first one on; gives the last hash.
 pub fn check_chain(entries: &[Entry]) -> Result<&str, Flaw> {
-    let mut last = GENESIS;
-    for (entry, sequence) in entries.iter().zip(1..) {
-        if entry.sequence != sequence {
-            return Err(Flaw::Missing(sequence));
-        }
-        if entry.previous != last {
-            return Err(Flaw::Unchained(sequence));
-        }
-        if entry.hash != entry.digest() {
-            return Err(Flaw::Altered(sequence));
-        }
-        last = &entry.hash;
+    match first_gap(entries)? {
+        Some(missing) => Err(Flaw::Missing(missing)),
+        None if entries.first().is_some_and(|entry| entry.sequence != 1) => Err(Flaw::Missing(1)),
+        None => Ok(entries.last().map_or(GENESIS, |entry| &entry.hash)),
     }
-    Ok(last)
+}
+
+/// The first entry that is missing between two others, if these are what their hashes say.
+fn first_gap(entries: &[Entry]) -> Result<Option<i64>, Flaw> {
+    let mut gap = None;
+    let mut before: Option<&Entry> = None;
+    for entry in entries {
+        let (expected, previous) =
+            before.map_or((entry.sequence, None), |e| (e.sequence.saturating_add(1), Some(&e.hash)));
+        if entry.hash != entry.digest() {
+            return Err(Flaw::Altered(entry.sequence));
+        }
+        let follows = match previous {
+            Some(previous) => entry.previous == *previous,
+            None => entry.sequence != 1 || entry.previous == GENESIS,
+        };
+        if entry.sequence != expected {
+            gap = gap.or(Some(expected));
+        } else if !follows {
+            return Err(Flaw::Unchained(entry.sequence));
+        }
+        before = Some(entry);
+    }
+    Ok(gap)
 }
 
 /// The last line of an export.
@@ -256,38 +280,94 @@ pub fn export(entries: &[Entry], cas: &Identity, out: &mut impl Write) -> io::Re
     out.write_all(b"\n")
 }
 
-/// What a sound export says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Verified {
-    /// How many entries it has.
-    pub entries: i64,
-    /// The last one's hash.
-    pub hash: String,
+/// An export that was read: each entry is what its hash says.
+pub struct Export {
+    /// Its entries.
+    pub entries: Vec<Entry>,
+    /// The last one, again: there is at least one.
+    end: Entry,
+    /// Whether CAS's signature covers the last one, and with it all that it follows from.
+    sealed: bool,
+    /// The first entry that is missing between two others.
+    gap: Option<i64>,
 }
 
-/// Checks an export: it is whole, nothing in it was changed, and the CAS with the key hash `cas` sealed it.
-pub fn verify(export: &str, cas: &str) -> Result<Verified, Flaw> {
-    let lines: Vec<&str> = export.lines().collect();
-    let (seal, entries) = match lines.split_last() {
-        Some((last, entries)) => (serde_json::from_str::<Seal>(last).ok(), entries),
-        None => (None, &[][..]),
-    };
-    // Without its seal, the last line should be an entry, too.
-    let entries = if seal.is_some() { entries } else { &lines };
-    let read = |(i, line): (usize, &&str)| serde_json::from_str(line).map_err(|_| Flaw::NotALog(i + 1));
-    let entries: Vec<Entry> = entries.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-    let hash = check_chain(&entries)?;
-    let seal = seal.ok_or(Flaw::Unsealed)?;
-    let count = entries.last().map_or(0, |entry| entry.sequence);
-    if (seal.sealed, seal.hash.as_str()) != (count, hash) {
-        return Err(Flaw::OtherEnd(seal.sealed));
+/// What CAS says of its log today.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The last entry's place.
+    pub last: i64,
+    /// The hash of the entry at the place that was asked for; `None`: there is no such entry.
+    pub hash: Option<String>,
+}
+
+/// CAS's word on the entry at this place.
+pub fn checkpoint(db: &Connection, sequence: i64) -> rusqlite::Result<Checkpoint> {
+    let last = db.query_row("SELECT coalesce(max(sequence), 0) FROM audit", [], |row| row.get(0))?;
+    let hash = db.query_row("SELECT hash FROM audit WHERE sequence = ?1", [sequence], |row| row.get(0)).optional()?;
+    Ok(Checkpoint { last, hash })
+}
+
+impl Export {
+    /// Reads an export, and refuses what the CAS with the key hash `cas` cannot have written.
+    pub fn read(text: &str, cas: &str) -> Result<Export, Flaw> {
+        let lines: Vec<&str> = text.lines().collect();
+        let (seal, entries) = match lines.split_last() {
+            Some((last, entries)) => (serde_json::from_str::<Seal>(last).ok(), entries),
+            None => return Err(Flaw::NotALog(1)),
+        };
+        // Without its seal, the last line should be an entry, too.
+        let entries = if seal.is_some() { entries } else { &lines };
+        let read = |(i, line): (usize, &&str)| serde_json::from_str(line).map_err(|_| Flaw::NotALog(i + 1));
+        let entries: Vec<Entry> = entries.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+        let gap = first_gap(&entries)?;
+        let end = entries.last().ok_or(Flaw::NotALog(1))?.clone();
+        let mut sealed = false;
+        if let Some(seal) = seal {
+            let signature = unhex(&seal.signature).ok_or(Flaw::BadSignature)?;
+            let key = tls::signer(&seal.certificate, &Seal::signed(seal.sealed, &seal.hash), &signature)
+                .ok_or(Flaw::BadSignature)?;
+            if key != cas {
+                return Err(Flaw::OtherCas(key));
+            }
+            sealed = (seal.sealed, &seal.hash) == (end.sequence, &end.hash);
+        }
+        Ok(Export { entries, end, sealed, gap })
     }
-    let signature = unhex(&seal.signature).ok_or(Flaw::BadSignature)?;
-    let key = tls::signer(&seal.certificate, &Seal::signed(count, hash), &signature).ok_or(Flaw::BadSignature)?;
-    if key != cas {
-        return Err(Flaw::OtherCas(key));
+
+    /// Place and hash of its last entry.
+    pub fn end(&self) -> (i64, &str) {
+        (self.end.sequence, &self.end.hash)
     }
-    Ok(Verified { entries: count, hash: hash.to_owned() })
+
+    /// Compares it with what CAS says of its last entry (or why it says nothing). `predecessor` and `last` are the hashes that a
+    /// part of a log begins after and ends with; without them it should be the whole.
+    pub fn verify(
+        &self,
+        cas: Result<Checkpoint, String>,
+        predecessor: Option<&str>,
+        last: Option<&str>,
+    ) -> Result<(), Flaw> {
+        let end = &self.end;
+        let confirmed = cas.as_ref().is_ok_and(|cas| cas.hash.as_ref() == Some(&end.hash));
+        if !confirmed && !self.sealed {
+            return Err(Flaw::Unsealed(end.sequence));
+        }
+        if !confirmed && cas.is_ok() {
+            return Err(Flaw::RolledBack(end.sequence));
+        }
+        if let Some(missing) = self.gap {
+            return Err(Flaw::Missing(missing));
+        }
+        let cas = cas.map_err(Flaw::Unconfirmed)?;
+        if let Some(start) = self.entries.first().filter(|start| start.previous != predecessor.unwrap_or(GENESIS)) {
+            return Err(Flaw::StartMissing(start.sequence));
+        }
+        if last.map_or(cas.last != end.sequence, |last| last != end.hash) {
+            return Err(Flaw::EndMissing(end.sequence));
+        }
+        Ok(())
+    }
 }
 
 /// The log as a table for people: hashes shortened, columns aligned.
@@ -379,9 +459,9 @@ mod tests {
     }
 
     #[test]
-    fn an_export_is_whole_and_sealed_by_its_cas_or_says_what_is_wrong() {
+    fn an_export_is_what_its_cas_has_or_the_worst_of_what_is_wrong_is_said() {
         let (cas, other) = (Identity::generate("CAS").unwrap(), Identity::generate("CAS").unwrap());
-        let whole = entries(3);
+        let whole = entries(4);
         let export_by = |entries: &[Entry], cas: &Identity| {
             let mut text = Vec::new();
             export(entries, cas, &mut text).unwrap();
@@ -389,35 +469,70 @@ mod tests {
         };
         let text = export_by(&whole, &cas);
         let lines: Vec<&str> = text.lines().collect();
-        let verdict = |text: &str| verify(text, &cas.key_hash).map_err(|flaw| (flaw.exit_code(), flaw));
-        let rewritten = {
-            let mut entries = whole.clone();
-            entries[2].outcome.push('x');
-            entries[2].hash = entries[2].digest();
-            entries
+        let without = |gone: &[usize]| {
+            let kept = lines.iter().enumerate().filter(|(i, _)| !gone.contains(i));
+            kept.map(|(_, line)| format!("{line}\n")).collect::<String>()
         };
-        for (text, exit_code, flaw) in [
-            ("no log\n".to_owned(), 10, Flaw::NotALog(1)),
-            (text.replacen("ns/a", "ns/b", 1), 14, Flaw::Altered(1)),
-            ([lines[0], lines[2], lines[3]].join("\n"), 15, Flaw::Missing(2)),
-            (export_by(&[&whole[..2], &entries(4)[3..]].concat(), &cas), 15, Flaw::Missing(3)),
-            (lines[..2].join("\n"), 17, Flaw::Unsealed),
-            (String::new(), 17, Flaw::Unsealed),
-            ([lines[0], lines[1], lines[3]].join("\n"), 18, Flaw::OtherEnd(3)),
-            // A rewritten end under the old seal, and under the old signature.
-            (text.replace(lines[2], &serde_json::to_string(&rewritten[2]).unwrap()), 18, Flaw::OtherEnd(3)),
+        // Another entry 4, which CAS wrote after it was put back to when it had three.
+        let (mut again, mut forged) = (whole.clone(), whole.clone());
+        again[3].time += 60;
+        again[3].hash = again[3].digest();
+        forged[2].outcome.push('x');
+        forged[2].hash = forged[2].digest();
+        let line = |entry: &Entry| serde_json::to_string(entry).unwrap();
+
+        let judge = |text: &str, has: Option<&[Entry]>, predecessor: Option<&str>, last: Option<&str>| {
+            let export = Export::read(text, &cas.key_hash)?;
+            let end = export.end().0;
+            let hash = |entries: &[Entry]| entries.iter().find(|e| e.sequence == end).map(|e| e.hash.clone());
+            let said = has.map(|entries| Checkpoint { last: entries.len() as i64, hash: hash(entries) });
+            export.verify(said.ok_or_else(|| "no answer".to_owned()), predecessor, last)
+        };
+        let grown = entries(5);
+        let unconfirmed = || Flaw::Unconfirmed("no answer".into());
+        let (all, three) = (Some(&whole[..]), Some(&whole[..3]));
+        for (text, has, exit_code, flaw) in [
+            ("no log\n".to_owned(), all, 20, Flaw::NotALog(1)),
+            (String::new(), all, 20, Flaw::NotALog(1)),
+            (export_by(&[], &cas), all, 20, Flaw::NotALog(1)),
+            (text.replacen("ns/a", "ns/b", 1), all, 20, Flaw::Altered(1)),
+            (text.replace(lines[2], &line(&forged[2])), all, 20, Flaw::Unchained(4)),
+            // A rewritten end: under the old seal, and under the old signature.
+            (text.replace(lines[3], &line(&again[3])), all, 20, Flaw::Unsealed(4)),
             (
-                text.replace(lines[2], &serde_json::to_string(&rewritten[2]).unwrap())
-                    .replace(&whole[2].hash, &rewritten[2].hash),
-                19,
+                text.replace(lines[3], &line(&again[3])).replace(&whole[3].hash, &again[3].hash),
+                all,
+                20,
                 Flaw::BadSignature,
             ),
-            (export_by(&whole, &other), 20, Flaw::OtherCas(other.key_hash.clone())),
+            (without(&[4]), None, 20, Flaw::Unsealed(4)),
+            (without(&[3]), None, 20, Flaw::Unsealed(3)),
+            (export_by(&whole, &other), all, 19, Flaw::OtherCas(other.key_hash.clone())),
+            (text.clone(), three, 18, Flaw::RolledBack(4)),
+            (text.clone(), Some(&again), 18, Flaw::RolledBack(4)),
+            (without(&[1]), three, 18, Flaw::RolledBack(4)),
+            (without(&[1]), all, 17, Flaw::Missing(2)),
+            (without(&[1]), None, 17, Flaw::Missing(2)),
+            (text.clone(), None, 16, unconfirmed()),
+            (without(&[0]), None, 16, unconfirmed()),
+            (without(&[0]), Some(&grown), 15, Flaw::StartMissing(2)),
+            (text.clone(), Some(&grown), 14, Flaw::EndMissing(4)),
+            // Who cut off the end could not keep the seal; CAS knows the entries all the same.
+            (without(&[3]), all, 14, Flaw::EndMissing(3)),
+            (without(&[3, 4]), all, 14, Flaw::EndMissing(3)),
         ] {
-            assert_eq!(verdict(&text), Err((exit_code, flaw)), "{text}");
+            let judged = judge(&text, has, None, None).map_err(|flaw| (flaw.exit_code(), flaw));
+            assert_eq!(judged, Err((exit_code, flaw)), "{text}");
         }
-        assert_eq!(verdict(&text), Ok(Verified { entries: 3, hash: whole[2].hash.clone() }));
-        assert_eq!(verdict(&export_by(&[], &cas)), Ok(Verified { entries: 0, hash: GENESIS.to_owned() }));
+        assert_eq!(judge(&text, all, None, None), Ok(()));
+        assert_eq!(judge(&without(&[4]), all, None, None), Ok(()), "CAS vouches for what has no seal");
+        // A part of a log that was split, between the hashes it should be between.
+        let (before, end) = (whole[1].hash.as_str(), whole[3].hash.as_str());
+        let part = without(&[0, 1]);
+        assert_eq!(judge(&part, Some(&grown), Some(before), Some(end)), Ok(()));
+        assert_eq!(judge(&part, Some(&grown), Some(end), Some(end)), Err(Flaw::StartMissing(3)));
+        assert_eq!(judge(&part, Some(&grown), Some(before), Some(before)), Err(Flaw::EndMissing(4)));
+        assert_eq!(judge(&part, Some(&grown), Some(before), None), Err(Flaw::EndMissing(4)));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use scone_run::protocol::{
 use crate::audit::{self, Event, Record};
 use crate::clock::{Clock, ClockError};
 use crate::codes;
-use crate::session::{Mode, Mount, Service, Session, SessionError, host_argument, host_variable};
+use crate::session::{Kind, Mode, Mount, Service, Session, SessionError, host_argument, host_variable};
 use crate::store::{self, Store, StoreError, Stored};
 use crate::tls::{self, Identity};
 use secrets::Secrets;
@@ -194,11 +194,13 @@ impl Cas {
         Ok(Identity::from_pem(&pem)?)
     }
 
-    /// Writes down that CAS starts or stops.
+    /// Writes down that CAS starts or stops; with a random number, so that the log of a CAS that was put back to an older state
+    /// is another one from then on, even if it does the same again at the same time.
     pub fn record(&self, event: Event) -> Result<(), CasError> {
         let now = self.clock.now()?;
+        let outcome = format!("accepted: {}", hex(&store::draw(Kind::Binary, 8)?));
         self.store.write(|tx| {
-            let record = Record { event, subject: "", who: "", measurement: "", outcome: "accepted" };
+            let record = Record { event, subject: "", who: "", measurement: "", outcome: &outcome };
             Ok(audit::append(tx, now, &record)?)
         })
     }
@@ -255,15 +257,26 @@ impl Cas {
 
     /// The names of the sessions that the client may read.
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
-        self.store.write(|tx| {
-            let mut readable = Vec::new();
-            for name in store::names(tx)? {
-                if settle(read(tx, &name, None, client))?.is_ok() {
-                    readable.push(name);
+        let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
+        let mut readable = Vec::new();
+        // Some at a time: anybody may ask for this, and others wait for the store.
+        while !names.is_empty() {
+            let some: Vec<String> = names.drain(..names.len().min(100)).collect();
+            self.store.write::<_, CasError>(|tx| {
+                for name in some {
+                    if settle(read(tx, &name, None, client))?.is_ok() {
+                        readable.push(name);
+                    }
                 }
-            }
-            Ok(readable)
-        })
+                Ok(())
+            })?;
+        }
+        Ok(readable)
+    }
+
+    /// What an export of the audit log is compared with. SCONE tells its owner only; here nobody is one, and hashes tell nothing.
+    pub fn checkpoint(&self, sequence: i64) -> Result<audit::Checkpoint, CasError> {
+        self.store.write(|tx| Ok(audit::checkpoint(tx, sequence)?))
     }
 
     /// Gives a service its configuration, or the lines of SCONE's error frame.
@@ -439,15 +452,28 @@ fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refus
     if wanted.contains(claim.mrenclave) {
         return Ok(());
     }
+    let mut missed: Vec<String> = wanted
+        .iter()
+        .map(|want| format!("Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave))
+        .collect();
+    // Our own words: what SCONE says of another signer is not documented.
+    missed.extend(service.signers().map(|signer| {
+        format!(
+            "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER {}",
+            signer.mrsigner
+        )
+    }));
+    let reason = if wanted.is_empty() { "not signed, as only signers are trusted" } else { "unexpected mrenclave" };
     let mut chain = vec![
         "The program enclave is not trustworthy".to_owned(),
         "None of the required enclave properties are met by the enclave".to_owned(),
     ];
-    for (i, want) in wanted.iter().enumerate() {
-        let count = if wanted.len() > 1 { format!("Error {} of {}: ", i + 1, wanted.len()) } else { String::new() };
-        chain.push(format!("{count}Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave));
-    }
-    untrusted(chain, "unexpected mrenclave".into())
+    let count = missed.len();
+    chain.extend(missed.into_iter().enumerate().map(|(i, miss)| match count {
+        1 => miss,
+        _ => format!("Error {} of {count}: {miss}", i + 1),
+    }));
+    untrusted(chain, reason.into())
 }
 
 /// The service access token (section 2.10): first of all factors, so that who lacks it can neither try codes nor use them up.

@@ -20,7 +20,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
 use crate::SOFTWARE_ONLY;
-use crate::audit::{self, Verified};
+use crate::audit::{self, Export, Flaw};
 use crate::server::SessionReply;
 use crate::session::{MAX_TEXT, Session, is_session_name};
 use crate::tls::{self, Identity};
@@ -39,6 +39,10 @@ struct CliError {
 impl CliError {
     fn new(what: impl Into<String>, cause: impl Into<String>) -> CliError {
         CliError { what: what.into(), causes: vec![cause.into()], exit_code: 1 }
+    }
+
+    fn not_simulated(what: &str) -> CliError {
+        CliError { what: format!("not simulated: {what}"), causes: Vec::new(), exit_code: 1 }
     }
 
     /// The same, as the cause of `what`.
@@ -76,6 +80,8 @@ enum Command {
     /// Look at certificates
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Print the version
+    Version,
 }
 
 #[derive(Subcommand)]
@@ -87,7 +93,7 @@ enum CertCommand {
     },
 }
 
-/// What SCONE's command line has (sections 4.1 to 4.4) and this one has not.
+/// What SCONE's command line has (its reference page, and section 1.6) and this one has not.
 const NOT_SIMULATED: &[&str] = &[
     "binary-fs",
     "cargo",
@@ -97,36 +103,51 @@ const NOT_SIMULATED: &[&str] = &[
     "gccgo",
     "gdb",
     "gfortran",
+    "help-markdown",
+    "host",
     "las",
     "rustc",
+    "service",
     "signer",
+    "stack",
+    "swarm",
     "session encrypt",
     "session sign",
     "cas attest-audit-log",
+    "cas get-audit-log-checkpoints",
     "cas provision",
     "cas register-backup",
     "cas register-upgrade",
     "cas start-upgrade",
     "cas update-config",
-    "self show-certificate-hash",
+    "cas verify-raw-rest-signature",
     "self show-session-signing-key",
 ];
 
-/// As [`NOT_SIMULATED`], of options: they are about what only hardware could show.
-const OPTIONS_NOT_SIMULATED: &[&str] = &[
-    "-T",
-    "-o",
-    "-s",
-    "--allow-cas-owner-secret-access",
-    "--isvprodid",
-    "--isvsvn",
-    "--mrenclave",
-    "--mrsigner",
-    "--nonce",
-    "--offline-report",
-    "--only_for_testing_allow-unprovisioned-cas",
-    "--session-encryption-key",
-    "--verification-time",
+/// As [`NOT_SIMULATED`], of options, by command.
+const OPTIONS_NOT_SIMULATED: &[(&str, &[&str])] = &[
+    (
+        "cas attest",
+        &[
+            "-s",
+            "--accept-revoked-pcs-certs",
+            "--accept-unverifiable-pcs-certs",
+            "--allow-cas-owner-secret-access",
+            "--isvprodid",
+            "--isvsvn",
+            "--mrenclave",
+            "--mrsigner",
+            "--nonce",
+            "--offline-report",
+            "--only_for_testing_allow-unprovisioned-cas",
+            "--verification-time",
+        ],
+    ),
+    (
+        "cas show-identification",
+        &["-s", "-S", "--cas-software-certificate", "--cas-software-key-hash", "--session-encryption-key"],
+    ),
+    ("session", &["--accept-revoked-pcs-certs", "--accept-unverifiable-pcs-certs", "--cas-key", "--session-hash"]),
 ];
 
 /// The subcommand or option that is not simulated, if that is why the arguments were not understood.
@@ -142,7 +163,16 @@ fn not_simulated(error: &clap::Error, args: &[OsString]) -> Option<String> {
         return NOT_SIMULATED.iter().find(|known| **known == name || **known == full).map(|known| known.to_string());
     }
     let option = context(ContextKind::InvalidArg)?;
-    OPTIONS_NOT_SIMULATED.iter().find(|known| **known == option).map(|known| known.to_string())
+    if option == "-o" {
+        return Some(option);
+    }
+    let is_command = |words: &str| {
+        let words: Vec<&str> = words.split(' ').collect();
+        args.windows(words.len()).any(|args| args.iter().zip(&words).all(|(arg, word)| arg == word))
+    };
+    let mut known =
+        OPTIONS_NOT_SIMULATED.iter().filter(|(command, _)| is_command(command)).flat_map(|(_, known)| *known);
+    known.find(|known| **known == option).map(|known| known.to_string())
 }
 
 #[derive(Subcommand)]
@@ -194,6 +224,9 @@ enum SessionCommand {
         /// As if this user had created the session
         #[arg(long, value_enum)]
         with_self_as_creator: Option<CreatorKind>,
+        /// A certificate (PEM) to use instead of this user's
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
     },
 }
 
@@ -201,6 +234,8 @@ enum SessionCommand {
 enum CreatorKind {
     /// By the TLS client certificate
     Tls,
+    /// By the key that sessions are signed with: not simulated
+    Signer,
 }
 
 #[derive(Args)]
@@ -277,11 +312,17 @@ enum CasCommand {
         /// The CAS
         cas: String,
     },
-    /// Print what identifies a CAS
+    /// Print what identifies a CAS: its certificate, unless told otherwise
     ShowIdentification {
-        /// Its key hash alone
-        #[arg(short = 'c')]
-        key_hash: bool,
+        /// Its key hash
+        #[arg(short = 'c', long, group = "what")]
+        cas_key_hash: bool,
+        /// Its certificate
+        #[arg(short = 'C', long, group = "what")]
+        cas_certificate: bool,
+        /// The certificates above it, too: here there are none
+        #[arg(short = 'T', long, group = "what")]
+        certificate_chain: bool,
         /// The CAS; otherwise the default one
         cas: Option<String>,
     },
@@ -290,19 +331,39 @@ enum CasCommand {
         /// The CAS; otherwise the default one
         cas: Option<String>,
     },
-    /// Check an audit log that `scone-sim log --json` wrote: whole, unchanged, sealed by the CAS that was attested
-    VerifyAuditLog {
-        /// The log
-        file: PathBuf,
-        /// The CAS; otherwise the default one
-        #[arg(short, long)]
-        cas: Option<String>,
-    },
+    /// Check an audit log that `scone-sim log --json` wrote: whole, unchanged, and what its CAS has. The exit code says what is
+    /// wrong: 20 not authentic, 19 of another CAS, 18 CAS was rolled back, 17 entries are missing in between, 16 CAS cannot be
+    /// asked, 15 older or 14 recent entries are missing
+    VerifyAuditLog(VerifyAuditLog),
     /// Print a CAS's version
     Version {
-        /// The CAS; otherwise the default one
-        cas: Option<String>,
+        #[command(flatten)]
+        target: Target,
     },
+}
+
+#[derive(Args)]
+struct VerifyAuditLog {
+    /// The log
+    file: PathBuf,
+    /// The key hash that the CAS must have, instead of the one it had when it was attested
+    #[arg(short, long, value_name = "HASH", requires = "cas")]
+    cas_key_hash: Option<String>,
+    /// The CAS; otherwise the default one
+    #[arg(long)]
+    cas: Option<String>,
+    /// Private key and certificate (PEM) to use instead of this user's
+    #[arg(long, value_name = "FILE")]
+    identity: Option<PathBuf>,
+    /// Of a part of a log: the hash of its last entry. Otherwise the last one that CAS has should be there
+    #[arg(long, value_name = "HASH")]
+    last: Option<String>,
+    /// Of a part of a log: the hash of the entry before its first one. Otherwise CAS's first one should be there
+    #[arg(long, value_name = "HASH")]
+    predecessor: Option<String>,
+    /// Print the log as a table
+    #[arg(short, long)]
+    print_log: bool,
 }
 
 #[derive(Subcommand)]
@@ -313,10 +374,17 @@ enum OwnCommand {
     ShowKeyHash,
     /// Print the certificate
     ShowCertificate,
+    /// Print the SHA-256 of the certificate. Deprecated by SCONE: access policies name the key hash
+    ShowCertificateHash,
 }
 
 /// Runs the command line `args` (`args[0]` is the program).
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    // SCONE reads the file: who means something else by it should hear of that here.
+    if let Some(file) = args.iter().skip(1).find(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
+        eprintln!("Error: not simulated: argument file {}", file.display());
+        return ExitCode::from(1);
+    }
     let cli = match Cli::try_parse_from(&args) {
         Ok(cli) => cli,
         Err(error) => {
@@ -332,11 +400,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }
     };
-    let result = run(cli).and_then(|output| {
-        let mut out = std::io::stdout().lock();
-        let printed = out.write_all(output.as_bytes()).and_then(|()| out.flush());
-        printed.map_err(|error| CliError::new("Cannot print", error.to_string()))
-    });
+    let result = run(cli).and_then(|output| print(&output));
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -349,6 +413,12 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    printed.map_err(|error| CliError::new("Cannot print", error.to_string()))
+}
+
 /// What is to be printed.
 fn run(cli: Cli) -> Result<String> {
     let path = match cli.config {
@@ -359,14 +429,15 @@ fn run(cli: Cli) -> Result<String> {
         Command::Session(command) => session(command, &path),
         Command::Cas(command) => cas(command, &path),
         Command::Cert(CertCommand::ShowKeyHash { file }) => {
-            let text = std::fs::read(&file).map_err(|error| unreadable(&file, &error.to_string()))?;
-            let hash = CertificateDer::from_pem_slice(&text).ok().and_then(|certificate| tls::key_hash(&certificate));
-            Ok(hash.ok_or_else(|| unreadable(&file, "it is not a certificate in PEM"))? + "\n")
+            let hash = tls::key_hash(&certificate(&file)?);
+            Ok(hash.ok_or_else(|| unreadable(&file, "its certificate is damaged"))? + "\n")
         }
+        Command::Version => Ok(concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n").to_owned()),
         Command::Own(command) => {
             let identity = Config::load(&path)?.identity()?;
             Ok(match command {
                 OwnCommand::ShowKeyHash => identity.key_hash + "\n",
+                OwnCommand::ShowCertificateHash => identity.certificate_hash() + "\n",
                 OwnCommand::ShowCertificate => identity.certificate_pem,
                 OwnCommand::Show => format!("key hash: {}\n{}", identity.key_hash, identity.certificate_pem),
             })
@@ -377,17 +448,21 @@ fn run(cli: Cli) -> Result<String> {
 fn session(command: SessionCommand, config: &Path) -> Result<String> {
     match command {
         SessionCommand::Check { source } => yaml(&source.load()?),
-        SessionCommand::CalculateHash { source, with_self_as_creator } => {
+        SessionCommand::CalculateHash { source, with_self_as_creator, identity } => {
             let mut session = source.load()?;
             if session.refers_to_creator() && session.creator.is_none() {
-                let Some(CreatorKind::Tls) = with_self_as_creator else {
-                    return Err(CliError {
+                session.creator = Some(match (with_self_as_creator, identity) {
+                    (Some(CreatorKind::Tls), None) => Config::load(config)?.identity()?.certificate_pem,
+                    (Some(CreatorKind::Tls), Some(file)) => tls::pem(tls::CERTIFICATE, &certificate(&file)?),
+                    (Some(CreatorKind::Signer), _) => {
+                        return Err(CliError::not_simulated("--with-self-as-creator signer"));
+                    }
+                    (None, _) => return Err(CliError {
                         what: "Cannot calculate session hash! The session, explicitly or through the default access policy, references its creator. The creator is only known once the session was created. You may use --with-self-as-creator to pretend you created the session, or remove all creator references.".into(),
                         causes: Vec::new(),
                         exit_code: 1,
-                    });
-                };
-                session.creator = Some(Config::load(config)?.identity()?.certificate_pem);
+                    }),
+                });
             }
             Ok(session.hash() + "\n")
         }
@@ -457,8 +532,14 @@ impl Source {
             return Err(failed(format!("the session is longer than {MAX_TEXT} bytes")));
         }
         let text = std::fs::read_to_string(&self.file).map_err(|error| failed(error.to_string()))?;
-        let text = variables::substitute(text, &self.variables, self.use_env).map_err(failed)?;
-        Session::parse_as(&text, self.name.as_deref()).map_err(|error| failed(error.to_string()))
+        let filled = variables::substitute(text.clone(), &self.variables, self.use_env).map_err(failed)?;
+        let problem = |text: &str| Session::parse_as(text, self.name.as_deref()).map_err(|error| error.to_string());
+        problem(&filled).map_err(|error| {
+            // Filled in, a file has other lines: those of the file are said, if it has the same error, or none.
+            let bare = |error: &str| error.rsplit_once(" at line ").map_or(error, |(bare, _)| bare).to_owned();
+            let written = problem(&text).err().filter(|written| bare(written) == bare(&error));
+            failed(written.unwrap_or_else(|| bare(&error)))
+        })
     }
 }
 
@@ -466,27 +547,29 @@ impl Target {
     /// The CAS to talk to: attested, and held to the key it had then.
     fn peer(&self, path: &Path) -> Result<Peer> {
         let config = Config::load(path)?;
-        let mut peer = if self.unattested {
-            let address = Address::parse(self.cas.as_deref().or(config.default_cas()).unwrap_or("cas"))?;
-            Peer { address, key: None, identity: config.identity()?, retries: self.retries }
+        let (address, key) = if self.unattested {
+            (Address::parse(self.cas.as_deref().or(config.default_cas()).unwrap_or("cas"))?, None)
         } else {
-            attested(&config, self.cas.as_deref(), self.retries)?
+            let (address, key) = config.cas(self.cas.as_deref())?;
+            (address, Some(key))
         };
-        if let Some(file) = &self.identity {
-            let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error.to_string()))?;
-            peer.identity = Identity::from_pem(&text).map_err(|error| unreadable(file, &error.to_string()))?;
-        }
-        Ok(peer)
+        Ok(Peer { address, key, identity: identity(&config, self.identity.as_deref())?, retries: self.retries })
     }
+}
+
+fn identity(config: &Config, file: Option<&Path>) -> Result<Identity> {
+    let Some(file) = file else { return config.identity() };
+    let text = std::fs::read_to_string(file).map_err(|error| unreadable(file, &error.to_string()))?;
+    Identity::from_pem(&text).map_err(|error| unreadable(file, &error.to_string()))
+}
+
+fn certificate(file: &Path) -> Result<CertificateDer<'static>> {
+    let text = std::fs::read(file).map_err(|error| unreadable(file, &error.to_string()))?;
+    CertificateDer::from_pem_slice(&text).map_err(|_| unreadable(file, "it is not a certificate in PEM"))
 }
 
 fn unreadable(file: &Path, cause: &str) -> CliError {
     CliError::new(format!("Cannot use '{}'", file.display()), cause)
-}
-
-fn attested(config: &Config, cas: Option<&str>, retries: u32) -> Result<Peer> {
-    let (address, key) = config.cas(cas)?;
-    Ok(Peer { address, key: Some(key), identity: config.identity()?, retries })
 }
 
 fn yaml(session: &Session) -> Result<String> {
@@ -552,22 +635,22 @@ fn cas(command: CasCommand, path: &Path) -> Result<String> {
             Config::change(path, |config| config.set_default(&cas))?;
             Ok(String::new())
         }
-        CasCommand::ShowIdentification { key_hash, cas } => {
-            let (_, key) = Config::load(path)?.cas(cas.as_deref())?;
-            Ok(if key_hash { key + "\n" } else { format!("CAS key hash: {key}\n") })
+        CasCommand::ShowIdentification { cas_key_hash: true, cas, .. } => {
+            Ok(Config::load(path)?.cas(cas.as_deref())?.1 + "\n")
         }
-        CasCommand::ShowCertificate { cas } => attested(&Config::load(path)?, cas.as_deref(), 1)?.certificate(),
-        CasCommand::VerifyAuditLog { file, cas } => {
-            let what = format!("Verifying audit log '{}' failed", file.display());
-            let (_, key) = Config::load(path)?.cas(cas.as_deref())?;
-            let export = std::fs::read_to_string(&file).map_err(|error| CliError::new(&what, error.to_string()))?;
-            match audit::verify(&export, &key) {
-                Ok(Verified { entries, hash }) => Ok(format!("{entries} entries, the last one's hash is {hash}\n")),
-                Err(flaw) => Err(CliError { what, causes: vec![flaw.to_string()], exit_code: flaw.exit_code() }),
-            }
+        CasCommand::ShowIdentification { cas, .. } | CasCommand::ShowCertificate { cas } => {
+            let config = Config::load(path)?;
+            let (address, key) = config.cas(cas.as_deref())?;
+            Peer { address, key: Some(key), identity: config.identity()?, retries: 1 }.certificate()
         }
-        CasCommand::Version { cas } => {
-            let peer = attested(&Config::load(path)?, cas.as_deref(), 1)?;
+        CasCommand::VerifyAuditLog(arguments) => {
+            let what = format!("Verifying audit log '{}' failed", arguments.file.display());
+            let last = verify_audit_log(arguments, path, &what)?;
+            eprintln!("{last}");
+            Ok(String::new())
+        }
+        CasCommand::Version { target } => {
+            let peer = target.peer(path)?;
             let body = accepted(&peer, peer.get("/v1/version")?)?;
             match (body["name"].as_str(), body["version"].as_str()) {
                 (Some(name), Some(version)) => Ok(format!("{name} {version}\n")),
@@ -575,6 +658,32 @@ fn cas(command: CasCommand, path: &Path) -> Result<String> {
             }
         }
     }
+}
+
+/// What is said of a log that is right.
+fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Result<String> {
+    let VerifyAuditLog { file, cas_key_hash, cas, identity: own, last, predecessor, print_log } = arguments;
+    let config = Config::load(path)?;
+    let (address, key) = match (cas_key_hash, &cas) {
+        (Some(key), Some(cas)) => (Address::parse(cas)?, key),
+        _ => config.cas(cas.as_deref())?,
+    };
+    let wrong =
+        |flaw: Flaw| CliError { what: what.to_owned(), causes: vec![flaw.to_string()], exit_code: flaw.exit_code() };
+    let text = std::fs::read_to_string(&file).map_err(|error| CliError::new(what, error.to_string()))?;
+    let export = Export::read(&text, &key).map_err(wrong)?;
+    if print_log {
+        print(&audit::table(&export.entries))?;
+    }
+    let (sequence, hash) = export.end();
+    let peer = Peer { address, key: Some(key), identity: identity(&config, own.as_deref())?, retries: 1 };
+    let said = peer.get(&format!("/v1/audit-log/{sequence}")).and_then(|reply| accepted(&peer, reply));
+    let said = said.and_then(|body| {
+        serde_json::from_value(body).map_err(|error| CliError::new("CAS's answer is not understood", error.to_string()))
+    });
+    let said = said.map_err(|error| [vec![error.what], error.causes].concat().join(": "));
+    export.verify(said, predecessor.as_deref(), last.as_deref()).map_err(wrong)?;
+    Ok(format!("{} entries, the last one's hash is {hash}", export.entries.len()))
 }
 
 fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, retries: u32) -> Result<String> {

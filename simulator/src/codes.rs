@@ -95,20 +95,14 @@ impl Memory {
 }
 
 /// Judges a code, and what to remember afterwards.
-fn judge(mut memory: Memory, secret: &[u8], code: Option<&str>, now: u64) -> (Verdict, Memory) {
+fn judge(mut memory: Memory, secret: &[u8], code: u32, now: u64) -> (Verdict, Memory) {
     // A clock set back must not make the wait longer than it ever is, nor shorter: it starts again.
     memory.failed_at = memory.failed_at.min(now);
-    let verdict = match code {
-        None => Verdict::Missing,
-        Some(code) => match parse(code) {
-            None => Verdict::Malformed,
-            Some(_) if memory.wait(now) > 0 => Verdict::MustWait { seconds: memory.wait(now) },
-            Some(code) => match matching_step(secret, code, now) {
-                None => Verdict::Wrong,
-                Some(step) if memory.highest_step.is_some_and(|highest| step <= highest) => Verdict::AlreadyUsed,
-                Some(step) => Verdict::Accepted { step },
-            },
-        },
+    let verdict = match matching_step(secret, code, now) {
+        _ if memory.wait(now) > 0 => Verdict::MustWait { seconds: memory.wait(now) },
+        None => Verdict::Wrong,
+        Some(step) if memory.highest_step.is_some_and(|highest| step <= highest) => Verdict::AlreadyUsed,
+        Some(step) => Verdict::Accepted { step },
     };
     match verdict {
         Verdict::Accepted { step } => memory = Memory { highest_step: Some(step), ..Memory::default() },
@@ -139,6 +133,9 @@ fn matching_step(secret: &[u8], code: u32, now: u64) -> Option<u64> {
 /// Checks a code and remembers the outcome, in the caller's transaction: durable once that is committed, and to be answered
 /// only then.
 pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> rusqlite::Result<Verdict> {
+    let Some(code) = code else { return Ok(Verdict::Missing) };
+    // Before anything is looked up: what is not spelled like a code is not held against anything.
+    let Some(code) = parse(code) else { return Ok(Verdict::Malformed) };
     let key = memory_key(secret);
     let before = load(tx, &key)?;
     let (verdict, after) = judge(before, secret, code, now);
@@ -342,6 +339,16 @@ mod tests {
     }
 
     #[test]
+    fn a_step_that_another_takes_between_look_and_write_is_not_accepted() {
+        let (_directory, store) = store();
+        assert_eq!(try_code(&store, &code_of(99), 99 * STEP), Verdict::Accepted { step: 99 });
+        // Whatever let the other in: the store would not.
+        let another = "CREATE TRIGGER another BEFORE INSERT ON code BEGIN UPDATE code SET highest_step = 100; END";
+        store.write(|tx| Ok::<_, StoreError>(tx.execute_batch(another)?)).unwrap();
+        assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::AlreadyUsed);
+    }
+
+    #[test]
     fn memory_outlives_the_store() {
         let (directory, store) = store();
         assert_eq!(try_code(&store, &code_of(100), 100 * STEP), Verdict::Accepted { step: 100 });
@@ -391,7 +398,7 @@ mod tests {
         let guesses = [now + DAY, now + 2 * DAY].map(|midnight| {
             let mut guesses = 0;
             while now < midnight {
-                let (verdict, after) = judge(memory, RFC, Some(wrong_at(now)), now);
+                let (verdict, after) = judge(memory, RFC, parse(wrong_at(now)).unwrap(), now);
                 assert_eq!(verdict, Verdict::Wrong);
                 (memory, guesses) = (after, guesses + 1);
                 now += memory.wait(now);

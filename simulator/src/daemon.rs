@@ -139,6 +139,11 @@ impl DaemonError {
                 "rm '{}'   # go on with the older copy: codes accepted since are good again",
                 head.display()
             )),
+            DaemonError::Cas(CasError::Store(StoreError::Layout(_))) => Some(
+                "start CAS with the version of scone-sim that wrote it, or anew with another --data DIR: what was uploaded, drawn \
+                 and remembered here is then not there"
+                    .into(),
+            ),
             DaemonError::NotRunning(data) => Some(format!("scone-sim up --data '{}'", data.display())),
             _ => None,
         }

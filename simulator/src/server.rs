@@ -64,6 +64,7 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
         .route("/session", post(upload))
         .route("/v1/sessions", get(list))
         .route("/v1/sessions/{*name}", get(read))
+        .route("/v1/audit-log/{sequence}", get(checkpoint))
         .route("/v1/version", get(version))
         .layer(DefaultBodyLimit::max(MAX_TEXT))
         .with_state(cas);
@@ -239,6 +240,13 @@ async fn read(
 async fn list(State(cas): State<Arc<Cas>>, Extension(client): Peer) -> HttpResponse {
     match decide(cas, move |cas| cas.list(client.as_ref())).await {
         Ok(names) => Json(json!({ "sessions": names })).into_response(),
+        Err(()) => failed(),
+    }
+}
+
+async fn checkpoint(State(cas): State<Arc<Cas>>, Path(sequence): Path<i64>) -> HttpResponse {
+    match decide(cas, move |cas| cas.checkpoint(sequence)).await {
+        Ok(checkpoint) => Json(checkpoint).into_response(),
         Err(()) => failed(),
     }
 }

@@ -38,7 +38,6 @@ pub const NOT_SIMULATED: &[&str] = &[
     "services.fspf_update_policy",
     "services.platforms",
     "services.persistency",
-    "services.attestation.signer",
     "images.provide_secrets",
     "volumes.fspf_key",
     "volumes.fspf_tag",
@@ -156,13 +155,35 @@ pub struct Service {
     pub one_time_password_shared_secret: Option<String>,
 }
 
-/// One way to be trusted.
+/// One way to be trusted: all that it names must be met.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
-    /// The measurements accepted, 64 lower-case hex digits each.
-    #[serde(deserialize_with = "syntax::list")]
+    /// The measurements accepted, 64 lower-case hex digits each. None: any.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub mrenclave: Vec<String>,
+    /// Who must have signed the enclave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+}
+
+/// Who must have signed an enclave, as what. No simulated program is signed: checked and kept, and never met.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signer {
+    /// The signer, 64 lower-case hex digits.
+    pub mrsigner: String,
+    /// The product.
+    pub isvprodid: u16,
+    /// Its security version: this one,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn: Option<u16>,
+    /// or this and later ones,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn_min: Option<u16>,
+    /// or this and earlier ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn_max: Option<u16>,
 }
 
 /// What a service's file system looks like.
@@ -530,9 +551,15 @@ impl Session {
 }
 
 impl Service {
-    /// The measurements that are trusted.
+    /// The measurements that are trusted without a signature.
     pub fn measurements(&self) -> BTreeSet<&str> {
-        self.attestation.iter().flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
+        let unsigned = self.attestation.iter().filter(|variant| variant.signer.is_none());
+        unsigned.flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
+    }
+
+    /// The signers that are asked for.
+    pub fn signers(&self) -> impl Iterator<Item = &Signer> {
+        self.attestation.iter().filter_map(|variant| variant.signer.as_ref())
     }
 }
 

@@ -161,7 +161,11 @@ impl Store {
 
     /// Opens the database of a CAS that may be running, to look only.
     pub fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
-        Ok(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?)
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
+            LAYOUT => Ok(connection),
+            other => Err(StoreError::Layout(other)),
+        }
     }
 
     /// Runs `work` alone on the database; what it wrote is durable when this returns `Ok`, and undone if `work` failed.
@@ -416,7 +420,7 @@ pub fn move_tag(tx: &Connection, session: &str, name: &str, old: Option<&str>, n
 }
 
 /// Random bytes; for ascii printable ones without the space, each as likely as any other.
-fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
+pub fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
     let random = SystemRandom::new();
     let mut value = vec![0; size];
     random.fill(&mut value).map_err(|_| StoreError::NoRandomness)?;

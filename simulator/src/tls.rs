@@ -77,6 +77,11 @@ impl Identity {
         })
     }
 
+    /// SHA-256 of the certificate (DER), lower-case hex.
+    pub fn certificate_hash(&self) -> String {
+        hex(digest(&SHA256, &self.certificate).as_ref())
+    }
+
     /// Signs with the key: ECDSA P-256, SHA-256, ASN.1.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, TlsError> {
         let (key, random) = (self.key()?, SystemRandom::new());

@@ -4,6 +4,7 @@ mod world;
 
 use std::fs;
 
+use scone_run::protocol::{SetTag, unhex};
 use world::{ANOTHER, MRENCLAVE, NOW, World, code};
 
 const RESET: &str = "ns/otpqr-reset/otpqr";
@@ -28,6 +29,18 @@ fn the_log_tells_who_did_what_when_and_why_not() {
     world.scone_as("mallory", &["session", "read", "ns/otpqr"]).fails(1, "");
     world.scone(&["session", "read", "ns/otpqr"]).succeeds();
     world.crash_and_restart();
+    let grant = world.configure("ns/otpqr/check", None, MRENCLAVE).unwrap().volumes.remove(0);
+    let key = unhex(grant.key.expose()).unwrap();
+    let tag = "11".repeat(16);
+    let set = |old, key: &[u8]| world.connect().set_tag(SetTag::new("ns/otpqr", "single_run_1", old, &tag, key));
+    set(None, &[0; 32]).unwrap_err();
+    set(Some("22"), &key).unwrap_err();
+    set(None, &key).unwrap();
+    let hash = world.scone(&["session", "verify", &world.render("namespace", "1", None)]).succeeds();
+    world.scone(&["session", "create", &world.render("namespace", "1", Some(hash.trim()))]).succeeds();
+    world.scone(&["session", "create", &world.render("namespace", "1", Some(ANOTHER))]).fails(1, "409 Conflict");
+    world.scone(&["session", "list"]).succeeds();
+    world.exit_and_restart();
 
     let log = world.scone_sim(&["log"]);
     let lines: Vec<String> =
@@ -56,13 +69,22 @@ fn the_log_tells_who_did_what_when_and_why_not() {
         format!("session read ns/otpqr {mallory} - refused: permission denied"),
         format!("session read ns/otpqr {alice} - accepted"),
         "CAS started - - - accepted".to_owned(),
+        "service attested ns/otpqr/check - aaaaaaaaaaaa accepted".to_owned(),
+        "volume FSPF tag updated ns/otpqr/single_run_1 - - refused: unknown volume or wrong key".to_owned(),
+        "volume FSPF tag updated ns/otpqr/single_run_1 - - refused: stale tag".to_owned(),
+        format!("volume FSPF tag updated ns/otpqr/single_run_1 - - accepted: {tag}"),
+        format!("session read ns {alice} - accepted"),
+        format!("session updated ns {alice} - accepted: {hash}").trim().to_owned(),
+        format!("session updated ns {alice} - refused: The given predecessor is not the active session's hash"),
+        "CAS exited - - - accepted".to_owned(),
+        "CAS started - - - accepted".to_owned(),
     ];
     assert_eq!(lines[0], "ENTRY TIME EVENT SUBJECT WHO MEASUREMENT OUTCOME");
     assert_eq!(lines.len(), told.len() + 1, "{}", lines.join("\n"));
     for ((line, told), entry) in lines[1..].iter().zip(&told).zip(1..) {
         assert!(line.starts_with(&format!("{entry} 2027-01-15T08:00:00Z {told}")), "{line}\n{told}");
     }
-    assert!(log.error().contains("20 entries, each follows from the one before"), "{}", log.error());
+    assert!(log.error().contains("29 entries, each follows from the one before"), "{}", log.error());
     assert!(!log.succeeds().contains('\u{1b}'), "no colour");
 }
 
@@ -97,24 +119,53 @@ fn no_code_and_no_secret_is_in_the_log_nor_in_any_other_file_but_the_database() 
 }
 
 #[test]
-fn an_exported_log_verifies_against_the_cas_that_was_attested_and_nothing_else_does() {
-    let world = World::with_policies();
+fn an_exported_log_is_compared_with_its_cas_and_the_exit_code_says_what_is_wrong() {
+    let mut world = World::with_policies();
     let export = world.scone_sim(&["log", "--json"]).succeeds();
-    let verify = |text: &str| world.scone(&["cas", "verify-audit-log", &world.file("log.json", text)]);
+    let verify = |text: &str, options: &[&str]| {
+        let file = world.file("log.json", text);
+        world.scone(&[&["cas", "verify-audit-log", &file], options].concat())
+    };
     let without = |line: usize| {
         let kept = export.lines().enumerate().filter(|(i, _)| *i != line);
         kept.map(|(_, line)| format!("{line}\n")).collect::<String>()
     };
     let last = export.lines().count() - 1;
-    verify("no log").fails(10, "line 1 is not an entry");
-    verify(&export.replacen("accepted", "refused", 1)).fails(14, "broken at entry 1");
-    verify(&without(1)).fails(15, "broken at entry 2");
-    verify(&without(last)).fails(17, "has no seal");
-    verify(&without(last - 1)).fails(18, "another end");
+    verify("no log", &[]).fails(20, "line 1 is not an entry");
+    verify(&export.replacen("accepted", "refused", 1), &[]).fails(20, "broken at entry 1");
+    verify(&without(1), &[]).fails(17, "broken at entry 2");
+    verify(&without(0), &[]).fails(15, "starts with entry 2: older ones are missing");
+    verify(&without(last - 1), &[]).fails(14, "ends with entry 3: more recent ones are missing");
     let other = World::unattested();
-    verify(&other.scone_sim(&["log", "--json"]).succeeds()).fails(20, &other.key);
-    let summary = verify(&export).succeeds();
-    assert!(summary.starts_with("4 entries, the last one's hash is "), "{summary}");
+    let others = other.scone_sim(&["log", "--json"]).succeeds();
+    verify(&others, &[]).fails(19, &other.key);
+    let with_its_key = ["--cas", &other.client, "--cas-key-hash", &other.key];
+    verify(&others, &with_its_key).succeeds();
+    verify(&others, &with_its_key[2..]).fails(1, "--cas");
+
+    // What is printed is the log if asked for, and nothing else; the verdict is on standard error, as SCONE's.
+    let right = verify(&export, &[]);
+    assert_eq!(right.succeeds(), "");
+    assert!(right.error().starts_with("4 entries, the last one's hash is "), "{}", right.error());
+    assert_eq!(verify(&export, &["--print-log"]).succeeds(), world.scone_sim(&["log"]).succeeds());
+
+    // CAS goes on: what was the whole is the start, and right as that. Parts are told by the hashes around them.
+    world.scone(&["session", "read", "ns"]).succeeds();
+    verify(&export, &[]).fails(14, "more recent ones are missing");
+    let hash = |line: &str| line.rsplit_once("\"hash\":\"").unwrap().1[..64].to_owned();
+    let lines: Vec<&str> = export.lines().collect();
+    verify(&export, &["--last", &hash(lines[last - 1])]).succeeds();
+    verify(&export, &["--last", &hash(lines[0])]).fails(14, "more recent ones are missing");
+    let rest = lines[1..].join("\n");
+    verify(&rest, &["--last", &hash(lines[last - 1]), "--predecessor", &hash(lines[0])]).succeeds();
+    verify(&rest, &["--last", &hash(lines[last - 1])]).fails(15, "older ones are missing");
+
+    let file = world.file("log.json", &export);
+    world.process.kill().unwrap();
+    world.process.wait().unwrap();
+    world
+        .scone(&["cas", "verify-audit-log", &file])
+        .fails(16, "whether CAS was rolled back is not known: Cannot talk to CAS");
 }
 
 #[test]

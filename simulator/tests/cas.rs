@@ -284,6 +284,7 @@ fn a_session_is_replaced_only_by_who_names_the_active_one() {
     assert_eq!(world.scone(&["session", "verify", &with("~", "a")]).succeeds(), first);
     let second = world.scone(&["session", "create", &with(&first, "b")]).succeeds();
     assert_ne!(first, second);
+    world.scone(&["session", "update", &with(MRENCLAVE, "c")]).fails(1, "409 Conflict");
     let third = world.scone(&["session", "update", &with("~", "c")]).succeeds();
     assert_eq!(world.scone(&["session", "verify", &with("~", "c")]).succeeds(), third);
     let calculated = world.scone(&["session", "calculate-hash", "--with-self-as-creator", "tls", &with("~", "c")]);
@@ -347,6 +348,52 @@ fn a_key_hash_in_the_access_policy_admits_its_owner() {
     world.scone(&["session", "create", &world.file("shared.yml", &policy)]).succeeds();
     world.scone_as("bob", &["session", "update", &world.file("shared.yml", &policy)]).fails(1, "403 Forbidden");
     world.scone_as("bob", &["session", "read", "shared"]).succeeds();
+}
+
+#[test]
+fn a_session_that_names_its_creator_is_taken_from_nobody_else() {
+    let world = World::new();
+    let own = world.scone(&["self", "show-certificate"]).succeeds();
+    let bobs = Identity::generate("bob").unwrap().certificate_pem;
+    let by = |creator: &str| {
+        let creator = creator.replace('\n', "\n  ");
+        world.file("s.yml", &format!("name: s\nversion: 0.3\ncreator: |\n  {creator}\n"))
+    };
+    world.scone(&["session", "create", &by(&bobs)]).fails(1, "The session names another creator");
+    world.scone(&["session", "create", &by(&own)]).succeeds();
+}
+
+#[test]
+fn verify_compares_the_session_and_not_what_cas_says_its_hash_is() {
+    let world = World::with_policies();
+    let file = world.render("otpqr-reset", "1", None);
+    world.scone(&["session", "verify", &file]).succeeds();
+    let database = rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let changed = database.execute("UPDATE session SET content = replace(content, 'TRUE', 'FALSE')", []).unwrap();
+    assert_eq!(changed, 3);
+    world.scone(&["session", "verify", &file]).fails(1, "The active session is another one");
+}
+
+#[test]
+fn who_may_create_below_a_session_need_not_be_who_may_update_it() {
+    let world = World::new();
+    world.scone_as("bob", &["cas", "attest", &world.client, "-c", &world.key]).succeeds();
+    let bob = world.scone_as("bob", &["self", "show-key-hash"]).succeeds();
+    let policy = |update: &str, create: &str| {
+        format!(
+            "name: shared\nversion: 0.3\naccess_policy: {{read: ANY, update: {update}, create_sessions: {create}}}\n"
+        )
+    };
+    let text = policy(&format!("[CREATOR, {}]", bob.trim()), "CREATOR");
+    world.scone(&["session", "create", &world.file("shared.yml", &text)]).succeeds();
+    let below = world.file("below.yml", "name: shared/below\nversion: 0.3\n");
+    world.scone_as("bob", &["session", "create", &below]).fails(1, "403 Forbidden");
+    // Who may update it may grant that to himself, and then is its creator.
+    let text = policy("NONE", &format!("[{}]", bob.trim()));
+    world.scone_as("bob", &["session", "update", &world.file("shared.yml", &text)]).succeeds();
+    world.scone(&["session", "create", &below]).fails(1, "403 Forbidden");
+    world.scone_as("bob", &["session", "create", &below]).succeeds();
+    world.scone_as("bob", &["session", "update", &world.file("shared.yml", &text)]).fails(1, "403 Forbidden");
 }
 
 #[test]
@@ -464,6 +511,27 @@ fn up_down_and_status_can_be_repeated() {
     for file in fs::read_dir(&data).unwrap() {
         let file = file.unwrap();
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
+    }
+}
+
+#[test]
+fn a_database_of_another_layout_is_left_as_it_is_with_a_hint() {
+    let mut world = World::with_policies();
+    world.process.kill().unwrap();
+    world.process.wait().unwrap();
+    let open = || rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let layout = || open().pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0)).unwrap();
+    let ours = layout();
+    for other in [ours - 1, ours + 1] {
+        open().pragma_update(None, "user_version", other).unwrap();
+        for command in ["up", "log"] {
+            let refused = world.scone_sim(&[command]);
+            world.scone_sim(&["down"]).succeeds();
+            refused
+                .fails(1, &format!("the database has layout {other}, this program knows layout {ours} only\nhint: "));
+            assert!(refused.error().contains("with another --data DIR"), "{}", refused.error());
+        }
+        assert_eq!(layout(), other);
     }
 }
 

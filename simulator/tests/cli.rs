@@ -5,8 +5,11 @@ mod world;
 
 use std::fs;
 
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use scone_run::protocol::hex;
 use scone_sim::tls::Identity;
-use world::{MRENCLAVE, World};
+use world::{MRENCLAVE, Outcome, World};
 
 const HASH: &str = "64 lower-case hex digits";
 
@@ -46,6 +49,12 @@ fn what_a_file_lacks_is_said_with_its_name_and_place() {
     let file = world.file("s.yml", "version: 0.3\nname:\n  $SESSION\n");
     let why = "Caused by: name: Value for variable $SESSION is missing at line 3 column 3\n";
     world.scone(&["session", "check", &file]).fails(1, why);
+    // Filled in, the file has other lines: those that were written are meant, or none.
+    let file = world.file("s.yml", "name: $A\nversion: 0.3\n\n# Why\ncolour: red\n");
+    world.scone(&["session", "check", &file, "-e", "A=x"]).fails(1, "`creator` at line 5 column 1\n");
+    let sized = "name: $A\nversion: 0.3\n\n# Why\nsecrets: [{name: s, kind: binary, size: $B}, {}]\n";
+    let sized = world.scone(&["session", "check", &world.file("s.yml", sized), "-e", "A=x", "-e", "B=2"]);
+    sized.fails(1, "secrets[0].size: invalid type: string \"2\", expected usize\n");
     let bomb = format!("name: $A\na: &a {}\nb: [{}]\n", "x".repeat(50_000), vec!["*a"; 60_000].join(","));
     let bomb = world.file("bomb.yml", &bomb);
     world.scone(&["session", "check", &bomb, "-e", "A=x"]).fails(1, "too large once its aliases are expanded");
@@ -81,7 +90,14 @@ fn calculate_hash_needs_to_know_a_creator_that_the_session_speaks_of() {
     let calculate = ["session", "calculate-hash", &file];
     world.scone(&calculate).fails(1, "Error: Cannot calculate session hash! The session, explicitly or through");
     is_hash_alone(&world.scone(&[&calculate[..], &["--with-self-as-creator", "tls"]].concat()).succeeds());
-    world.scone(&[&calculate[..], &["--with-self-as-creator", "signer"]].concat()).fails(1, "signer");
+    let signer = world.scone(&[&calculate[..], &["--with-self-as-creator", "signer"]].concat());
+    signer.fails(1, "Error: not simulated: --with-self-as-creator signer\n");
+    let bob = Identity::generate("bob").unwrap();
+    let as_bob = ["--with-self-as-creator", "tls", "--identity", &world.file("bob.pem", &bob.certificate_pem)];
+    let bobs = world.scone(&[&calculate[..], &as_bob].concat()).succeeds();
+    let with_creator = format!("name: s\nversion: 0.3\ncreator: {}\n", serde_json::json!(bob.certificate_pem));
+    let with_creator = world.file("created.yml", &with_creator);
+    assert_eq!(world.scone(&["session", "calculate-hash", &with_creator]).succeeds(), bobs);
     let file = world.file("s.yml", "name: s\nversion: 0.3\naccess_policy: {read: ANY, update: NONE}\n");
     is_hash_alone(&world.scone(&["session", "calculate-hash", &file]).succeeds());
 }
@@ -150,23 +166,43 @@ fn the_first_attested_cas_is_the_default_until_another_is_chosen() {
     assert_eq!(world.scone(&["cas", "set-default", &other.client]).succeeds(), "");
     assert_eq!(world.scone(&["cas", "list"]).succeeds(), list(&other, &world));
     let shown = |args: &[&str]| world.scone(&[&["cas", "show-identification"], args].concat()).succeeds();
-    assert_eq!(shown(&[]), format!("CAS key hash: {}\n", other.key));
-    assert_eq!(shown(&["-c", &world.client]), format!("{}\n", world.key));
-    let certificate = world.file("cas.pem", &world.scone(&["cas", "show-certificate", &world.client]).succeeds());
+    for spelling in ["-c", "--cas-key-hash"] {
+        assert_eq!(shown(&[spelling, &world.client]), format!("{}\n", world.key));
+    }
+    let certificate = world.scone(&["cas", "show-certificate", &world.client]).succeeds();
+    for spelling in ["-C", "--cas-certificate", "-T", "--certificate-chain"] {
+        assert_eq!(shown(&[spelling, &world.client]), certificate);
+    }
+    assert_eq!(shown(&[&world.client]), certificate);
+    assert_ne!(shown(&[]), certificate, "the default one's");
+    let certificate = world.file("cas.pem", &certificate);
     assert_eq!(world.scone(&["cert", "show-key-hash", &certificate]).succeeds(), format!("{}\n", world.key));
-    let version = world.scone(&["cas", "version"]).succeeds();
-    assert_eq!(version, concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n"));
+    let version = concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n");
+    for args in [&["cas", "version"][..], &["cas", "version", "-c", &world.client], &["version"]] {
+        assert_eq!(world.scone(args).succeeds(), version);
+    }
+    world.scone(&["cas", "version", "--cas", "nobody.invalid"]).fails(1, "was not attested yet");
 }
 
 #[test]
 fn a_cas_that_does_not_answer_is_tried_as_often_as_told() {
     let world = World::unattested();
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let attest = ["cas", "attest", &nobody, "-c", MRENCLAVE];
+    let tried = |args: &[&str], variable: Option<&str>| {
+        let mut command = world.command("alice", &[&attest[..], args].concat());
+        Outcome(command.envs(variable.map(|value| ("SCONE_CLI_RETRIES", value))).output().unwrap())
+    };
+    let why = |retries: &str| {
+        format!(
+            "Caused by: Cannot talk to CAS at 'https://{nobody}/'\nCaused by: Connection refused (os error 111) (retries: {retries})\n"
+        )
+    };
     for retries in ["0", "2"] {
-        world
-            .scone(&["cas", "attest", &nobody, "-c", MRENCLAVE, "--retries", retries])
-            .fails(1, &format!("Caused by: Cannot talk to CAS at 'https://{nobody}/'"));
+        tried(&["--retries", retries], Some("1")).fails(1, &why(retries));
     }
+    tried(&[], Some("1")).fails(1, &why("1"));
+    tried(&[], None).fails(1, &why("3"));
     world.scone(&["cas", "attest", &nobody, "-c", MRENCLAVE, "--retries", "x"]).fails(1, "retries");
     world.scone(&["cas", "attest", "no address", "-c", MRENCLAVE]).fails(1, "is not a CAS's address");
 }
@@ -180,6 +216,9 @@ fn who_one_is_can_be_shown_in_all_forms() {
     is_hash_alone(&hash);
     let certificate = world.scone(&["self", "show-certificate"]).succeeds();
     assert_eq!(world.scone(&["self", "show"]).succeeds(), format!("key hash: {hash}{certificate}"));
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+    let of_certificate = hex(ring::digest::digest(&ring::digest::SHA256, &der).as_ref());
+    assert_eq!(world.scone(&["self", "show-certificate-hash"]).succeeds(), of_certificate + "\n");
     world.scone(&["cert", "show-key-hash", "/nowhere"]).fails(1, "Cannot use '/nowhere'");
     world.scone(&["cert", "show-key-hash", &world.file("x.pem", "x")]).fails(1, "it is not a certificate in PEM");
     let file = world.file("self.pem", &certificate);
@@ -218,6 +257,15 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
         (&["cas", "attest", "cas", "--mrenclave", MRENCLAVE], "--mrenclave"),
         (&["cas", "attest", "cas", "--mrsigner", MRENCLAVE], "--mrsigner"),
         (&["cas", "attest", "cas", "-s", MRENCLAVE], "-s"),
+        (&["cas", "show-identification", "-s"], "-s"),
+        (&["cas", "show-identification", "-S"], "-S"),
+        (&["cas", "show-identification", "--session-encryption-key"], "--session-encryption-key"),
+        (&["cas", "get-audit-log-checkpoints"], "cas get-audit-log-checkpoints"),
+        (&["session", "read", "s", "--cas-key", "x"], "--cas-key"),
+        (&["-o", "out", "session", "list"], "-o"),
+        (&["help-markdown"], "help-markdown"),
+        (&["session", "create", "@arguments"], "argument file @arguments"),
+        (&["session", "list", "--cas", "@"], "argument file @"),
         (&["cas", "attest", "cas", MRENCLAVE, "-GCS"], "the measurement of a CAS"),
     ] {
         world.scone(args).fails(1, &format!("Error: not simulated: {name}\n"));
@@ -225,4 +273,5 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
     // What SCONE does not have either is another error.
     world.scone(&["sign"]).fails(1, "unrecognized subcommand 'sign'");
     world.scone(&["session", "create", "--nonsense", "x"]).fails(1, "unexpected argument '--nonsense'");
+    world.scone(&["session", "create", "-S", "x"]).fails(1, "unexpected argument '-S'");
 }

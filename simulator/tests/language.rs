@@ -85,6 +85,7 @@ fn a_placeholder_for_a_part_of_the_policy_is_not_simulated() {
         "security: {attestation: $$SCONE::x$$}",
         "services: [{name: s, command: /p, attestation: [$$SCONE::x$$]}]",
         "services: [{name: s, command: /p, attestation: {mrenclave: $$SCONE::x$$}}]",
+        "services: [{name: s, command: /p, attestation: {signer: {mrsigner: $$SCONE::x$$, isvprodid: 1}}}]",
     ] {
         refused(&session(&format!("{part}\n")), "not simulated: ");
         refused(&session(&format!("{part}\n")), ": a placeholder");
@@ -120,6 +121,26 @@ fn every_row_of_the_documentation_names_tests_that_exist() {
         }
     }
     assert!(named > 30);
+}
+
+/// The other way round: what the page says is not simulated is refused as that, not as unknown.
+#[test]
+fn what_the_documentation_says_is_not_simulated_is_known_to_be_documented() {
+    let page = include_str!("../../docs/session-language.md");
+    let values = VALUES_NOT_SIMULATED.iter().map(|(_, value)| *value);
+    let known: Vec<&str> = NOT_SIMULATED.iter().filter_map(|key| key.rsplit('.').next()).chain(values).collect();
+    let mut named = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ") && line.contains("| not simulated |")) {
+        for word in row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2) {
+            let is_key = word.bytes().all(|c| c.is_ascii_lowercase() || c == b'_' || c == b'-');
+            // What holds the keys is named in brackets.
+            if is_key && word != "attestation" {
+                assert!(known.contains(&word), "'{word}' would be refused as unknown");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 20, "{named}");
 }
 
 #[test]
@@ -180,7 +201,10 @@ fn a_service_needs_an_attestation_unless_the_session_switches_it_off() {
     let bare = "services: [{name: s, command: /p}]\n";
     refused(&session(bare), "at least one attestation variant");
     refused(&session("services: [{name: s, command: /p, attestation: []}]\n"), "at least one attestation variant");
-    refused(&session("services: [{name: s, command: /p, attestation: [{mrenclave: []}]}]\n"), "names no mrenclave");
+    refused(
+        &session("services: [{name: s, command: /p, attestation: [{mrenclave: []}]}]\n"),
+        "neither mrenclave nor signer",
+    );
     refused(&session("services: [{name: s, command: /p, attestation: [{mrenclave: abc}]}]\n"), "64 hex digits");
     let off = accepted(&session(&format!("{bare}security: {{attestation: {{mode: none}}}}\n")));
     assert_eq!(off.security.attestation.mode, Mode::None);
@@ -200,6 +224,28 @@ fn attestation_is_one_or_a_list_and_has_an_old_spelling() {
     );
     assert_eq!(measured(&format!("mrenclaves: [{OTHER}, {MRENCLAVE}]")), [MRENCLAVE, OTHER]);
     assert_eq!(measured(&format!("mrenclaves: [{}]", OTHER.to_uppercase())), [OTHER]);
+}
+
+#[test]
+fn a_signer_is_whole_and_says_one_thing_about_versions() {
+    let with = |variant: &str| session(&format!("services: [{{name: s, command: /p, attestation: {variant}}}]\n"));
+    let signer = |more: &str| with(&format!("{{signer: {{mrsigner: {OTHER}{more}}}}}"));
+    refused(&signer(""), "isvprodid");
+    refused(&signer(", isvprodid: 1, isvsvn: 65536"), "isvsvn");
+    refused(&signer(", isvprodid: 1, isvsvn: 2, isvsvn_min: 1"), "exclude one another");
+    refused(&signer(", isvprodid: 1, isvsvn: 2, isvsvn_max: 3"), "exclude one another");
+    refused(&signer(", isvprodid: 1, version: 2"), "unknown field `version`");
+    refused(&with("{signer: {mrsigner: abc, isvprodid: 1}}"), "a mrsigner is not 64 hex digits");
+    for versions in ["", ", isvsvn: 2", ", isvsvn_min: 1, isvsvn_max: 3"] {
+        let text = signer(&format!(", isvprodid: 1{versions}"));
+        let session = accepted(&text);
+        let again = accepted(&session.to_yaml().unwrap());
+        assert_eq!(again.hash(), session.hash());
+    }
+    let either = with(&format!(
+        "[{{mrenclave: {MRENCLAVE}}}, {{mrenclave: {OTHER}, signer: {{mrsigner: {OTHER}, isvprodid: 1}}}}]"
+    ));
+    assert_eq!(accepted(&either).services[0].measurements().into_iter().collect::<Vec<_>>(), [MRENCLAVE]);
 }
 
 #[test]

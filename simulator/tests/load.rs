@@ -98,6 +98,14 @@ fn noise_is_answered_by_nothing_and_disturbs_nobody() {
     receive(&mut stream);
     send(&mut stream, deep.as_bytes());
     assert_closed(&mut stream);
+    // A request in all but its size.
+    let mut stream = dial(&world, &world.enclave);
+    receive(&mut stream);
+    let evidence = Evidence::new(MRENCLAVE, &[0; 32], "");
+    let code = Some("1".repeat(17_000));
+    let request = Request::Configure { service: "ns/otpqr/check".into(), code, access_proof: None, evidence };
+    send(&mut stream, &serde_json::to_vec(&request).unwrap());
+    assert_closed(&mut stream);
     assert_serves(&world);
 }
 
@@ -163,6 +171,35 @@ fn thousands_of_connections_that_never_finish_keep_nobody_out_and_cost_bounded_m
     assert_serves(&world);
     let grown = resident(&world).saturating_sub(before);
     assert!(grown < 64 << 20, "{grown} bytes for 1500 connections");
+}
+
+/// As long as CAS's patience: ten seconds.
+#[test]
+fn who_stops_in_the_middle_is_not_waited_for() {
+    let world = World::with_policies();
+    let silent = |address: &str| TcpStream::connect(address).unwrap();
+    let mut half_a_handshake = silent(&world.client);
+    half_a_handshake.write_all(&[0x16, 3, 1, 0x40, 0, 1]).unwrap();
+    let mut half_a_head = dial(&world, &world.client);
+    half_a_head.write_all(b"GET /v1/version HTTP/1.1\r\nhost: ").unwrap();
+    let no_request = dial(&world, &world.enclave);
+    let mut half_a_request = dial(&world, &world.enclave);
+    half_a_request.write_all(&[0, 0, 0x40, 0, b'{']).unwrap();
+    let plain = [silent(&world.client), silent(&world.enclave), half_a_handshake];
+    let secured = [half_a_head, no_request, half_a_request];
+    for stream in plain.iter().chain(secured.iter().map(|stream| &stream.sock)) {
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    }
+    let ends = |stream: &mut dyn Read| match std::io::copy(stream, &mut std::io::sink()) {
+        Ok(_) => {}
+        Err(error) => assert_ne!(error.kind(), ErrorKind::WouldBlock, "CAS still waits"),
+    };
+    std::thread::scope(|scope| {
+        plain.into_iter().for_each(|mut stream| drop(scope.spawn(move || ends(&mut stream))));
+        secured.into_iter().for_each(|mut stream| drop(scope.spawn(move || ends(&mut stream))));
+    });
+    // A trusted runtime's program may run for as long as it likes.
+    assert_serves(&world);
 }
 
 #[test]

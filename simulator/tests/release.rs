@@ -171,6 +171,27 @@ fn any_variant_of_the_attestation_will_do() {
 }
 
 #[test]
+fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_be() {
+    let mut rig = Rig::new();
+    let signer = format!("signer: {{mrsigner: {OTHER}, isvprodid: 6}}");
+    let measured = format!("{{mrenclave: {MRENCLAVE}}}");
+    let ask = |rig: &mut Rig, attestation: &str| {
+        rig.put("a", &service_with("command: /p").replace(&measured, attestation));
+        let access = Access::default();
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, bound: true, access }).map(drop)
+    };
+    let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
+    for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
+        let causes = ask(&mut rig, &all_of).unwrap_err();
+        assert!(causes.last().unwrap().starts_with(unsigned), "{causes:?}");
+    }
+    ask(&mut rig, &format!("[{{mrenclave: {OTHER}, {signer}}}, {measured}]")).unwrap();
+    let causes = ask(&mut rig, &format!("[{{{signer}}}, {{mrenclave: {OTHER}}}]")).unwrap_err();
+    assert!(causes[4].starts_with("Error 1 of 2: Unexpected enclave measurement"), "{causes:?}");
+    assert!(causes[5].starts_with(&format!("Error 2 of 2: {unsigned}")), "{causes:?}");
+}
+
+#[test]
 fn without_attestation_anybody_may_start_the_service() {
     let mut rig = Rig::new();
     let any = |rig: &Rig| {
@@ -482,4 +503,18 @@ fn a_certificate_in_the_access_policy_admits_its_key() {
     // Nobody may update it, its creator neither.
     let again = text.replace("version: 0.3", "version: 0.3.1");
     assert!(rig.cas.upload(&again, Some(&rig.alice)).unwrap().is_err());
+}
+
+#[test]
+fn an_earlier_version_is_read_by_name_and_hash_as_the_active_ones_policy_grants() {
+    let mut rig = Rig::new();
+    let mallory = client("mallory");
+    let open = rig.put("a", "access_policy: {read: ANY}\n");
+    let other = rig.put("b", "volumes: [{name: v}]\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_ok());
+    rig.put("a", "access_policy: {read: CREATOR}\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_err());
+    assert!(rig.cas.read("a", Some(&other), Some(&rig.alice)).unwrap().is_err());
+    let earlier = rig.cas.read("a", Some(&open), Some(&rig.alice)).unwrap().ok().unwrap();
+    assert!(earlier.hash == open && earlier.text.contains("- ANY\n"), "{}", earlier.text);
 }

@@ -198,6 +198,8 @@ impl Bundle {
             }
         };
         command.current_dir(&self.root).env("OTPQR_ROOT", &self.root).env("XDG_DATA_HOME", self.root.join("data"));
+        // As rust-script has it.
+        command.env("RUST_SCRIPT_BASE_PATH", self.root.join("scripts"));
         command.env("LOGNAME", "alice").env_remove("SCONE_CONFIG_ID").stdin(Stdio::null());
         if self.user == User::Ordinary {
             command.env("HOME", &self.root);

@@ -84,6 +84,9 @@ impl Error {
                     Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => {
                         "invalid certificate: UnknownIssuer".to_owned()
                     }
+                    _ if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                        format!("no answer within {} seconds", TIMEOUT.as_secs())
+                    }
                     _ => error.to_string(),
                 };
                 vec!["Failed to establish an encrypted channel to CAS".to_owned(), "I/O error".to_owned(), detail]
@@ -284,6 +287,12 @@ mod tests {
         assert_eq!(config_id_parts("ns/s/v"), ("ns/s/v", None));
         assert_eq!(config_id_parts("ns/s/v@1@2"), ("ns/s/v", Some("1@2")));
         assert_eq!(config_id_parts("ns/s/v@"), ("ns/s/v", Some("")));
+    }
+
+    #[test]
+    fn a_cas_that_says_nothing_is_told_as_such() {
+        let causes = Error::Channel(io::ErrorKind::WouldBlock.into()).causes();
+        assert_eq!(causes.last().map(String::as_str), Some("no answer within 20 seconds"));
     }
 
     #[test]

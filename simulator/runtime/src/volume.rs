@@ -218,7 +218,7 @@ impl Volume {
         self.changes.clear();
         let before: HashSet<String> = [self.tag.replace(tag), self.base.replace(base)].into_iter().flatten().collect();
         let stale = before.iter().filter(|&tag| self.tag.as_ref() != Some(tag) && self.base.as_ref() != Some(tag));
-        self.store.delete(stale.map(String::as_str), &self.tree.blobs())?;
+        self.store.delete(stale.map(String::as_str))?;
 
         // A killed runtime's last request may still have been on its way to CAS. What it names had to be there until now, when
         // CAS has moved on and will refuse it.
@@ -250,12 +250,18 @@ struct Name {
 
 fn names(directory: impl AsFd) -> Result<Vec<Name>, Errno> {
     let mut names = Vec::new();
+    each_name(directory, |name, inode, kind| names.push(Name { name: name.into(), inode, kind }))?;
+    Ok(names)
+}
+
+/// Calls `act` with name, inode and kind of each thing in the directory.
+fn each_name(directory: impl AsFd, mut act: impl FnMut(&[u8], u64, FileType)) -> Result<(), Errno> {
     for entry in Dir::read_from(directory)? {
         let entry = entry?;
         let name = entry.file_name().to_bytes();
         if name != b"." && name != b".." {
-            names.push(Name { name: name.into(), inode: entry.ino(), kind: entry.file_type() });
+            act(name, entry.ino(), entry.file_type());
         }
     }
-    Ok(names)
+    Ok(())
 }

@@ -134,7 +134,9 @@ fn a_runtime_or_program_killed_at_any_call_of_a_sync_loses_nothing_that_was_ackn
     }
     let host = Host::new();
     let (mut killed, mut counted) = (0, 0);
-    for call in ["write", "fdatasync", "fsync", "renameat", "unlinkat", "sendto"] {
+    // What is sent goes by writev.
+    for call in ["write", "fdatasync", "fsync", "renameat", "unlinkat", "writev"] {
+        let before = killed;
         for when in 1.. {
             let inject = format!("inject={call}:signal=SIGKILL:when={when}");
             let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
@@ -143,10 +145,46 @@ fn a_runtime_or_program_killed_at_any_call_of_a_sync_loses_nothing_that_was_ackn
             if ended.status.success() {
                 break;
             }
+            assert_killed(&ended);
             killed += 1;
         }
+        assert!(killed > before, "a sync does no {call}");
     }
     assert!(killed > 20, "killed {killed} times only");
+}
+
+/// Killed, and not stopped by itself: that would be a finding, and no end to the trying.
+#[track_caller]
+fn assert_killed(ended: &Output) {
+    assert_ne!(ended.status.code(), Some(134), "{}", text(&ended.stderr));
+}
+
+#[test]
+fn a_kernel_that_does_not_know_wait_killable_recv_holds_a_sync_as_well() {
+    if !tools_are_there() {
+        return;
+    }
+    let host = Host::new();
+    let (mut killed, mut counted) = (0, 0);
+    for when in 1.. {
+        let (trace, inject) = (host.path("trace"), format!("inject=writev:signal=SIGKILL:when={when}"));
+        let strace =
+            ["strace", "-f", "-qq", "-o", trace.to_str().unwrap(), "-e", "trace=seccomp,writev", "-e", &inject];
+        // What such a kernel answers.
+        let ended = host.count(&[&strace[..], &["-e", "inject=seccomp:error=EINVAL:when=1"]].concat());
+        counted = host.counted_on(counted);
+        if ended.status.success() {
+            let trace = fs::read_to_string(&trace).unwrap();
+            let filters: Vec<&str> = trace.lines().filter(|line| line.contains("SECCOMP_SET_MODE_FILTER")).collect();
+            let [refused, installed] = filters[..] else { panic!("{trace}") };
+            assert!(refused.contains("WAIT_KILLABLE_RECV") && refused.contains("EINVAL"), "{refused}");
+            assert!(!installed.contains("WAIT_KILLABLE_RECV") && !installed.contains("= -1"), "{installed}");
+            break;
+        }
+        assert_killed(&ended);
+        killed += 1;
+    }
+    assert!(killed > 4, "killed {killed} times only");
 }
 
 #[test]
@@ -177,6 +215,12 @@ fn a_cas_killed_at_any_write_of_a_tag_loses_nothing_that_was_acknowledged() {
             };
             waiting.join().unwrap();
             if !was_killed && !output.status.success() {
+                // It may know before the kernel has told whose child CAS was. A CAS that lives on is waited for no longer.
+                let dead = (0..1000).any(|_| {
+                    thread::sleep(Duration::from_millis(10));
+                    host.cas.process.try_wait().unwrap().is_some()
+                });
+                assert!(dead, "the runtime failed though CAS was not killed: {}", text(&output.stderr));
                 was_killed = true;
                 host.cas.serve_again();
             }

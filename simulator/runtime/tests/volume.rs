@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use scone_run::protocol::{Secret, VolumeGrant, hex};
@@ -621,4 +622,39 @@ fn whatever_is_done_to_a_tree_every_sealed_state_comes_back() {
             }
         }
     }
+}
+
+// On a kernel without fine-grained timestamps (before Linux 6.13) this can fail: see the limits in docs/simulator-runtime.md.
+#[test]
+fn a_file_that_moves_from_where_a_seal_has_yet_to_look_to_where_it_has_looked_is_in_each_state() {
+    let mut disk = Disk::with(|plain| {
+        for directory in ["a", "b"] {
+            fs::create_dir(plain.join(directory)).unwrap();
+        }
+        fs::write(plain.join("a/moved"), "here").unwrap();
+    });
+    let mut opened = disk.open().unwrap();
+    let places = ["a/moved", "b/moved"].map(|place| opened.plain.path().join(place));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::rename(&places[0], &places[1]).unwrap();
+                fs::rename(&places[1], &places[0]).unwrap();
+                std::thread::yield_now();
+            }
+        });
+        let mut is_lost = || -> Result<bool, Error> {
+            disk.seal(&mut opened)?;
+            let copy = Disk { directory: memory(), name: disk.name, tag: disk.tag.clone() };
+            for name in disk.names() {
+                fs::copy(disk.path().join(&name), copy.path().join(name)).unwrap();
+            }
+            let copied = copy.open()?;
+            Ok(!["a/moved", "b/moved"].iter().any(|place| copied.plain.path().join(place).exists()))
+        };
+        let lost = (0..200).map(|_| is_lost()).find(|lost| !matches!(lost, Ok(false)));
+        done.store(true, Ordering::Relaxed);
+        assert!(lost.is_none(), "{lost:?}");
+    });
 }

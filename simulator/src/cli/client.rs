@@ -82,15 +82,17 @@ impl Peer {
         let Address { host, port } = &self.address;
         let config = tls::client(&self.identity, self.key.as_deref()).map_err(|error| self.failed(error))?;
         let name = ServerName::try_from(host.clone()).map_err(|error| self.failed(error))?;
-        let mut tries = 0;
+        let mut retries = 0;
         // Only connecting is tried again: a request that was sent may have been served.
         let stream = loop {
             match timeout(PATIENCE, TcpStream::connect((host.as_str(), *port))).await {
                 Ok(Ok(stream)) => break stream,
                 Err(_) => return Err(self.failed("no answer")),
-                Ok(Err(error)) if tries >= self.retries => return Err(self.failed(error)),
+                Ok(Err(error)) if retries >= self.retries => {
+                    return Err(self.failed(format!("{error} (retries: {retries})")));
+                }
                 Ok(Err(_)) => {
-                    tries += 1;
+                    retries += 1;
                     sleep(Duration::from_millis(100)).await;
                 }
             }

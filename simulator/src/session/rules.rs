@@ -236,9 +236,12 @@ impl Session {
         check_names("services", self.services.iter().map(|service| &service.name))?;
         for service in &mut self.services {
             if !service.mrenclaves.is_empty() {
-                service.attestation.push(Variant { mrenclave: std::mem::take(&mut service.mrenclaves) });
+                service.attestation.push(Variant { mrenclave: std::mem::take(&mut service.mrenclaves), signer: None });
             }
-            service.attestation.iter_mut().flat_map(|v| &mut v.mrenclave).for_each(|m| m.make_ascii_lowercase());
+            for variant in &mut service.attestation {
+                let signer = variant.signer.iter_mut().map(|signer| &mut signer.mrsigner);
+                variant.mrenclave.iter_mut().chain(signer).for_each(|measured| measured.make_ascii_lowercase());
+            }
         }
         for (i, service) in self.services.iter().enumerate() {
             let path = format!("services[{i}]");
@@ -288,11 +291,21 @@ impl Session {
             if service.pwd.as_deref().is_some_and(|pwd| !is_plain_absolute(pwd)) {
                 return Err(rule(&format!("{path}.pwd"), "not an absolute path without . and .."));
             }
-            if !service.measurements().iter().all(|m| is_digest(m)) {
-                return Err(rule(&format!("{path}.attestation"), "a mrenclave is not 64 hex digits"));
-            }
-            if service.attestation.iter().any(|variant| variant.mrenclave.is_empty()) {
-                return Err(rule(&format!("{path}.attestation"), "a variant names no mrenclave"));
+            for variant in &service.attestation {
+                let wrong = |problem| Err(rule(&format!("{path}.attestation"), problem));
+                if !variant.mrenclave.iter().all(|m| is_digest(m)) {
+                    return wrong("a mrenclave is not 64 hex digits");
+                }
+                match &variant.signer {
+                    None if variant.mrenclave.is_empty() => {
+                        return wrong("a variant names neither mrenclave nor signer");
+                    }
+                    Some(signer) if !is_digest(&signer.mrsigner) => return wrong("a mrsigner is not 64 hex digits"),
+                    Some(signer) if signer.isvsvn.and(signer.isvsvn_min.or(signer.isvsvn_max)).is_some() => {
+                        return wrong("isvsvn and isvsvn_min or isvsvn_max exclude one another");
+                    }
+                    _ => {}
+                }
             }
             if service.attestation.is_empty() && self.security.attestation.mode != Mode::None {
                 return Err(rule(

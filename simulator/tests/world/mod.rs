@@ -57,6 +57,16 @@ impl World {
     /// `kill -9` at whatever it is doing, and a new start on the same data.
     pub fn crash_and_restart(&mut self) {
         self.process.kill().unwrap();
+        self.restart();
+    }
+
+    /// Told to stop, as an operator would.
+    pub fn exit_and_restart(&mut self) {
+        self.scone_sim(&["down"]).succeeds();
+        self.restart();
+    }
+
+    fn restart(&mut self) {
         self.process.wait().unwrap();
         let (process, [client, enclave, key]) = start(self.home.path(), &[]);
         assert_eq!(
@@ -78,9 +88,13 @@ impl World {
     }
 
     pub fn scone_as(&self, user: &str, args: &[&str]) -> Outcome {
+        Outcome(self.command(user, args).output().unwrap())
+    }
+
+    pub fn command(&self, user: &str, args: &[&str]) -> Command {
         let mut command = program("scone");
         command.env("SCONE_CLI_CONFIG", self.home.path().join(user).join("config.json")).args(args);
-        Outcome(command.output().unwrap())
+        command
     }
 
     pub fn scone_sim(&self, args: &[&str]) -> Outcome {

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::rc::Rc;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{Context, SHA256, digest};
@@ -33,8 +34,8 @@ pub struct Store {
     path: String,
     directory: OwnedFd,
     keys: Keys,
-    /// What is sealed already, by its hash.
-    contents: HashMap<String, Content>,
+    /// What is sealed already, by its hash. Of no use any more once nobody else has it.
+    contents: HashMap<String, Rc<Content>>,
     /// The directory as it was when nothing was missing.
     seen: Option<Stat>,
 }
@@ -115,7 +116,7 @@ impl Store {
     }
 
     /// Seals a file's content, unless the same is sealed already.
-    pub fn add_content(&mut self, name: &str, plain: &mut File) -> Result<Content, Error> {
+    pub fn add_content(&mut self, name: &str, plain: &mut File) -> Result<Rc<Content>, Error> {
         let mut hashing = Hashing::new(plain);
         io::copy(&mut hashing, &mut io::sink()).map_err(io_failed("read", name))?;
         let (size, hash) = hashing.finish();
@@ -129,13 +130,13 @@ impl Store {
         self.add(&blob_name(&blob), |to| self.keys.encrypt("blob", &id, &mut hashing, to))?;
         // Of the bytes that were sealed, should the file have changed since it was hashed.
         let (size, hash) = hashing.finish();
-        let content = Content { size, hash: hash.clone(), blob };
+        let content = Rc::new(Content { size, hash: hash.clone(), blob });
         self.contents.insert(hash, content.clone());
         Ok(content)
     }
 
     /// Writes a file's content to `plain`, which the program knows as `name`.
-    pub fn restore(&mut self, name: &str, content: &Content, plain: &mut File) -> Result<(), Error> {
+    pub fn restore(&mut self, name: &str, content: &Rc<Content>, plain: &mut File) -> Result<(), Error> {
         let mut blob = self.open_file(&blob_name(&content.blob))?;
         let length = blob.metadata().map_err(io_failed("read", name))?.len();
         match self.keys.decrypt("blob", Some(&content.blob), length, &mut blob, plain) {
@@ -163,13 +164,9 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets and deletes the contents that are in none of these blobs, and the manifests of these tags.
-    pub fn delete<'a>(
-        &mut self,
-        manifests: impl Iterator<Item = &'a str>,
-        needed: &HashSet<&str>,
-    ) -> Result<(), Error> {
-        let stale: Vec<_> = self.contents.extract_if(|_, content| !needed.contains(&content.blob[..])).collect();
+    /// Forgets and deletes the contents that nobody has any more, and the manifests of these tags.
+    pub fn delete<'a>(&mut self, manifests: impl Iterator<Item = &'a str>) -> Result<(), Error> {
+        let stale: Vec<_> = self.contents.extract_if(|_, content| Rc::strong_count(content) == 1).collect();
         for name in manifests.map(manifest_name).chain(stale.iter().map(|(_, content)| blob_name(&content.blob))) {
             self.delete_file(&name)?;
         }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -20,7 +21,7 @@ use rustix::io::Errno;
 
 use super::manifest::{Bytes, Content, Entries, Entry};
 use super::store::Store;
-use super::{Error, Name, failed, io_failed, is_unchanged, names, show};
+use super::{Error, Name, each_name, failed, is_unchanged, names, show};
 
 /// What changed as recently as this may change again under the same timestamp: those move with the timer tick.
 const TICK: Duration = Duration::from_millis(20);
@@ -32,12 +33,12 @@ const ATTEMPTS: usize = 1000;
 pub struct Tree {
     /// The path by which the program knows them; for messages.
     path: String,
-    root: OwnedFd,
-    /// By path; the root's is empty.
-    known: HashMap<Bytes, Known>,
+    directory: OwnedFd,
+    /// `None`: not looked into yet.
+    root: Option<Box<Known>>,
 }
 
-/// What was last seen at a path.
+/// What was last seen of a thing.
 struct Known {
     stat: Stat,
     /// It may have changed since without its timestamps telling.
@@ -46,9 +47,15 @@ struct Known {
 }
 
 enum What {
-    Directory(Rc<Vec<Name>>),
+    Directory(Vec<Child>),
     Symlink(Bytes),
-    File(Content),
+    File(Rc<Content>),
+}
+
+/// What is in a directory; `None`: it is listed, and was not seen yet.
+struct Child {
+    name: Name,
+    known: Option<Box<Known>>,
 }
 
 impl Known {
@@ -57,22 +64,24 @@ impl Known {
         match &self.what {
             What::Directory(_) => Entry::Directory { mode },
             What::Symlink(target) => Entry::Symlink { target: target.clone() },
-            What::File(content) => Entry::File { mode, content: content.clone() },
+            What::File(content) => Entry::File { mode, content: Content::clone(content) },
         }
     }
-}
 
-/// What a look needs on its way.
-struct Look<'a> {
-    store: &'a mut Store,
-    changes: &'a mut Entries,
-    /// `None`: cannot be told.
-    mapped: Option<HashSet<u64>>,
-}
+    fn is_directory(&self) -> bool {
+        matches!(self.what, What::Directory(_))
+    }
 
-impl Look<'_> {
-    fn change(&mut self, path: &[u8], entry: Option<Entry>) {
-        self.changes.insert(Bytes(path.to_owned()), entry);
+    /// Calls `visit` for all that was seen in this directory, with the path of each.
+    fn each_inside<'a>(&'a self, path: &mut Vec<u8>, visit: &mut impl FnMut(&[u8], &'a Known)) {
+        let What::Directory(children) = &self.what else { return };
+        for child in children {
+            let Some(known) = &child.known else { continue };
+            below(path, &child.name.name, |path| {
+                visit(path, known);
+                known.each_inside(path, visit);
+            });
+        }
     }
 }
 
@@ -80,63 +89,76 @@ impl Tree {
     /// The empty directory `root`, which the program knows as `path`.
     pub fn open(root: &Path, path: &str) -> Result<Tree, Error> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = openat(CWD, root, flags, Mode::empty()).map_err(failed("open", path))?;
-        if let Some(child) = names(&root).map_err(failed("list", path))?.first() {
+        let directory = openat(CWD, root, flags, Mode::empty()).map_err(failed("open", path))?;
+        if let Some(child) = names(&directory).map_err(failed("list", path))?.first() {
             return Err(Error::NotEmpty(show(&child.name)));
         }
-        let stat = fstat(&root).map_err(failed("read", path))?;
-        let known = Known { stat, doubtful: true, what: What::Directory(Rc::default()) };
-        Ok(Tree { path: path.to_owned(), root, known: HashMap::from([(Bytes::default(), known)]) })
+        Ok(Tree { path: path.to_owned(), directory, root: None })
     }
 
     /// Puts there what a volume holds.
     pub fn restore(&mut self, entries: &BTreeMap<Bytes, Entry>, store: &mut Store) -> Result<(), Error> {
+        // One for each blob, since the store tells by it whether the blob is still needed.
+        let mut contents = HashMap::new();
+        let mut made = Vec::new();
         for (path, entry) in entries {
-            self.create(path, entry, store)?;
+            made.push((path, self.create(path, entry, store, &mut contents)?));
         }
         // Last, and the innermost first: a directory may be read-only.
         for (path, entry) in entries.iter().rev() {
             if let Entry::Directory { mode } = entry {
-                chmodat(&self.root, &path.0[..], Mode::from_raw_mode(*mode), AtFlags::empty())
-                    .map_err(failed("restore", self.name(&path.0)))?;
+                chmodat(&self.directory, &path.0[..], Mode::from_raw_mode(*mode), AtFlags::empty())
+                    .map_err(failed("restore", name(&self.path, &path.0)))?;
             }
         }
         // What is known is what a look would have found.
-        let mut children: HashMap<&[u8], Vec<Name>> = HashMap::new();
-        for (path, entry) in entries.iter().rev() {
-            let now = SystemTime::now();
-            let stat = statat(&self.root, &path.0[..], AtFlags::SYMLINK_NOFOLLOW)
-                .map_err(failed("read", self.name(&path.0)))?;
+        let now = SystemTime::now();
+        let mut children: HashMap<&[u8], Vec<Child>> = HashMap::new();
+        for (path, mut what) in made.into_iter().rev() {
+            let stat = statat(&self.directory, &path.0[..], AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(failed("read", name(&self.path, &path.0)))?;
             let (parent, name) = match path.0.iter().rposition(|&byte| byte == b'/') {
                 Some(slash) => (&path.0[..slash], &path.0[slash + 1..]),
                 None => (&[][..], &path.0[..]),
             };
             let name = Name { name: name.into(), inode: stat.st_ino, kind: FileType::from_raw_mode(stat.st_mode) };
-            children.entry(parent).or_default().push(name);
-            let what = match entry {
-                Entry::Directory { .. } => What::Directory(children.remove(&path.0[..]).unwrap_or_default().into()),
-                Entry::Symlink { target } => What::Symlink(target.clone()),
-                Entry::File { content, .. } => What::File(content.clone()),
-            };
-            self.known.insert(path.clone(), Known { stat, doubtful: is_recent(&stat, now), what });
+            if let What::Directory(inside) = &mut what {
+                *inside = children.remove(&path.0[..]).unwrap_or_default();
+            }
+            let known = Some(Box::new(Known { stat, doubtful: is_recent(&stat, now), what }));
+            children.entry(parent).or_default().push(Child { name, known });
         }
-        if let Some(root) = self.known.get_mut(&[][..]) {
-            root.what = What::Directory(children.remove(&[][..]).unwrap_or_default().into());
-        }
+        let stat = fstat(&self.directory).map_err(failed("read", &self.path))?;
+        let what = What::Directory(children.remove(&[][..]).unwrap_or_default());
+        self.root = Some(Box::new(Known { stat, doubtful: is_recent(&stat, now), what }));
         Ok(())
     }
 
-    fn create(&self, path: &Bytes, entry: &Entry, store: &mut Store) -> Result<(), Error> {
-        let (at, name) = (&path.0[..], self.name(&path.0));
+    fn create<'a>(
+        &self,
+        path: &Bytes,
+        entry: &'a Entry,
+        store: &mut Store,
+        contents: &mut HashMap<&'a str, Rc<Content>>,
+    ) -> Result<What, Error> {
+        let (at, name) = (&path.0[..], name(&self.path, &path.0));
         match entry {
-            Entry::Directory { .. } => mkdirat(&self.root, at, Mode::RWXU).map_err(failed("restore", name)),
-            Entry::Symlink { target } => symlinkat(&target.0[..], &self.root, at).map_err(failed("restore", name)),
+            Entry::Directory { .. } => {
+                mkdirat(&self.directory, at, Mode::RWXU).map_err(failed("restore", name))?;
+                Ok(What::Directory(Vec::new()))
+            }
+            Entry::Symlink { target } => {
+                symlinkat(&target.0[..], &self.directory, at).map_err(failed("restore", name))?;
+                Ok(What::Symlink(target.clone()))
+            }
             Entry::File { mode, content } => {
                 let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let plain = openat(&self.root, at, flags, Mode::RUSR | Mode::WUSR);
+                let plain = openat(&self.directory, at, flags, Mode::RUSR | Mode::WUSR);
                 let mut plain = File::from(plain.map_err(failed("restore", &name))?);
+                let content = contents.entry(&content.blob).or_insert_with(|| Rc::new(content.clone()));
                 store.restore(&name, content, &mut plain)?;
-                fchmod(&plain, Mode::from_raw_mode(*mode)).map_err(failed("restore", name))
+                fchmod(&plain, Mode::from_raw_mode(*mode)).map_err(failed("restore", name))?;
+                Ok(What::File(content.clone()))
             }
         }
     }
@@ -146,13 +168,15 @@ impl Tree {
     /// Files may come and go meanwhile, and a look can miss one that moves from where it has yet to go to where it has been:
     /// after it, no directory may have changed.
     pub fn look(&mut self, store: &mut Store, changes: &mut Entries) -> Result<(), Error> {
-        let device = fstat(&self.root).map_err(failed("read", &self.path))?.st_dev;
-        let root = self.root.try_clone().map_err(io_failed("open", &self.path))?;
-        let mut look = Look { store, changes, mapped: None };
+        let device = fstat(&self.directory).map_err(failed("read", &self.path))?.st_dev;
         for _ in 0..ATTEMPTS {
-            look.mapped = shared_mappings(device);
-            let complete = self.look_into(root.as_fd(), &mut Vec::new(), &mut look)?;
-            if complete && self.is_as_seen(root.as_fd(), &mut Vec::new())? {
+            let (began, mapped) = (SystemTime::now(), shared_mappings(device));
+            let mut look = Look { volume: &self.path, store, changes, began, mapped };
+            let complete = look.look_into(self.directory.as_fd(), &mut Vec::new(), &mut self.root)?;
+            if complete
+                && let Some(root) = &self.root
+                && self.is_as_seen(self.directory.as_fd(), &mut Vec::new(), root)?
+            {
                 return Ok(());
             }
         }
@@ -161,56 +185,123 @@ impl Tree {
 
     /// How many things there are.
     pub fn len(&self) -> usize {
-        self.known.len() - 1
+        let mut count = 0;
+        self.each(|_, _| count += 1);
+        count
     }
 
     /// Everything as it was last seen.
     pub fn entries(&self) -> Entries {
-        let known = self.known.iter().filter(|(path, _)| !path.0.is_empty());
-        known.map(|(path, known)| (path.clone(), Some(known.entry()))).collect()
+        let mut entries = Entries::new();
+        self.each(|path, known| {
+            entries.insert(Bytes(path.to_owned()), Some(known.entry()));
+        });
+        entries
     }
 
     /// The blobs in which what was last seen is sealed.
     pub fn blobs(&self) -> HashSet<&str> {
-        let blobs = self.known.values().filter_map(|known| match &known.what {
-            What::File(content) => Some(content.blob.as_str()),
-            _ => None,
+        let mut blobs = HashSet::new();
+        self.each(|_, known| {
+            if let What::File(content) = &known.what {
+                blobs.insert(content.blob.as_str());
+            }
         });
-        blobs.collect()
+        blobs
     }
 
-    /// `false`: something went, or became another, since it was found.
-    fn look_into(&mut self, directory: BorrowedFd, path: &mut Vec<u8>, look: &mut Look) -> Result<bool, Error> {
-        let now = SystemTime::now();
-        let stat = fstat(directory).map_err(failed("read", self.name(path)))?;
-        let known = self.known.get(&path[..]).filter(|known| matches!(known.what, What::Directory(_)));
-        let before = match known {
-            Some(Known { what: What::Directory(children), .. }) => children.clone(),
-            _ => Rc::default(),
-        };
-        let children = match known {
-            Some(known) if !known.doubtful && is_unchanged(&known.stat, &stat) => before,
-            _ => {
-                let children = names(directory).map_err(failed("list", self.name(path)))?;
-                let still_there: HashSet<&[u8]> = children.iter().map(|child| &child.name[..]).collect();
-                for gone in before.iter().filter(|child| !still_there.contains(&child.name[..])) {
-                    self.forget(&join(path, &gone.name), look);
-                }
-                Rc::new(children)
-            }
-        };
-        let mut complete = true;
-        for child in children.iter() {
-            let length = path.len();
-            if length > 0 {
-                path.push(b'/');
-            }
-            path.extend(&child.name);
-            complete &= self.look_at(directory, &child.name, path, look)?;
-            path.truncate(length);
+    fn each<'a>(&'a self, mut visit: impl FnMut(&[u8], &'a Known)) {
+        if let Some(root) = &self.root {
+            root.each_inside(&mut Vec::new(), &mut visit);
         }
-        let known = Known { stat, doubtful: is_recent(&stat, now), what: What::Directory(children) };
-        self.know(path, known, look);
+    }
+
+    /// Whether this directory and all in it are as they were when they were looked into.
+    fn is_as_seen(&self, directory: BorrowedFd, path: &mut Vec<u8>, known: &Known) -> Result<bool, Error> {
+        let What::Directory(children) = &known.what else { return Ok(false) };
+        let now = fstat(directory).map_err(failed("read", name(&self.path, path)))?;
+        // Not the ctime, which moves when a directory is made readable for a look.
+        let modified = |stat: &Stat| (stat.st_ino, stat.st_mtime, stat.st_mtime_nsec);
+        if modified(&known.stat) != modified(&now)
+            || known.doubtful && !lists(directory, children).map_err(failed("list", name(&self.path, path)))?
+        {
+            return Ok(false);
+        }
+        for child in children {
+            let Some(known) = child.known.as_deref().filter(|known| known.is_directory()) else { continue };
+            let as_seen = below(path, &child.name.name, |path| {
+                match open_readable(directory, &child.name.name, &known.stat, OFlags::DIRECTORY) {
+                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
+                    opened => {
+                        let opened = opened.map_err(failed("open", name(&self.path, path)))?;
+                        self.is_as_seen(opened.as_fd(), path, known)
+                    }
+                }
+            })?;
+            if !as_seen {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// One look at all there is.
+struct Look<'a> {
+    /// The path by which the program knows the volume; for messages.
+    volume: &'a str,
+    store: &'a mut Store,
+    changes: &'a mut Entries,
+    /// What changed as late as this may have changed after it was looked at.
+    began: SystemTime,
+    /// `None`: cannot be told.
+    mapped: Option<HashSet<u64>>,
+}
+
+impl Look<'_> {
+    /// `false`: something went, or became another, since it was found.
+    fn look_into(
+        &mut self,
+        directory: BorrowedFd,
+        path: &mut Vec<u8>,
+        slot: &mut Option<Box<Known>>,
+    ) -> Result<bool, Error> {
+        let stat = fstat(directory).map_err(failed("read", self.name(path)))?;
+        let listed = slot
+            .as_ref()
+            .is_some_and(|known| known.is_directory() && !known.doubtful && is_unchanged(&known.stat, &stat));
+        if !listed {
+            let names = names(directory).map_err(failed("list", self.name(path)))?;
+            let before = match slot.as_deref_mut() {
+                Some(Known { what: What::Directory(children), .. }) => mem::take(children),
+                _ => Vec::new(),
+            };
+            let mut before = before.into_iter().peekable();
+            // Those that are not at the same place as before.
+            let mut moved = HashMap::new();
+            let mut with_what_is_known = |name: Name| match before.next_if(|child| child.name.name == name.name) {
+                Some(child) => Child { name, known: child.known },
+                None => {
+                    moved.extend(before.by_ref().map(|child| (child.name.name, child.known)));
+                    Child { known: moved.remove(&name.name).flatten(), name }
+                }
+            };
+            let children = names.into_iter().map(&mut with_what_is_known).collect();
+            let gone = before.map(|child| (child.name.name, child.known)).chain(moved);
+            for (name, known) in gone {
+                below(path, &name, |path| self.forget(path, known.as_deref()));
+            }
+            let doubtful = is_recent(&stat, self.began);
+            self.know(path, slot, Known { stat, doubtful, what: What::Directory(children) });
+        }
+        let mut complete = true;
+        if let Some(Known { what: What::Directory(children), .. }) = slot.as_deref_mut() {
+            for child in children {
+                complete &= below(path, &child.name.name, |path| {
+                    self.look_at(directory, &child.name.name, path, &mut child.known)
+                })?;
+            }
+        }
         Ok(complete)
     }
 
@@ -219,16 +310,15 @@ impl Tree {
         directory: BorrowedFd,
         name: &[u8],
         path: &mut Vec<u8>,
-        look: &mut Look,
+        slot: &mut Option<Box<Known>>,
     ) -> Result<bool, Error> {
-        let now = SystemTime::now();
         let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(Errno::NOENT) => return Ok(false),
-            stat => stat.map_err(failed("read", self.name(path)))?,
+            stat => stat.map_err(|errno| failed("read", self.name(path))(errno))?,
         };
         let kind = FileType::from_raw_mode(stat.st_mode);
-        let is_mapped = look.mapped.as_ref().is_none_or(|mapped| mapped.contains(&stat.st_ino));
-        if let Some(known) = self.known.get(&path[..])
+        let is_mapped = self.mapped.as_ref().is_none_or(|mapped| mapped.contains(&stat.st_ino));
+        if let Some(known) = slot
             && kind != FileType::Directory
             && !known.doubtful
             && !(is_mapped && kind == FileType::RegularFile)
@@ -245,15 +335,15 @@ impl Tree {
                 Err(errno) if went(errno) => Ok(false),
                 inner => {
                     let inner = inner.map_err(failed("open", self.name(path)))?;
-                    self.look_into(inner.as_fd(), path, look)
+                    self.look_into(inner.as_fd(), path, slot)
                 }
             },
             FileType::Symlink => match readlinkat(directory, name, Vec::new()) {
                 Err(errno) if went(errno) => Ok(false),
                 target => {
                     let target = Bytes(target.map_err(failed("read", self.name(path)))?.into_bytes());
-                    let known = Known { stat, doubtful: is_recent(&stat, now), what: What::Symlink(target) };
-                    self.know(path, known, look);
+                    let doubtful = is_recent(&stat, self.began);
+                    self.know(path, slot, Known { stat, doubtful, what: What::Symlink(target) });
                     Ok(true)
                 }
             },
@@ -262,14 +352,13 @@ impl Tree {
                 plain => {
                     let plain = plain.map_err(failed("open", self.name(path)))?;
                     // Before the content is read: what is written meanwhile moves the timestamps past these.
-                    let now = SystemTime::now();
                     let stat = fstat(&plain).map_err(failed("read", self.name(path)))?;
                     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                         return Ok(false);
                     }
-                    let content = look.store.add_content(&self.name(path), &mut File::from(plain))?;
-                    let doubtful = is_recent(&stat, now) || is_mapped;
-                    self.know(path, Known { stat, doubtful, what: What::File(content) }, look);
+                    let content = self.store.add_content(&self.name(path), &mut File::from(plain))?;
+                    let doubtful = is_recent(&stat, self.began) || is_mapped;
+                    self.know(path, slot, Known { stat, doubtful, what: What::File(content) });
                     Ok(true)
                 }
             },
@@ -277,79 +366,60 @@ impl Tree {
         }
     }
 
-    /// Whether all directories are as they were when they were looked into.
-    fn is_as_seen(&self, directory: BorrowedFd, path: &mut Vec<u8>) -> Result<bool, Error> {
-        let Some(Known { stat, doubtful, what: What::Directory(children) }) = self.known.get(&path[..]) else {
-            return Ok(false);
-        };
-        let now = fstat(directory).map_err(failed("read", self.name(path)))?;
-        if (*doubtful || !is_unchanged(stat, &now))
-            && names(directory).map_err(failed("list", self.name(path)))? != **children
-        {
-            return Ok(false);
-        }
-        for child in children.iter().filter(|child| matches!(child.kind, FileType::Directory | FileType::Unknown)) {
-            let inner = join(path, &child.name);
-            let Some(known) = self.known.get(&inner[..]) else { return Ok(false) };
-            if matches!(known.what, What::Directory(_)) {
-                match open_readable(directory, &child.name, &known.stat, OFlags::DIRECTORY) {
-                    Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
-                    opened => {
-                        let opened = opened.map_err(failed("open", self.name(&inner)))?;
-                        let length = path.len();
-                        path.clone_from(&inner);
-                        let as_seen = self.is_as_seen(opened.as_fd(), path)?;
-                        path.truncate(length);
-                        if !as_seen {
-                            return Ok(false);
-                        }
-                    }
-                }
-            }
-        }
-        Ok(true)
-    }
-
-    fn know(&mut self, path: &[u8], known: Known, look: &mut Look) {
+    fn know(&mut self, path: &mut Vec<u8>, slot: &mut Option<Box<Known>>, known: Known) {
         let entry = known.entry();
-        match self.known.get(path) {
-            Some(before) if before.entry() == entry => {}
-            before => {
-                // A directory that became something else takes with it what was in it.
-                if before.is_some_and(|before| matches!(before.what, What::Directory(_)))
-                    && !matches!(known.what, What::Directory(_))
-                {
-                    self.forget(path, look);
-                }
-                // The root's mode is not the volume's.
-                if !path.is_empty() {
-                    look.change(path, Some(entry));
-                }
+        if slot.as_ref().is_none_or(|before| before.entry() != entry) {
+            // A directory that became something else takes with it what was in it.
+            if !known.is_directory() {
+                self.forget(path, slot.as_deref());
+            }
+            // The root's mode is not the volume's.
+            if !path.is_empty() {
+                self.changes.insert(Bytes(path.clone()), Some(entry));
             }
         }
-        self.known.insert(Bytes(path.to_owned()), known);
+        *slot = Some(Box::new(known));
     }
 
-    fn forget(&mut self, path: &[u8], look: &mut Look) {
-        let Some(known) = self.known.remove(path) else { return };
-        look.change(path, None);
-        if let What::Directory(children) = known.what {
-            for child in children.iter() {
-                self.forget(&join(path, &child.name), look);
-            }
-        }
+    fn forget(&mut self, path: &mut Vec<u8>, gone: Option<&Known>) {
+        let Some(gone) = gone else { return };
+        let mut forget = |path: &[u8]| drop(self.changes.insert(Bytes(path.to_owned()), None));
+        forget(path);
+        gone.each_inside(path, &mut |path, _| forget(path));
     }
 
     fn name(&self, path: &[u8]) -> String {
-        format!("{}/{}", self.path, show(path))
+        name(self.volume, path)
     }
 }
 
-fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
-    match path {
-        [] => name.to_owned(),
-        _ => [path, b"/", name].concat(),
+/// As the program knows it; for messages.
+fn name(volume: &str, path: &[u8]) -> String {
+    format!("{volume}/{}", show(path))
+}
+
+/// Calls `act` with the path of what has that name in the directory of this path.
+fn below<T>(path: &mut Vec<u8>, name: &[u8], act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    let length = path.len();
+    if length > 0 {
+        path.push(b'/');
     }
+    path.extend(name);
+    let result = act(path);
+    path.truncate(length);
+    result
+}
+
+/// Whether these are what is in the directory.
+fn lists(directory: BorrowedFd, children: &[Child]) -> Result<bool, Errno> {
+    let mut children = children.iter();
+    let mut are_equal = true;
+    each_name(directory, |name, inode, kind| {
+        let is_equal =
+            |child: &Child| &*child.name.name == name && child.name.inode == inode && child.name.kind == kind;
+        are_equal &= children.next().is_some_and(is_equal);
+    })?;
+    Ok(are_equal && children.next().is_none())
 }
 
 /// Opens what its owner may have forbidden itself to read, and leaves the mode as it was.
