@@ -6,17 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{Bundle, Platform, User, run};
-
-/// Skipped without strace, loudly; where everything is required, that is a failure.
-fn strace_is_there() -> bool {
-    let there = which::which("strace").is_ok();
-    if !there {
-        assert!(std::env::var_os("REQUIRE_DOCKER").is_none(), "strace is needed: apt-get install strace");
-        eprintln!("SKIPPED: strace was not found");
-    }
-    there
-}
+use support::{Bundle, Platform, User, run, strace_is_there};
 
 /// Runs `command` under strace and returns its calls, one a line, with the paths of descriptors.
 fn calls(command: &Command, trace: &Path) -> Vec<String> {

@@ -9,6 +9,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use support::attacker::OtherImage;
 use support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
 
 /// The flow itself. Every refusal is asserted before the success it guards, and what must not be seen is looked for everywhere.
@@ -365,4 +366,78 @@ fn a_script_whose_output_cannot_be_written_says_so_and_does_not_panic() {
     let mut command = bundle.script_command("create", &["--platform", "sim-native"]);
     command.stdout(Stdio::null()).stderr(full());
     assert_eq!(command.status().expect("create").code(), Some(0));
+}
+
+/// Who finds a code used wants to know when and where: the last time counts, and nobody else's.
+#[test]
+fn of_a_used_code_its_last_use_is_told() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let (account, other) = (bundle.enrol("default"), bundle.enrol("other"));
+    let service = |name: &str| format!("{}/otpqr-reset/{name}", bundle.known("default", &["namespace"]));
+    let told = |code: &str, at: u64, service: &str| {
+        let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
+        let told = format!("(last spent at {hours:02}:{minutes:02}:{seconds:02} UTC by '{service}')");
+        bundle.add_auth(code, &["--output", "third.svg"]).expect(5).saying(&told);
+    };
+    let code = account.code_at(bundle.now());
+    let confirm = format!("{}@{code}", service("confirm"));
+    run(bundle.by_hand(&confirm, &Default::default())).expect(0);
+    told(&code, bundle.now(), &service("confirm"));
+
+    bundle.wait(3727);
+    let (code, spent) = (account.code_at(bundle.now()), bundle.now());
+    bundle.add_auth(&code, &["--output", "second.svg"]).expect(0);
+    bundle.wait(5);
+    let theirs = other.code_at(bundle.now());
+    bundle.add_auth(&theirs, &["--account", "other", "--output", "theirs.svg"]).expect(0);
+    told(&code, spent, &service("otpqr"));
+}
+
+/// A name of an image that is the test's own. Gone when dropped.
+struct Tag(String);
+
+impl Tag {
+    fn give_to(&self, image: &str) {
+        let mut tag = Command::new("docker");
+        tag.args(["tag", image, &self.0]);
+        run(tag).expect(0);
+    }
+}
+
+impl Drop for Tag {
+    fn drop(&mut self) {
+        let removed = Command::new("docker").args(["image", "rm", "--force", &self.0]).output();
+        assert!(removed.is_ok(), "docker image rm");
+    }
+}
+
+#[test]
+fn an_image_that_was_built_anew_under_its_name_is_noticed_by_every_script() {
+    if !docker_is_there() {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::Sim, User::Caller);
+    bundle.install(scripts!());
+    let tag = Tag(format!("otpqr-rebuilt:{}", std::process::id()));
+    tag.give_to("otpqr:sim");
+    bundle.script("create", &["--platform", "sim", "--image", &tag.0]).expect(0);
+    let account = bundle.enrol("default");
+    let (id, measured) = (bundle.known("default", &["image_id"]), bundle.known("default", &["mrenclave"]));
+
+    let other = OtherImage::of(&bundle);
+    tag.give_to(&other.name);
+    let code = account.code_at(bundle.now());
+    for refused in [
+        bundle.gen_qr(&["--output", "new.svg"]),
+        bundle.add_auth(&code, &["--output", "new.svg"]),
+        bundle.script("roll_forward", &["--yes"]),
+    ] {
+        refused.expect(3).saying("was built anew").saying("hint: ./scripts/create.rs");
+    }
+    assert_eq!(id, bundle.known("default", &["image_id"]));
+    bundle.script("create", &[]).expect(0).saying(&format!("the program changed: measurement '{measured}' becomes"));
+    assert_ne!(id, bundle.known("default", &["image_id"]));
+    // No code was spent by what was refused.
+    bundle.add_auth(&code, &["--output", "new.svg"]).expect(0);
 }

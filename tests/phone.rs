@@ -71,7 +71,13 @@ fn a_picture_that_a_phone_could_not_read_is_no_account() {
     let svg = svg(&otpqr(), "SCONE OTP", "alice");
     let lines: Vec<&str> = svg.lines().collect();
     let [head, white, code, foot] = lines[..] else { panic!("{} lines", lines.len()) };
+    // Three light modules on each side instead of four.
+    let size: usize =
+        head.split("viewBox=\"0 0 ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+    let cut = head.replace(&format!("\"0 0 {size} {size}\""), &format!("\"1 1 {0} {0}\"", size - 2));
+    assert_ne!(cut, head);
     for (picture, error) in [
+        (format!("{cut}{white}{code}{foot}"), "less than four light modules on a side"),
         ("".to_owned(), "not an SVG: "),
         (format!("{head}{white}{code}"), "not an SVG: "),
         (format!("{head}{white}{foot}"), "0 QR codes in the picture"),

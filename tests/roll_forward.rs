@@ -5,13 +5,16 @@ mod support;
 
 use std::cell::RefCell;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use support::attacker::delete_files;
-use support::{Bundle, Outcome, Platform, User, copy, is_root, phone, run, run_with_input};
+use support::{
+    Bundle, Outcome, Platform, User, copy, docker_is_there, is_root, phone, run, run_with_input, strace_is_there,
+};
 
-/// Stands before `scone` and `scone-run`: notes each call, and before or after the one that is told does what is told.
+/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 last=; for last; do :; done
@@ -28,6 +31,11 @@ code=$?
 deed after
 exit $code
 "#;
+
+const RENAME: &str = "rename,renameat,renameat2";
+
+/// The number of the call that is a roll-forward's first upload.
+const FIRST_UPLOAD: usize = 5;
 
 const KILL: &str = "kill -9 $PPID; exit 1";
 
@@ -48,18 +56,25 @@ impl std::ops::Deref for Watched {
 impl Watched {
     /// With the account `default`, enrolled.
     fn enrolled() -> (Watched, phone::Account) {
-        let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+        Watched::enrolled_on(Platform::SimNative)
+    }
+
+    fn enrolled_on(platform: Platform) -> (Watched, phone::Account) {
+        let bundle = Bundle::of_test(platform, User::Caller);
         bundle.install(scripts!());
         let account = bundle.enrol("default");
         let bin = bundle.root.join("simulator/bin");
         fs::create_dir(bin.join("genuine")).expect("a directory");
         fs::write(bin.join("watched"), WATCHED).expect("a script");
         assert!(Command::new("chmod").arg("755").arg(bin.join("watched")).status().expect("chmod").success());
-        for (name, program) in [("scone", "../scone-sim"), ("scone-run", "../rootfs/scone-run")] {
-            fs::remove_file(bin.join(name)).expect("deletion");
+        let docker = which::which("docker").unwrap_or_default();
+        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
+        // The bundle's own tools come before the host's.
+        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
             std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
             // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
-            copy(&bin.join("watched"), &bin.join(name));
+            copy(&bin.join("watched"), &bin.join("stand-in"));
+            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
         }
         (Watched { bundle, bin }, account)
     }
@@ -103,6 +118,30 @@ impl Watched {
                 then(&format!("{script} {args:?} killed {side} call {number}, {:?}", self.calls().last()), uploads);
             }
         }
+    }
+
+    /// Kills `roll_forward` at each of these calls of the kernel in turn, and each time does `then`, told whether it had ended before;
+    /// on what `then` left it runs again. Returns how often it was killed.
+    fn kill_at_each(
+        &self,
+        calls: &str,
+        args: &[&str],
+        input: impl Fn() -> String,
+        mut then: impl FnMut(bool),
+    ) -> usize {
+        for number in 1.. {
+            let mut strace = self.command("strace");
+            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
+            strace.arg(self.root.join("scripts/roll_forward")).args(args);
+            let outcome = run_with_input(strace, &input());
+            let ended = outcome.code == Some(0);
+            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+            then(ended);
+            if ended {
+                return number - 1;
+            }
+        }
+        unreachable!("it ends some time")
     }
 
     /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
@@ -161,35 +200,75 @@ fn killed_anywhere_it_is_completed_by_the_next_run_and_the_old_codes_die_at_the_
 /// Between two calls of a tool the script records how far it got: killed there at each call of the kernel that matters.
 #[test]
 fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
-    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    if !traced.is_ok_and(|status| status.success()) {
-        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+    if !strace_is_there() {
         return;
     }
     let (bundle, mut account) = Watched::enrolled();
     let mut killed = 0;
-    for calls in ["fsync", "rename,renameat,renameat2", "unlink,unlinkat"] {
-        for number in 1.. {
-            let mut strace = bundle.command("strace");
-            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
-            strace.arg(bundle.root.join("scripts/roll_forward")).arg("--yes");
-            let outcome = run(strace);
-            let ended = outcome.code == Some(0);
-            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+    for calls in ["fsync", RENAME, "unlink,unlinkat"] {
+        killed += bundle.kill_at_each(calls, &["--yes"], String::new, |ended| {
             if !ended {
-                killed += 1;
                 bundle.script("roll_forward", &["--yes"]).expect(0);
             }
-            assert!(!bundle.accepts(&account), "{calls} {number}");
+            assert!(!bundle.accepts(&account), "{calls}");
             account = bundle.enrol_anew();
-            if ended {
-                break;
-            }
-        }
+        });
     }
     // Five times: the intention, three uploads, the end. Each is a file, a rename, a directory.
     assert!(killed >= 15, "{killed}");
     bundle.goes_on_with(&account);
+}
+
+/// The other kinds record in the same way; so what matters of each is what it wants to record, and when.
+#[test]
+fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_the_next_run() {
+    if !strace_is_there() {
+        return;
+    }
+    let (bundle, account) = Watched::enrolled();
+    let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
+    let code = || {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    let killed = bundle.kill_at_each(RENAME, &keep, code, |ended| {
+        if !ended {
+            bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
+            run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
+        }
+        bundle.goes_on_with(&account);
+        bundle.holds_no_picture();
+    });
+    // The intention, three uploads, the end.
+    assert!(killed >= 5, "{killed}");
+
+    let begin = || bundle.script_with("after", FIRST_UPLOAD, KILL, "roll_forward", &["--yes"], "");
+    begin();
+    assert!(bundle.calls().last().is_some_and(|call| call.starts_with("upload")), "{:?}", bundle.calls());
+    let killed = bundle.kill_at_each(RENAME, &["--undo"], String::new, |ended| {
+        if !ended {
+            bundle.script("roll_forward", &["--undo"]).expect(0);
+        }
+        assert_eq!(bundle.known("default", &["pending"]), "null");
+        assert!(bundle.accepts(&account));
+        begin();
+    });
+    // The first upload, the turn, the end.
+    assert!(killed >= 3, "{killed}");
+    bundle.script("roll_forward", &["--undo"]).expect(0);
+    bundle.goes_on_with(&account);
+
+    bundle.wipe_cas();
+    let killed = bundle.kill_at_each(RENAME, &["--yes", "--cas-wiped"], String::new, |ended| {
+        if !ended && bundle.script("roll_forward", &["--yes", "--cas-wiped"]).code != Some(0) {
+            bundle.script("create", &[]).expect(0);
+        }
+        assert!(!bundle.accepts(&account));
+        bundle.enrol_anew();
+        bundle.wipe_cas();
+    });
+    // The intention, three uploads.
+    assert!(killed >= 4, "{killed}");
 }
 
 #[test]
@@ -400,19 +479,6 @@ fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run()
     });
 }
 
-/// The CAS's data is lost, and with it its key; the `scone` command line's identity is not.
-fn wipe_cas(bundle: &Bundle) {
-    bundle.scone_sim(["down"]).expect(0);
-    for entry in fs::read_dir(bundle.root.join("data/scone-sim")).expect("the data") {
-        let path = entry.expect("an entry").path();
-        if path.is_file() {
-            fs::remove_file(path).expect("deletion");
-        }
-    }
-    let clock = bundle.root.join("clock").display().to_string();
-    bundle.scone_sim(["up", "--client-port", "0", "--enclave-port", "0", "--clock", &clock]).expect(0);
-}
-
 #[test]
 fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
     let (bundle, account) = Watched::enrolled();
@@ -420,7 +486,7 @@ fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
     bundle.goes_on_with(&account);
 
     let key = bundle.known("default", &["cas", "key"]);
-    wipe_cas(&bundle);
+    bundle.wipe_cas();
     for (script, args) in [("gen_qr", &["--no-confirm"][..]), ("roll_forward", &["--yes"]), ("create", &[])] {
         bundle.script(script, args).expect(3).saying("is not the one");
     }
@@ -436,7 +502,7 @@ fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
 #[test]
 fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create() {
     let (bundle, _) = Watched::enrolled();
-    wipe_cas(&bundle);
+    bundle.wipe_cas();
     bundle.kill_everywhere("roll_forward", &["--yes", "--cas-wiped"], String::new, |what, uploads| {
         let again = bundle.script("roll_forward", &["--yes", "--cas-wiped"]);
         if again.code != Some(0) {
@@ -445,7 +511,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
             bundle.script("create", &[]).expect(0);
         }
         bundle.enrol_anew();
-        wipe_cas(&bundle);
+        bundle.wipe_cas();
     });
 }
 
@@ -506,6 +572,145 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
             bundle.goes_on_with(&account);
         } else {
             account = bundle.enrol_anew();
+        }
+    }
+}
+
+/// Whether a lock on this file is waited for, as the kernel tells: `1: -> FLOCK  ADVISORY  WRITE pid major:minor:inode 0 EOF`.
+fn is_waited_for(lock: &fs::File) -> bool {
+    let inode = format!(":{} ", lock.metadata().expect("the lock").ino());
+    let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
+    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
+}
+
+#[test]
+fn while_another_run_writes_the_state_it_is_not_written_and_what_that_wrote_stays() {
+    let (bundle, account) = Watched::enrolled();
+    let state = bundle.state_file("default");
+    let other = fs::File::open(state.with_extension("lock")).expect("the lock");
+    other.lock().expect("the lock");
+    let mut command = bundle.script_command("roll_forward", &["--yes"]);
+    let mut script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
+    while !is_waited_for(&other) {
+        // Looks, and looks again; nothing depends on how often.
+        assert!(script.try_wait().expect("a child").is_none(), "it did not wait for the other run");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let theirs = fs::read_to_string(&state).expect("the state") + "# another run's\n";
+    fs::write(&state, &theirs).expect("the state");
+    drop(other);
+    let ended = script.wait_with_output().expect("an end");
+    let stderr = String::from_utf8(ended.stderr).expect("UTF-8 output");
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("was changed by another run"), "{stderr}");
+    assert_eq!(fs::read_to_string(&state).expect("the state"), theirs);
+    bundle.goes_on_with(&account);
+}
+
+/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
+fn running(scripts: &str) -> String {
+    let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
+    // Measuring is asked for in the environment: not of what is started here.
+    let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
+    format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
+}
+
+#[test]
+fn a_roll_forward_that_stands_still_anywhere_holds_no_other_account_up() {
+    let (bundle, account) = Watched::enrolled();
+    bundle.enrol("other");
+    let deed = running(
+        "./roll_forward --yes --account other && ./gen_qr --account other --no-confirm --output ../theirs.svg && \
+         rm ../theirs.svg && echo well",
+    );
+    for number in 1.. {
+        fs::write(bundle.bin.join("beside"), "").expect("a file");
+        bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
+        let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
+        if beside.is_empty() {
+            assert!(number > 6, "there were {} calls only", number - 1);
+            break;
+        }
+        assert!(beside.ends_with("\nwell\n"), "after call {number}: {beside}");
+    }
+    assert!(!bundle.accepts(&account));
+    let account = bundle.enrol_anew();
+    bundle.goes_on_with(&account);
+}
+
+#[test]
+fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it() {
+    let (bundle, mut account) = Watched::enrolled();
+    fs::remove_file(bundle.root.join("default.svg")).expect("deletion");
+    for number in 1.. {
+        bundle.wait(30);
+        let code = account.code_at(bundle.now());
+        let deed = running(&format!(
+            "./gen_qr --no-confirm --output ../one.svg; echo \"ended: $?\"; \
+             echo {code} | ./add_auth --no-confirm --otp-file - --output ../two.svg; echo \"ended: $?\""
+        ));
+        fs::write(bundle.bin.join("beside"), "").expect("a file");
+        bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
+        let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
+        // What is issued meanwhile is issued against a code, as long as the old ones live, and is that code's secret.
+        assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
+        let uploads = bundle.calls().iter().take(number).filter(|call| call.starts_with("upload")).count();
+        let issued = bundle.root.join("two.svg").exists();
+        if !beside.is_empty() {
+            let ended = |code: u8| beside.matches(&format!("ended: {code}\n")).count();
+            let expected = if uploads < 2 { (true, 1, 1) } else { (false, 0, 2) };
+            assert_eq!((issued, ended(0), ended(5)), expected, "after call {number}: {beside}");
+        }
+        if issued {
+            assert_eq!(bundle.scan("two.svg").secret, account.secret, "after call {number}");
+            fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
+        }
+        assert!(!bundle.accepts(&account));
+        // The clock stands still, and who else is logged in is not ours to decide.
+        let report = bundle.script("doctor", &[]).text();
+        let wrong =
+            report.lines().find(|line| line.starts_with("wrong") && !line.contains("clock") && !line.contains("users"));
+        assert_eq!(wrong, None, "after call {number}: {report}");
+        account = bundle.enrol_anew();
+        if beside.is_empty() {
+            assert!(number > 6, "there were {} calls only", number - 1);
+            break;
+        }
+    }
+    bundle.goes_on_with(&account);
+}
+
+#[test]
+fn with_docker_failing_in_the_middle_of_a_new_volume_it_stops_and_the_next_run_completes_it() {
+    if !docker_is_there() {
+        return;
+    }
+    let (bundle, account) = Watched::enrolled_on(Platform::Sim);
+    let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
+    let code = || {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    bundle.script_with("before", 0, "", "roll_forward", &keep, &code()).expect(0);
+    let calls = bundle.calls();
+    let calls = calls.iter().enumerate().filter(|(_, call)| call.starts_with("docker ")).map(|(at, _)| at + 1);
+    let calls: Vec<usize> = calls.collect();
+    assert!(calls.len() >= 2, "{calls:?}");
+    for number in calls {
+        // Before: there is no answer from the engine. After: the program ran, and its end is not heard of.
+        // (What fails before it is done counts as a call: only this one fails.)
+        for (side, end) in [("before", "echo failed >>\"$bin/calls\"; exit 125"), ("after", "code=125")] {
+            let failing = format!("echo 'docker: error during connect' >&2; touch \"$bin/failed\"; {end}");
+            let ended = bundle.script_with(side, number, &failing, "roll_forward", &keep, &code());
+            fs::remove_file(bundle.bin.join("failed")).expect("it failed");
+            if ended.code != Some(0) {
+                let begun = bundle.known("default", &["pending"]) != "null";
+                ended.expect(if begun { 4 } else { 3 });
+                bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
+                run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
+            }
+            bundle.goes_on_with(&account);
+            bundle.holds_no_picture();
         }
     }
 }

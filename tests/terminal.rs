@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, docker_is_there, phone, repository, run};
+use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, strace_is_there};
 
 /// A wait for ever would hide a hang; this is no assertion of speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -30,6 +30,27 @@ fn end(mut session: PtySession) -> (String, i32) {
         WaitStatus::Exited(_, code) => (rest, code),
         other => panic!("{other:?} after:\n{rest}"),
     }
+}
+
+/// A code that is none of those CAS accepts around now.
+fn wrong_code(bundle: &Bundle, account: &phone::Account) -> String {
+    let right: Vec<String> = [0, 30, 60].map(|step| account.code_at(bundle.now() + step - 30)).into();
+    (0..).map(|code| format!("{code:06}")).find(|code| !right.contains(code)).expect("a wrong code")
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs()
+}
+
+/// A shell's command that has the terminal echo, as a person's does, and runs a compiled script with these arguments.
+fn in_a_shell(bundle: &Bundle, script: &str, args: &str, afterwards: &str) -> Command {
+    let script = bundle.root.join("scripts").join(script).display().to_string().replace('\'', r"'\''");
+    let mut shell = bundle.command("sh");
+    shell.args([
+        "-c",
+        &format!("stty echo rows 60 cols 120; trap : INT; '{script}' {args}; code=$?; {afterwards}; exit $code"),
+    ]);
+    shell
 }
 
 fn bundle() -> Bundle {
@@ -62,35 +83,51 @@ fn the_code_is_asked_for_last_and_not_shown() {
     let account = bundle.enrol("default");
     let code = account.code_at(bundle.now());
     let add_auth = bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
+    let started = now();
     let mut session = at_a_terminal(add_auth);
     session.exp_string("checking program and volume").expect("the check");
-    enter(&mut session, "Code for SCONE OTP, alice", || code.clone());
+    let asked = session.exp_regex("Code for SCONE OTP, alice|Wait for the next code").expect("the prompt").1;
+    if asked.starts_with("Wait") {
+        session.send("y").and_then(|_| session.flush()).expect("typing");
+        session.exp_string("Code for SCONE OTP, alice").expect("the prompt");
+    }
+    session.exp_string(" (changes in ").expect("the time left");
+    let left: u64 = session.exp_string(" s)").expect("the time left").parse().expect("a number");
+    // True at some moment since the start; a busy machine may make that a long time.
+    assert!((started..=now()).any(|at| left == 30 - at % 30), "{left} s left at {}", now());
+    session.send_line(&code).expect("typing");
+    session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     assert!(!rest.contains(&code), "{rest}");
     assert_eq!(bundle.scan("second.svg").secret, account.secret);
 }
 
-#[test]
-fn a_code_that_is_about_to_change_is_not_asked_for_unless_one_insists() {
-    let bundle = bundle_with_the_hosts_clock();
-    let account = bundle.enrol("default");
-    // The prompt has to come in the last two seconds of a time step. A busy machine may miss them: it starts earlier then.
+/// `add_auth` at a terminal, at the offer to wait for the next code: that comes in the last two seconds of a time step.
+fn about_to_change(bundle: &Bundle) -> PtySession {
+    // A busy machine may miss them: it starts earlier then.
     let mut early = 2;
-    let mut session = loop {
+    loop {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_millis() as u64;
         sleep(Duration::from_millis(30_000 - (now + early * 1000) % 30_000));
         let add_auth = bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
         let mut session = at_a_terminal(add_auth);
         let prompts = "Code for SCONE OTP, alice|The code changes in [12] s, the start takes about [0-9]+ s.";
         if session.exp_regex(prompts).expect("a prompt").1.starts_with("The code") {
-            break session;
+            session.exp_string("Wait for the next code?").expect("the offer");
+            return session;
         }
         session.send_control('c').expect("typing");
         assert_eq!(end(session).1, 130);
         early = early % 5 + 1;
-    };
-    session.exp_string("Wait for the next code?").expect("the offer");
+    }
+}
+
+#[test]
+fn a_code_that_is_about_to_change_is_not_asked_for() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let mut session = about_to_change(&bundle);
     session.send_line("").expect("typing");
     // Asked when the next one is there, with nearly all its time left.
     let left = session.exp_regex("Code for SCONE OTP, alice \\(changes in (29|30) s\\)").expect("the prompt").1;
@@ -100,24 +137,54 @@ fn a_code_that_is_about_to_change_is_not_asked_for_unless_one_insists() {
 }
 
 #[test]
+fn of_a_code_that_one_insisted_on_and_that_changed_on_its_way_that_is_said() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let wrong = wrong_code(&bundle, &account);
+    let mut session = loop {
+        let mut session = about_to_change(&bundle);
+        session.send("n").and_then(|_| session.flush()).expect("typing");
+        session.exp_string("Code for SCONE OTP, alice (changes in").expect("the prompt");
+        let mut cas = bundle.hold_cas();
+        session.send_line(&wrong).expect("typing");
+        cas.wait();
+        // Entered in this time step at the latest, and checked in the next. A busy machine may be in the next already: it would
+        // hold CAS up for longer than a start has patience.
+        let (left, step) = (30 - now() % 30, now() / 30);
+        if left <= 3 {
+            while now() / 30 == step {
+                sleep(Duration::from_secs(30 - now() % 30));
+            }
+            break session;
+        }
+        drop(cas);
+        session.exp_string("that code is wrong").and_then(|_| session.send_control('c')).expect("the refusal");
+        assert_eq!(end(session).1, 130);
+    };
+    session.exp_string("that code is wrong, or it changed before CAS saw it").expect("advice");
+    enter(&mut session, "Code for SCONE OTP, alice", || account.code_at(bundle.now()));
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
+}
+
+#[test]
 fn a_wrong_code_may_be_tried_again_twice() {
     let bundle = bundle();
     let account = bundle.enrol("default");
-    let right = account.code_at(bundle.now());
-    let wrong = if right == "000000" { "000001" } else { "000000" };
+    let (right, wrong) = (account.code_at(bundle.now()), wrong_code(&bundle, &account));
     let add_auth = || bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
     let mut session = at_a_terminal(add_auth());
     enter(&mut session, "Code for SCONE OTP, alice", || "12345".to_owned());
     session.exp_string("exactly six digits").expect("advice");
     for _ in 0..2 {
-        enter(&mut session, "Code for SCONE OTP, alice", || wrong.to_owned());
+        enter(&mut session, "Code for SCONE OTP, alice", || wrong.clone());
     }
     let (rest, exit) = end(session);
     assert_eq!(exit, 5, "{rest}");
     assert!(!bundle.root.join("second.svg").exists());
 
     let mut session = at_a_terminal(add_auth());
-    enter(&mut session, "Code for SCONE OTP, alice", || wrong.to_owned());
+    enter(&mut session, "Code for SCONE OTP, alice", || wrong.clone());
     session.exp_string("that code is wrong").expect("advice");
     enter(&mut session, "Code for SCONE OTP, alice", || right.clone());
     let (rest, exit) = end(session);
@@ -125,20 +192,71 @@ fn a_wrong_code_may_be_tried_again_twice() {
 }
 
 #[test]
+fn too_many_wrong_codes_are_not_followed_by_another_try() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    for _ in 0..5 {
+        bundle.add_auth(&wrong_code(&bundle, &account), &["--output", "second.svg"]).expect(5);
+    }
+    let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "second.svg"]));
+    enter(&mut session, "Code for SCONE OTP, alice", || account.code_at(bundle.now()));
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 5, "{rest}");
+    assert!(rest.contains("error: too many wrong codes were given: Too many wrong One-time Passwords"), "{rest}");
+}
+
+#[test]
+fn after_a_code_that_was_used_the_next_is_waited_for_and_ctrl_c_ends_that() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let used = account.code_at(bundle.now());
+    bundle.add_auth(&used, &["--output", "second.svg"]).expect(0);
+    let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "third.svg"]));
+    enter(&mut session, "Code for SCONE OTP, alice", || used.clone());
+    session.exp_string("that code was used already").expect("advice");
+    // If the next has come meanwhile, it is asked for at once; but only once.
+    let waits = "waiting [0-9]+ s for the next one";
+    let then = session.exp_regex(&format!("{waits}|alice \\(changes in|Wait for the next code")).expect("a prompt").1;
+    if !then.starts_with("waiting") {
+        if then.starts_with("Wait") {
+            session.send_line("").expect("typing");
+            session.exp_string("alice (changes in").expect("the prompt");
+        }
+        session.send_line(&used).expect("typing");
+        session.exp_regex(waits).expect("why it waits");
+    }
+    session.send_control('c').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 130, "{rest}");
+    assert!(!rest.contains("Code for"), "{rest}");
+}
+
+#[test]
 fn ctrl_c_at_the_prompt_for_a_code_leaves_nothing_behind_and_spends_nothing() {
     let bundle = bundle();
     let account = bundle.enrol("default");
-    let before = fs::read(bundle.state_file("default")).expect("the state");
-    let mut session = at_a_terminal(bundle.script_command("add_auth", &["--output", "second.svg"]));
+    let (before, lay_about) = (fs::read(bundle.state_file("default")).expect("the state"), pictures(&bundle));
+    let mut session = at_a_terminal(in_a_shell(&bundle, "add_auth", "--output second.svg", "stty -a"));
     session.exp_regex("Code for SCONE OTP, alice|Wait for the next code").expect("the prompt");
     session.send_control('c').expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
-    let names = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").file_name());
-    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("second.svg")).collect();
-    assert_eq!(left, [""; 0]);
+    assert!(rest.contains("error: interrupted; nothing was changed and no code was spent"), "{rest}");
+    assert!(rest.contains(" echo ") && rest.contains(" icanon "), "the terminal is not what it was: {rest}");
+    assert_eq!(pictures(&bundle), lay_about);
     assert_eq!(before, fs::read(bundle.state_file("default")).expect("the state"));
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+}
+
+/// What could be a picture: by its name or its content, wherever the scripts write.
+fn pictures(bundle: &Bundle) -> Vec<String> {
+    let beside = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").path());
+    let mut files = bundle.written();
+    files.extend(beside.filter(|path| path.is_file()).map(|path| (path.clone(), fs::read(path).expect("a file"))));
+    let picture = |path: &Path, content: &[u8]| {
+        path.to_string_lossy().contains("svg") || content.windows(4).any(|bytes| bytes == b"<svg")
+    };
+    files.iter().filter(|(path, content)| picture(path, content)).map(|(path, _)| path.display().to_string()).collect()
 }
 
 #[test]
@@ -205,24 +323,20 @@ fn a_qr_code_on_the_terminal_is_in_no_file_and_gone_afterwards() {
     // A pipe is no terminal: refused before anything is spent.
     bundle.gen_qr(&["--terminal"]).expect(2).saying("'--terminal' needs a terminal");
 
-    let mut stty = bundle.command("sh");
-    let script = bundle.root.join("scripts/gen_qr");
-    stty.args(["-c", &format!("stty rows 60 cols 120; exec '{}' --terminal --no-confirm", script.display())]);
-    let mut session = at_a_terminal(stty);
+    let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
     session.exp_string("\x1b[?1049h").expect("the alternate screen");
     let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
     // The session hands out bytes as characters.
     let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
     let account = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
     assert_eq!(account.login, "alice");
-    let names = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").file_name());
-    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains("svg")).collect();
-    assert_eq!(left, [""; 0], "the picture is in a file");
+    assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
     session.send_line("").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     assert!(rest.contains("\x1b[?1049l"), "{rest}");
     assert!(!rest.contains(&account.secret));
+    assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
 }
 
 /// What a terminal shows of half blocks, as a picture: black on white.
@@ -276,11 +390,8 @@ fn interrupted_start(platform: Platform) {
     bundle.install(scripts!());
     bundle.script("create", &["--platform", platform.name()]).expect(0);
     let mut cas = bundle.hold_cas();
-    let mut shell = bundle.command("sh");
-    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
     // The terminal's echo of Ctrl-C says that it was delivered.
-    shell.args(["-c", &format!("stty echo; exec '{script}' --no-confirm")]);
-    let mut session = at_a_terminal(shell);
+    let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--no-confirm", ":"));
     session.exp_string("starting the confidential program").expect("the start");
     cas.wait();
     session.send_control('c').expect("typing");
@@ -359,10 +470,7 @@ fn ctrl_c_while_the_picture_waits_to_be_scanned_says_where_it_is() {
 fn ctrl_c_while_the_qr_code_is_on_the_terminal_takes_it_away() {
     let bundle = bundle();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    let mut shell = bundle.command("sh");
-    let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
-    shell.args(["-c", &format!("stty rows 60 cols 120; exec '{script}' --terminal --no-confirm")]);
-    let rest = break_off(shell, "Scan it, then press Enter");
+    let rest = break_off(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"), "Scan it, then press Enter");
     assert!(rest.contains("\x1b[?1049l"), "the alternate screen is still there: {rest}");
     assert!(rest.contains("if it was not scanned, roll forward"), "{rest}");
 }
@@ -385,6 +493,85 @@ fn where_a_file_system_makes_shredding_weak_that_is_said() {
     assert_eq!(exit, 0, "{rest}");
     assert!(rest.contains("destroyed, as far as the file system lets it: tmpfs"), "{rest}");
     assert!(!output.exists());
+}
+
+/// `gen_qr` at a terminal, to its end; the picture is scanned meanwhile.
+fn scanned(bundle: &Bundle, command: Command) -> (String, i32) {
+    let mut session = at_a_terminal(command);
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    bundle.scan("qrcode.svg");
+    session.send_line("").expect("typing");
+    end(session)
+}
+
+#[test]
+fn a_picture_that_is_said_to_be_destroyed_was_overwritten_four_times_the_last_with_zeros() {
+    if !strace_is_there() {
+        return;
+    }
+    let bundle = bundle_with_the_hosts_clock();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let (script, trace) = (bundle.script_command("gen_qr", &[]), bundle.root.join("trace"));
+    let mut strace = bundle.command("strace");
+    strace.args(["-f", "-y", "-qq", "-e", "signal=none", "-e", "trace=write,fdatasync,fsync,unlink,unlinkat", "-o"]);
+    strace.arg(&trace).arg(script.get_program()).arg("--no-confirm");
+    let (rest, exit) = scanned(&bundle, strace);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("destroyed"), "{rest}");
+    assert!(!bundle.root.join("qrcode.svg").exists());
+    let trace = fs::read_to_string(trace).expect("the trace");
+    // By the name it was delivered to: what otpqr wrote had another.
+    let calls: Vec<&str> = trace.lines().filter(|call| call.contains("/bundle/qrcode.svg>")).collect();
+    let passes = calls.split(|call| call.contains("sync(")).map(<[&str]>::to_vec).collect::<Vec<_>>();
+    let written: Vec<&Vec<&str>> =
+        passes.iter().filter(|pass| pass.iter().any(|call| call.contains("write("))).collect();
+    assert_eq!(written.len(), 4, "{trace}");
+    assert!(written[3].iter().all(|call| call.contains(", \"\\0\\0\\0\\0")), "{trace}");
+}
+
+#[test]
+fn a_picture_that_could_not_be_overwritten_is_not_said_to_be() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut command = bundle.script_command("gen_qr", &["--no-confirm"]);
+    command.env("PATH", bundle.root.join("nothing"));
+    let (rest, exit) = scanned(&bundle, command);
+    assert_eq!(exit, 0, "{rest}");
+    assert!(rest.contains("QR code: removed, not overwritten: 'shred' was not found"), "{rest}");
+    assert_eq!(pictures(&bundle), [""; 0]);
+
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    fs::create_dir(bundle.root.join("failing")).expect("a directory");
+    std::os::unix::fs::symlink("/bin/false", bundle.root.join("failing/shred")).expect("a stand-in");
+    let mut command = bundle.script_command("gen_qr", &["--no-confirm"]);
+    command.env("PATH", bundle.root.join("failing"));
+    let (rest, exit) = scanned(&bundle, command);
+    assert_eq!(exit, 4, "{rest}");
+    assert!(rest.contains("error: the QR code in 'qrcode.svg' cannot be destroyed"), "{rest}");
+    bundle.scan("qrcode.svg");
+}
+
+/// Asserts that `roll_forward` asks this, and that "no" changes nothing.
+fn declined(bundle: &Bundle, args: &[&str], question: &str) {
+    let before = fs::read(bundle.state_file("default")).expect("the state");
+    let mut session = at_a_terminal(bundle.script_command("roll_forward", args));
+    session.exp_string(question).expect("the question");
+    session.send("n").and_then(|_| session.flush()).expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 3, "{rest}");
+    assert!(rest.contains("not confirmed; nothing was changed"), "{rest}");
+    assert_eq!(before, fs::read(bundle.state_file("default")).expect("the state"));
+}
+
+#[test]
+fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let replaced = "The volume of 'SCONE OTP', 'alice' is replaced; its codes go on. Go on?";
+    declined(&bundle, &["--keep-secret"], replaced);
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+    bundle.wipe_cas();
+    declined(&bundle, &["--cas-wiped"], "Upload account 'default' anew to the CAS at '");
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! What docs/threat-model.md says of codes that somebody else sees, and no other test shows: how far such a code goes, and by what
-//! its owner notices.
+//! its owner notices. And that the attacks it names are shown.
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fs;
 
-use support::{Bundle, ByHand, Platform, User, run};
+use support::{Bundle, ByHand, Platform, User, repository, run};
 
 fn bundle() -> Bundle {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
@@ -43,4 +44,26 @@ fn a_code_that_was_seen_is_good_once_at_any_service_of_its_secret() {
     run(bundle.by_hand(&service("otpqr"), &ByHand::default())).expect(0);
     assert!(bundle.issued_by_hand());
     run(bundle.by_hand(&service("confirm"), &ByHand::default())).expect(134).saying("already used");
+}
+
+/// The page is the list of the attacks, too: what it names of tests/attacks.rs is a line of `make attacks`, and the other way round.
+#[test]
+fn the_attacks_of_the_threat_model_are_the_ones_that_are_shown() {
+    let read = |name: &str| fs::read_to_string(repository().join(name)).expect("a file");
+    let (source, model) = (read("tests/attacks.rs"), read("docs/threat-model.md"));
+    let mut named: BTreeSet<&str> = BTreeSet::new();
+    for name in model.split("tests/attacks.rs::").skip(1) {
+        named.insert(name.split('`').next().expect("a name"));
+    }
+    let tests = source.split("#[test]\nfn ").skip(1).filter(|test| test.contains("on_each_platform(|"));
+    let mut shown: BTreeSet<&str> = BTreeSet::new();
+    for test in tests {
+        let body = test.split("\n}\n").next().expect("a body");
+        if ["stopped(bundle, ", "revealed(bundle, ", "report(\n"].into_iter().any(|announces| body.contains(announces))
+        {
+            shown.insert(test.split('(').next().expect("a name"));
+        }
+    }
+    assert!(named.len() > 10, "{named:?}");
+    assert_eq!(named, shown);
 }

@@ -54,6 +54,18 @@ pub fn docker_is_there() -> bool {
     there
 }
 
+/// Whether what a program asks of the kernel can be traced. Skipped without, loudly; where everything is required, that is a failure.
+pub fn strace_is_there() -> bool {
+    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
+    let there = traced.is_ok_and(|status| status.success());
+    if !there {
+        let required = ["CI", "REQUIRE_DOCKER"].into_iter().find(|name| std::env::var_os(name).is_some());
+        assert!(required.is_none(), "{required:?} is set and nothing can be traced: apt-get install strace");
+        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+    }
+    there
+}
+
 /// Whom the commands run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {
@@ -111,11 +123,26 @@ pub struct ByHand<'a> {
     pub image: Option<&'a str>,
     /// Another way to CAS than the direct one.
     pub cas: Option<&'a str>,
+    /// The directory below the root for the output.
+    pub out: &'a str,
+    /// A directory below the root for a volume of one's own, instead of the account's.
+    pub volume: Option<&'a str>,
 }
+
+/// Where a start by hand leaves its output.
+const BY_HAND: &str = "by-hand";
 
 impl Default for ByHand<'_> {
     fn default() -> Self {
-        ByHand { account: "default", environment: &[], program: "/bin/otpqr", image: None, cas: None }
+        ByHand {
+            account: "default",
+            environment: &[],
+            program: "/bin/otpqr",
+            image: None,
+            cas: None,
+            out: BY_HAND,
+            volume: None,
+        }
     }
 }
 
@@ -148,11 +175,7 @@ impl Bundle {
             fs::set_permissions(bundle._home.path(), Permissions::from_mode(0o755)).expect("permissions");
             give_away(&bundle.root);
         }
-        let mut up = bundle.simulator(["up", "--client-port", "0", "--enclave-port", "0"]);
-        if let Some(clock) = &bundle.clock {
-            up.arg("--clock").arg(clock);
-        }
-        run(up).expect(0);
+        bundle.up_on_free_ports();
         bundle
     }
 
@@ -301,6 +324,26 @@ impl Bundle {
         fs::rename(next, clock).expect("the clock");
     }
 
+    /// The CAS's data is lost, and with it its key; the `scone` command line's identity is not.
+    pub fn wipe_cas(&self) {
+        self.scone_sim(["down"]).expect(0);
+        for entry in fs::read_dir(self.root.join("data/scone-sim")).expect("the data") {
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                fs::remove_file(path).expect("deletion");
+            }
+        }
+        self.up_on_free_ports();
+    }
+
+    fn up_on_free_ports(&self) {
+        let mut up = self.simulator(["up", "--client-port", "0", "--enclave-port", "0"]);
+        if let Some(clock) = &self.clock {
+            up.arg("--clock").arg(clock);
+        }
+        run(up).expect(0);
+    }
+
     /// Makes CAS wait for us the next time it looks at its clock.
     pub fn hold_cas(&self) -> HeldCas {
         let clock = self.clock.clone().expect("a clock of one's own");
@@ -313,8 +356,8 @@ impl Bundle {
 
     /// Starts a service as somebody would who knows docker (or the runtime) and not the scripts - or knows them too well.
     pub fn by_hand(&self, config_id: &str, how: &ByHand) -> Command {
-        let volume = self.volume(how.account);
-        let out = self.root.join("by-hand");
+        let volume = how.volume.map_or_else(|| self.volume(how.account), |name| self.root.join(name));
+        let out = self.root.join(how.out);
         for directory in [&volume, &out] {
             fs::create_dir_all(directory).expect("a directory to mount");
             if self.user == User::Ordinary {
@@ -357,7 +400,12 @@ impl Bundle {
 
     /// Whether a start by hand issued a QR code. (A program that was ended leaves a reserved file of blanks.)
     pub fn issued_by_hand(&self) -> bool {
-        fs::read_to_string(self.root.join("by-hand/qrcode.svg")).is_ok_and(|svg| svg.contains("svg"))
+        self.issued_to(BY_HAND)
+    }
+
+    /// The same, of a start that had another directory for its output.
+    pub fn issued_to(&self, out: &str) -> bool {
+        fs::read_to_string(self.root.join(out).join("qrcode.svg")).is_ok_and(|svg| svg.contains("svg"))
     }
 
     fn ids(&self) -> (u32, u32) {
@@ -370,7 +418,7 @@ impl Bundle {
     /// Every regular file below the root that the scripts wrote, with its content.
     pub fn written(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut found = BTreeMap::new();
-        for part in ["state", "by-hand"] {
+        for part in ["state", BY_HAND] {
             collect(&self.root.join(part), &mut found);
         }
         found

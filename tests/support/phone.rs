@@ -49,14 +49,33 @@ fn rasterise(svg: &str) -> Result<tiny_skia::Pixmap, String> {
 
 fn decode(picture: &tiny_skia::Pixmap) -> Result<String, String> {
     let (width, height) = (picture.width() as usize, picture.height() as usize);
-    let mut image = rqrr::PreparedImage::prepare_from_greyscale(width, height, |x, y| {
+    let grey = |x: usize, y: usize| {
         let pixel = picture.pixels()[y * width + x];
         ((u16::from(pixel.red()) + u16::from(pixel.green()) + u16::from(pixel.blue())) / 3) as u8
-    });
+    };
+    let mut image = rqrr::PreparedImage::prepare_from_greyscale(width, height, grey);
     match image.detect_grids().as_slice() {
-        [code] => code.decode().map(|(_, text)| text).map_err(|cause| format!("the QR code cannot be read: {cause}")),
+        [code] => {
+            let (found, text) = code.decode().map_err(|cause| format!("the QR code cannot be read: {cause}"))?;
+            quiet_zone(found.version.to_size(), width, height, |x, y| grey(x, y) < 128)?;
+            Ok(text)
+        }
         codes => Err(format!("{} QR codes in the picture", codes.len())),
     }
+}
+
+/// Some phones find no code without its quiet zone: four light modules on every side (ISO/IEC 18004). Ours would, so it is measured.
+fn quiet_zone(modules: usize, width: usize, height: usize, dark: impl Fn(usize, usize) -> bool) -> Result<(), String> {
+    let columns: Vec<usize> = (0..width).filter(|&x| (0..height).any(|y| dark(x, y))).collect();
+    let rows: Vec<usize> = (0..height).filter(|&y| (0..width).any(|x| dark(x, y))).collect();
+    for (lines, length) in [(columns, width), (rows, height)] {
+        let (Some(first), Some(last)) = (lines.first(), lines.last()) else { return Err("nothing is dark".into()) };
+        let module = (last + 1 - first) / modules;
+        if *first < 4 * module || length - (last + 1) < 4 * module {
+            return Err("less than four light modules on a side".into());
+        }
+    }
+    Ok(())
 }
 
 /// Reads `otpauth://totp/Issuer:login?…` with all of its parameters.
