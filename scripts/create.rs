@@ -528,6 +528,10 @@ mod root {
             found_bundle(&place, named.is_some());
             return Ok(place);
         }
+        // What helps is to be done there all the same.
+        if let Some(place) = named {
+            found_bundle(place, true);
+        }
         let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
         let (needed, places) = (needed.display(), places.join(" or "));
         let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");

@@ -185,11 +185,12 @@ fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
     elsewhere.arg(&bundle.root);
     let refused = run(elsewhere).expect(3);
     let create = refused.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    let nowhere = tempfile::tempdir().expect("a directory");
     let mut shell = Command::new("sh");
-    shell
-        .args(["-c", &format!("{create} --platform sim-native --login bob")])
-        .env("XDG_DATA_HOME", bundle.root.join("data"));
+    shell.args(["-c", &format!("{create} --platform sim-native --login bob")]).current_dir(nowhere.path());
+    shell.env("XDG_DATA_HOME", bundle.root.join("data"));
     assert!(run(shell).expect(0).stdout.starts_with("created: account 'none' of 'bob'"));
+    assert!(bundle.state_file("none").exists());
     let report = run(with("doctor", &[]));
     assert!(report.stdout.contains("ok    policies  CAS holds "), "{}", report.text());
 }

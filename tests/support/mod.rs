@@ -166,7 +166,9 @@ impl Bundle {
         let bundle = Bundle { clock: clock.then(|| root.join("clock")), root, platform, user, _home: home };
         fs::create_dir(&bundle.root).expect("the root");
         copy(&repository().join("templates"), &bundle.root.join("templates"));
-        fs::create_dir(bundle.root.join("simulator")).expect("the simulator's directory");
+        for directory in ["simulator", "tmp"] {
+            fs::create_dir(bundle.root.join(directory)).expect("a directory");
+        }
         copy(&bin, &bundle.root.join("simulator/bin"));
         if let Some(clock) = &bundle.clock {
             fs::write(clock, "1800000015").expect("the clock");
@@ -200,6 +202,8 @@ impl Bundle {
         command.current_dir(&self.root).env("OTPQR_ROOT", &self.root).env("XDG_DATA_HOME", self.root.join("data"));
         // As rust-script has it.
         command.env("RUST_SCRIPT_BASE_PATH", self.root.join("scripts"));
+        // What a script leaves that is killed goes with the bundle.
+        command.env("TMPDIR", self.root.join("tmp"));
         command.env("LOGNAME", "alice").env_remove("SCONE_CONFIG_ID").stdin(Stdio::null());
         if self.user == User::Ordinary {
             command.env("HOME", &self.root);
