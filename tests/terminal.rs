@@ -399,17 +399,22 @@ fn interrupted_start(platform: Platform) {
     drop(cas);
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
-    assert!(rest.contains("gen_qr: error: interrupted; run the same command again to go on"), "{rest}");
     assert!(!bundle.root.join("qrcode.svg").exists());
-    let left: Vec<_> = fs::read_dir(bundle.root.join("state/issuing")).expect("where it is issued").collect();
-    assert!(left.is_empty(), "{left:?}");
+    let left = fs::read_dir(bundle.root.join("state/issuing")).expect("where it is issued").count();
+    // docker passes Ctrl-C on by a request to its daemon, and the program may have done its work by then: that is said.
+    let said = match left {
+        0 => "gen_qr: error: interrupted; run the same command again to go on",
+        _ => "gen_qr: error: interrupted; the QR code waits in '",
+    };
+    assert!(rest.contains(said), "{rest}");
+    assert!(left == 0 || platform == Platform::Sim, "{rest}");
 
     bundle.gen_qr(&[]).expect(0);
     bundle.scan("qrcode.svg");
 }
 
 #[test]
-fn ctrl_c_during_a_start_leaves_nothing_behind_and_the_same_command_goes_on() {
+fn ctrl_c_during_a_start_leaves_nothing_unsaid_and_the_same_command_goes_on() {
     interrupted_start(Platform::SimNative);
     if docker_is_there() {
         interrupted_start(Platform::Sim);
