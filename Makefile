@@ -15,7 +15,7 @@ help: ## list the targets
 demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
-test: rust-script sim bin $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
+test: warm sim bin $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
 	cargo test --locked --workspace
 

@@ -1304,7 +1304,10 @@ mod state {
                 Err(e) => return Err(failed(&self.path)(e)),
             };
             if found != self.content {
-                let message = format!("state file '{}' was changed by another run", self.path.display());
+                let message = format!(
+                    "state file '{}' was changed by another run; run the same command again",
+                    self.path.display()
+                );
                 return Err(Failure::new(OTHER, message));
             }
 

@@ -122,9 +122,10 @@ impl Run<'_> {
     fn forward(&mut self, source: Option<&Source>) -> Result<String, Failure> {
         self.tools.check_cas(&self.state.cas)?;
         let keep_secret = self.args.keep_secret;
-        // What was begun with a new secret starts no program, and has to be finished before `create` can take a new one in.
-        if self.state.pending.is_none() || keep_secret {
-            self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)?;
+        let image = self.check_image();
+        match self.state.pending.is_none() || keep_secret {
+            true => image?,
+            false => self.notice(image),
         }
         if !keep_secret && self.state.pending.as_ref().is_some_and(|to| !to.undo && self.keeps_secret(to)) {
             self.leave_keeping()?;
@@ -162,6 +163,18 @@ impl Run<'_> {
             self.record(Some(&to))?;
         }
         self.carry_out(&mut to, source).map_err(|failure| self.part_way(failure))
+    }
+
+    fn check_image(&self) -> Result<(), Failure> {
+        self.tools.check_image(&self.state.image, &self.state.image_id, &self.state.mrenclave)
+    }
+
+    /// What starts no program does not need the right one, and has to be finished before `create` can take a new one in.
+    fn notice(&self, image: Result<(), Failure>) {
+        if let Err(failure) = image {
+            let (what, mend) = failure.into_finding();
+            step(mend.map_or(what.clone(), |mend| format!("{what}; afterwards: {}", here(&mend))));
+        }
     }
 
     fn keeps_secret(&self, to: &Pending) -> bool {
@@ -321,6 +334,7 @@ impl Run<'_> {
         let Some(mut to) = self.state.pending.clone() else {
             return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.args.account));
         };
+        self.notice(self.check_image());
         let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
         let switched = to.uploads_done >= 2
             || to.volume_version > self.state.volume_version + 1
@@ -355,6 +369,7 @@ impl Run<'_> {
         let simulated = self.tools.simulated_cas(true)?;
         let address = simulated.as_ref().unwrap_or(&self.state.cas).address.clone();
         self.state.cas = self.tools.attest(&address, simulated)?;
+        self.notice(self.check_image());
         let current = Versions::only(self.state.volume_version, self.state.secret_version);
         let (mut held, mut lost) = (None, None);
         for session in [Session::Namespace, Session::Otpqr, Session::Reset] {
@@ -1484,7 +1499,10 @@ mod state {
                 Err(e) => return Err(failed(&self.path)(e)),
             };
             if found != self.content {
-                let message = format!("state file '{}' was changed by another run", self.path.display());
+                let message = format!(
+                    "state file '{}' was changed by another run; run the same command again",
+                    self.path.display()
+                );
                 return Err(Failure::new(OTHER, message));
             }
 

@@ -641,7 +641,7 @@ roll_forward: error: state file 'ROOT/state/signing.yml' cannot be written: Is a
             1,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: state file 'ROOT/state/signing.yml' was changed by another run
+roll_forward: error: state file 'ROOT/state/signing.yml' was changed by another run; run the same command again
 ",
         )
     });

@@ -530,8 +530,13 @@ fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() 
     bundle.gen_qr(&["--output", "new.svg"]).expect(3).saying("hint: ./scripts/create.rs");
     bundle.add_auth(&account.code_at(bundle.now()), &[]).expect(3).saying("hint: ./scripts/create.rs");
     bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs");
-    bundle.script("roll_forward", &["--yes"]).expect(0);
+    let noticed = "it was built anew; afterwards: ./scripts/create.rs";
+    let mut undo = bundle.script_command("roll_forward", &["--undo"]);
+    undo.env("TMPDIR", "nowhere");
+    run(undo).saying(noticed);
+    bundle.script("roll_forward", &["--yes"]).expect(0).saying(noticed);
     bundle.script("roll_forward", &["--yes"]).expect(3).saying("hint: ./scripts/create.rs");
+    bundle.script("roll_forward", &["--yes", "--cas-wiped"]).expect(3).saying(noticed);
     assert_eq!(bundle.known("default", &["pending"]), "null");
 
     bundle.script("create", &[]).expect(0).saying(&format!("the program changed: measurement '{measured}' becomes"));
