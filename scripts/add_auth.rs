@@ -155,7 +155,7 @@ mod outcome {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, OnceLock};
 
-    use rustix::termios::{self, OptionalActions, Termios};
+    use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
 
     /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
     pub const OTHER: u8 = 1;
@@ -195,10 +195,12 @@ mod outcome {
             }
         }
 
-        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
-        pub fn part_way(self, again: String) -> Failure {
+        /// What is missing or wrong is found too late for nothing to have changed. The commands that go on, or back.
+        pub fn part_way(self, on: String, back: Option<String>) -> Failure {
             match self.code {
-                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => {
+                    back.into_iter().fold(Failure { code: PART_WAY, ..self }.hint(on), Failure::hint)
+                }
                 _ => self,
             }
         }
@@ -326,6 +328,8 @@ mod outcome {
     pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
         let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
         set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
+        // What was typed before there was a question is no answer to it.
+        let _ = termios::tcflush(io::stdin(), QueueSelector::IFlush);
         let answer = ask();
         set(None);
         show_cursor();
@@ -1318,7 +1322,7 @@ mod code {
                         let asked =
                             at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
                         let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
-                            io::ErrorKind::Interrupted => Failure::interrupted(),
+                            io::ErrorKind::Interrupted => Failure::interrupted().leaving(&self.remains),
                             _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
                         })?;
                         match Code::parse(&typed) {
@@ -1539,6 +1543,8 @@ mod qr_code {
             let (cas, image_id) = (&state.cas, state.image_id.as_str());
             let started =
                 tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) });
+            // An empty directory, ours or not, would stand in the way of one that is moved back.
+            let _ = fs::remove_dir(&volume);
             started.map_err(|failure| match self.is_complete() {
                 true => failure.leaving(&self.waiting("run the same command again")),
                 false => failure,
@@ -1907,7 +1913,7 @@ mod enrolment {
     }
 
     fn remains(path: &Path) -> String {
-        format!("the QR code is still there: {}", shred_command(path))
+        format!("the QR code is still there; once it is scanned: {}", shred_command(path))
     }
 
     /// To the terminal's alternate screen, and back.

@@ -415,6 +415,8 @@ impl Account<'_> {
             image_id: &self.state.image_id,
             directories: Some((&volume, output.path())),
         })?;
+        // Looking leaves no empty directory where one that was moved away is to be moved back to.
+        let _ = fs::remove_dir(&volume);
         let reason = finished.reason();
         let is_about_volume = finished.stderr.contains("[SCONE|FATAL]")
             && [
@@ -484,7 +486,7 @@ mod outcome {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, OnceLock};
 
-    use rustix::termios::{self, OptionalActions, Termios};
+    use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
 
     /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
     pub const OTHER: u8 = 1;
@@ -524,10 +526,12 @@ mod outcome {
             }
         }
 
-        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
-        pub fn part_way(self, again: String) -> Failure {
+        /// What is missing or wrong is found too late for nothing to have changed. The commands that go on, or back.
+        pub fn part_way(self, on: String, back: Option<String>) -> Failure {
             match self.code {
-                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => {
+                    back.into_iter().fold(Failure { code: PART_WAY, ..self }.hint(on), Failure::hint)
+                }
                 _ => self,
             }
         }
@@ -655,6 +659,8 @@ mod outcome {
     pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
         let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
         set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
+        // What was typed before there was a question is no answer to it.
+        let _ = termios::tcflush(io::stdin(), QueueSelector::IFlush);
         let answer = ask();
         set(None);
         show_cursor();

@@ -181,9 +181,18 @@ impl Run<'_> {
         to.secret_version == self.state.secret_version
     }
 
+    /// The command that takes back what was begun, as long as that can be.
+    fn undoing(&self) -> Option<String> {
+        let begun = self.state.pending.as_ref()?;
+        let can_be = begun.uploads_done < 2 && begun.volume_version == self.state.volume_version + 1;
+        let option = state::option(&self.args.account);
+        can_be
+            .then(|| format!("./scripts/roll_forward.rs{option} --undo   # takes it back, if the old codes still live"))
+    }
+
     fn part_way(&self, failure: Failure) -> Failure {
         match self.state.finishing(&self.args.account) {
-            Some(command) => failure.part_way(format!("{command}   # goes on")),
+            Some(command) => failure.part_way(format!("{command}   # goes on"), self.undoing()),
             None => failure,
         }
     }
@@ -425,7 +434,7 @@ impl Run<'_> {
         match asked {
             Ok(true) => Ok(()),
             Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => {
-                Err(Failure::interrupted())
+                Err(Failure::interrupted().leaving("nothing was changed"))
             }
             Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
             Ok(false) => Err(Failure::new(PRECONDITION, "not confirmed; nothing was changed")),
@@ -459,7 +468,7 @@ mod outcome {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::{Mutex, OnceLock};
 
-    use rustix::termios::{self, OptionalActions, Termios};
+    use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
 
     /// 0 is "done, or already so"; 2, wrong usage, is shared with clap.
     pub const OTHER: u8 = 1;
@@ -499,10 +508,12 @@ mod outcome {
             }
         }
 
-        /// What is missing or wrong is found too late for nothing to have changed. `again`: the command that goes on.
-        pub fn part_way(self, again: String) -> Failure {
+        /// What is missing or wrong is found too late for nothing to have changed. The commands that go on, or back.
+        pub fn part_way(self, on: String, back: Option<String>) -> Failure {
             match self.code {
-                PRECONDITION | OTHER => Failure { code: PART_WAY, ..self }.hint(again),
+                PRECONDITION | OTHER => {
+                    back.into_iter().fold(Failure { code: PART_WAY, ..self }.hint(on), Failure::hint)
+                }
                 _ => self,
             }
         }
@@ -630,6 +641,8 @@ mod outcome {
     pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
         let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
         set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
+        // What was typed before there was a question is no answer to it.
+        let _ = termios::tcflush(io::stdin(), QueueSelector::IFlush);
         let answer = ask();
         set(None);
         show_cursor();
@@ -1850,6 +1863,8 @@ mod qr_code {
             let (cas, image_id) = (&state.cas, state.image_id.as_str());
             let started =
                 tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) });
+            // An empty directory, ours or not, would stand in the way of one that is moved back.
+            let _ = fs::remove_dir(&volume);
             started.map_err(|failure| match self.is_complete() {
                 true => failure.leaving(&self.waiting("run the same command again")),
                 false => failure,
@@ -2117,7 +2132,7 @@ mod code {
                         let asked =
                             at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
                         let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
-                            io::ErrorKind::Interrupted => Failure::interrupted(),
+                            io::ErrorKind::Interrupted => Failure::interrupted().leaving(&self.remains),
                             _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
                         })?;
                         match Code::parse(&typed) {

@@ -624,3 +624,17 @@ fn a_cas_whose_clock_is_wrong_is_found_out_and_restarted_with_the_hosts() {
     let mend = patient.suffers_from("wrong clock     CAS's clock is ", "'");
     patient.mended_by(&mend);
 }
+
+#[test]
+fn a_volume_that_was_moved_away_can_be_moved_back_after_one_has_looked() {
+    let patient = Patient::new();
+    patient.0.script("create", &["--platform", "sim-native"]).expect(0);
+    patient.0.gen_qr(&["--output", "state/alice.svg"]).expect(0);
+    let (volume, elsewhere) = (patient.0.volume("default"), patient.0.root.join("elsewhere"));
+    fs::rename(&volume, &elsewhere).expect("a move");
+    assert!(patient.doctor(&[]).stdout.contains("wrong volume    file system protection file was removed"));
+    patient.0.gen_qr(&["--output", "again.svg"]).expect(5);
+    assert!(!volume.exists(), "an empty directory stands in the way");
+    fs::rename(&elsewhere, &volume).expect("a move back");
+    patient.is_well();
+}

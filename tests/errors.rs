@@ -770,6 +770,7 @@ roll_forward: platform 'sim-native' is software only: a rehearsal that protects 
 roll_forward: declaring the new beside the old
 roll_forward: error: CAS cannot be asked about session 'NAMESPACE/otpqr': The predecessor is not the current session
 hint: ./scripts/roll_forward.rs --account signing   # goes on
+hint: ./scripts/roll_forward.rs --account signing --undo   # takes it back, if the old codes still live
 ",
         );
     });

@@ -312,7 +312,7 @@ fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
     session.send_control('c').expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
-    assert!(rest.contains("the QR code is still there: shred -n 3 -z -u '"), "{rest}");
+    assert!(rest.contains("the QR code is still there; once it is scanned: shred -n 3 -z -u '"), "{rest}");
     bundle.scan("qrcode.svg");
 }
 
@@ -467,7 +467,7 @@ fn ctrl_c_while_the_picture_waits_to_be_scanned_says_where_it_is() {
     let bundle = bundle();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     let rest = break_off(bundle.script_command("gen_qr", &["--no-confirm"]), "Scan it, then press Enter");
-    assert!(rest.contains("the QR code is still there: shred -n 3 -z -u 'qrcode.svg'"), "{rest}");
+    assert!(rest.contains("the QR code is still there; once it is scanned: shred -n 3 -z -u 'qrcode.svg'"), "{rest}");
     bundle.scan("qrcode.svg");
 }
 
@@ -633,6 +633,27 @@ fn a_roll_forward_that_was_cut_off_asks_again_as_long_as_the_old_codes_live() {
     cut_off.env("TMPDIR", "nowhere");
     run(cut_off).expect(4);
     let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
+    session.exp_string("stop working at once. Go on?").expect("the prompt");
+    session.send("n").and_then(|_| session.flush()).expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 3, "{rest}");
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+}
+
+#[test]
+fn what_was_typed_before_the_question_is_no_answer_to_it() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let pipe = bundle.root.join("go-on");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let script = bundle.root.join("scripts/roll_forward").display().to_string().replace('\'', r"'\''");
+    let mut shell = bundle.command("sh");
+    shell.args(["-c", &format!("stty echo; echo ready; read go_on <go-on; exec '{script}'")]);
+    let mut session = at_a_terminal(shell);
+    session.exp_string("ready").expect("the shell");
+    session.send("y").and_then(|_| session.flush()).expect("typing");
+    session.exp_string("y").expect("the echo");
+    fs::write(pipe, "go on\n").expect("a word");
     session.exp_string("stop working at once. Go on?").expect("the prompt");
     session.send("n").and_then(|_| session.flush()).expect("typing");
     let (rest, exit) = end(session);

@@ -254,10 +254,10 @@ impl Demo {
         let new = self.scan(&output, &[&rolled, &issued])?;
         self.must(new.secret != first.secret, "the secret is the old one")?;
 
-        self.heading("   The second account's volume was destroyed (4g): the same way out");
+        self.heading("   The second account's volume was tampered with (4g): the same way out");
         let output = self.output("second.svg");
         let refused = self.script("gen_qr", &["--no-confirm", "--account", "second", "--output", &output])?;
-        self.right(&refused, 5, "roll_forward.rs", "The volume is not what CAS knows.")?;
+        self.right(&refused, 5, "roll_forward.rs", "Refused, and the way out is named.")?;
         let rolled = self.script("roll_forward", &["--yes", "--account", "second"])?;
         self.right(&rolled, 0, "rolled forward", "")?;
         let issued = self.script("gen_qr", &["--no-confirm", "--account", "second", "--output", &output])?;
