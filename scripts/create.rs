@@ -1218,15 +1218,17 @@ mod state {
         Path::new("state").join(format!("{account}.yml"))
     }
 
-    /// The host's side of the account's volume. It is made here if it is not there: whether it may be empty is for CAS to say.
-    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<PathBuf, Failure> {
+    /// The host's side of the account's volume, and whether it was made here because it was not there: whether it may be empty
+    /// is for CAS to say.
+    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<(PathBuf, bool), Failure> {
         let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
+        let is_there = path.exists();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(Failure::because(
             PRECONDITION,
             format!("cannot make the volume's directory '{}'", path.display()),
         ))?;
-        Ok(path)
+        Ok((path, !is_there))
     }
 
     /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:

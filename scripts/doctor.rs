@@ -407,7 +407,7 @@ impl Account<'_> {
             return Ok(Finding::unknown("volume", "not opened: session 1, which has it, is not as it should be"));
         };
         step("starting the program's service 'check'");
-        let volume = state::volume_directory(&self.root, &self.args.account, versions.volume)?;
+        let (volume, made) = state::volume_directory(&self.root, &self.args.account, versions.volume)?;
         let output = tempfile::tempdir().map_err(Failure::because(OTHER, "no temporary directory"))?;
         let finished = self.tools.start(&Start {
             config_id: &format!("{}/otpqr/check", self.state.namespace),
@@ -416,7 +416,9 @@ impl Account<'_> {
             directories: Some((&volume, output.path())),
         })?;
         // Looking leaves no empty directory where one that was moved away is to be moved back to.
-        let _ = fs::remove_dir(&volume);
+        if made {
+            let _ = fs::remove_dir(&volume);
+        }
         let reason = finished.reason();
         let is_about_volume = finished.stderr.contains("[SCONE|FATAL]")
             && [
@@ -1440,15 +1442,17 @@ mod state {
         Path::new("state").join(format!("{account}.yml"))
     }
 
-    /// The host's side of the account's volume. It is made here if it is not there: whether it may be empty is for CAS to say.
-    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<PathBuf, Failure> {
+    /// The host's side of the account's volume, and whether it was made here because it was not there: whether it may be empty
+    /// is for CAS to say.
+    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<(PathBuf, bool), Failure> {
         let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
+        let is_there = path.exists();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(Failure::because(
             PRECONDITION,
             format!("cannot make the volume's directory '{}'", path.display()),
         ))?;
-        Ok(path)
+        Ok((path, !is_there))
     }
 
     /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:

@@ -1064,15 +1064,17 @@ mod state {
         Path::new("state").join(format!("{account}.yml"))
     }
 
-    /// The host's side of the account's volume. It is made here if it is not there: whether it may be empty is for CAS to say.
-    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<PathBuf, Failure> {
+    /// The host's side of the account's volume, and whether it was made here because it was not there: whether it may be empty
+    /// is for CAS to say.
+    pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<(PathBuf, bool), Failure> {
         let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
+        let is_there = path.exists();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(Failure::because(
             PRECONDITION,
             format!("cannot make the volume's directory '{}'", path.display()),
         ))?;
-        Ok(path)
+        Ok((path, !is_there))
     }
 
     /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:
@@ -1247,12 +1249,14 @@ mod qr_code {
 
         /// Starts `session/service[@code]` with the account's volume, to write here.
         pub fn start(&self, tools: &Tools, root: &Path, state: &State, config_id: &str) -> Result<Finished, Failure> {
-            let volume = volume_directory(root, &self.account, state.volume_version)?;
+            let (volume, made) = volume_directory(root, &self.account, state.volume_version)?;
             let (cas, image_id) = (&state.cas, state.image_id.as_str());
             let started =
                 tools.start(&Start { config_id, cas, image_id, directories: Some((&volume, &self.directory)) });
-            // An empty directory, ours or not, would stand in the way of one that is moved back.
-            let _ = fs::remove_dir(&volume);
+            // If it is still empty, it would stand in the way of one that is moved back.
+            if made {
+                let _ = fs::remove_dir(&volume);
+            }
             started.map_err(|failure| match self.is_complete() {
                 true => failure.leaving(&self.waiting("run the same command again")),
                 false => failure,

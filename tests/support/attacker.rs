@@ -17,9 +17,11 @@ pub fn delete_files(directory: &Path) {
     }
 }
 
-/// Puts `copy_of_it` in the place of `directory`.
+/// Puts `copy_of_it` in the place of `directory`, which may be gone.
 pub fn put_back(copy_of_it: &Path, directory: &Path) {
-    fs::remove_dir_all(directory).expect("deletion");
+    if directory.exists() {
+        fs::remove_dir_all(directory).expect("deletion");
+    }
     copy(copy_of_it, directory);
 }
 
