@@ -181,10 +181,15 @@ impl Run<'_> {
         to.secret_version == self.state.secret_version
     }
 
+    /// Whether it took over from one that was to keep the secret: session 2 may be on the volume between.
+    fn takes_over(&self, to: &Pending) -> bool {
+        to.volume_version > self.state.volume_version + 1
+    }
+
     /// The command that takes back what was begun, as long as that can be.
     fn undoing(&self) -> Option<String> {
         let begun = self.state.pending.as_ref()?;
-        let can_be = begun.uploads_done < 2 && begun.volume_version == self.state.volume_version + 1;
+        let can_be = begun.uploads_done < 2 && !self.takes_over(begun);
         let option = state::option(&self.args.account);
         can_be
             .then(|| format!("./scripts/roll_forward.rs{option} --undo   # takes it back, if the old codes still live"))
@@ -260,8 +265,7 @@ impl Run<'_> {
         }
         step(what);
         let uploaded = upload(&self.tools, &self.root, session, &self.state, versions);
-        let takes_over = to.volume_version > self.state.volume_version + 1;
-        if number == 0 && !takes_over && uploaded.as_ref().is_err_and(Failure::is_refusal) {
+        if number == 0 && !self.takes_over(to) && uploaded.as_ref().is_err_and(Failure::is_refusal) {
             // CAS said no, and holds what it held: nothing was begun.
             self.record(None)?;
         }
@@ -346,7 +350,7 @@ impl Run<'_> {
         self.notice(self.check_image());
         let (both, new) = (self.both(&to), Versions::only(to.volume_version, to.secret_version));
         let switched = to.uploads_done >= 2
-            || to.volume_version > self.state.volume_version + 1
+            || self.takes_over(&to)
             || compare(&self.tools, &self.root, Session::Reset, &self.state, &new)? == Held::Same;
         if switched {
             let failure = Failure::new(PRECONDITION, "session 2 has switched already: the only way is forward");
