@@ -7,7 +7,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin blocks clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -78,9 +78,6 @@ bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: t
 	$(STATIC) target --package otpqr-bundle --bins
 	install -d -m 0755 bin
 	for script in $(notdir $(basename $(wildcard scripts/*.rs))); do install -C target/$(HOST)/release/$$script bin || exit; done
-
-blocks: ## copy the blocks of FROM=scripts/x.rs into the other scripts
-	cargo run --locked --quiet --example copy_blocks -- "$(FROM)"
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
