@@ -68,10 +68,12 @@ sim: ## the simulator and otpqr as static binaries, in simulator/bin
 rust-script: ## rust-script, which runs the scripts
 	@command -v rust-script >/dev/null || cargo install --locked rust-script --version 0.36.0
 
-# rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
+# rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept. Asked for the
+# package of a script it has not seen for a week, rust-script names it and deletes it: hence asked twice.
 warm: rust-script ## compile the scripts now, with the versions that were tested
 	@for script in create gen_qr add_auth roll_forward doctor; do \
-	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
+	  package=$$(rust-script --package ./scripts/$$script.rs) && { [ -d "$$package" ] || package=$$(rust-script --package ./scripts/$$script.rs); } && \
+	  cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 
 bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: they are told by OTPQR_ROOT where this is

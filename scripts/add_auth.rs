@@ -1,4 +1,4 @@
-#!/usr/bin/env rust-script
+#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
 //! Has the QR code issued again, for another authenticator - against a current code.
 //!
 //! Why: CAS demands a code of the very secret that the QR code shows, so nobody learns a secret who could not already
@@ -11,6 +11,7 @@
 //! edition = "2024"
 //!
 //! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ```

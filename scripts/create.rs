@@ -1,4 +1,4 @@
-#!/usr/bin/env rust-script
+#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
 //! Creates an account: measures the program, writes the policies, uploads them to CAS.
 //!
 //! Why: from then on CAS, and not the operating system, decides who gets at the account's secret. CAS draws the secret;
@@ -12,6 +12,7 @@
 //! edition = "2024"
 //!
 //! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ```

@@ -1,4 +1,4 @@
-#!/usr/bin/env rust-script
+#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
 //! Says what is true of an account: compares state, CAS, policies, program, volume, clock and host.
 //!
 //! Why: in a bad night the first question is what is wrong, and the second which command mends it. It answers both, one line a
@@ -12,6 +12,7 @@
 //! edition = "2024"
 //!
 //! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }

@@ -1,4 +1,4 @@
-#!/usr/bin/env rust-script
+#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
 //! Has the account's QR code issued - once, ever.
 //!
 //! Why: whoever scans it can produce the codes; so the confidential program that renders it takes a once-marker, in a volume
@@ -11,6 +11,7 @@
 //! edition = "2024"
 //!
 //! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ```

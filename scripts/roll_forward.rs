@@ -1,4 +1,4 @@
-#!/usr/bin/env rust-script
+#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
 //! Authenticator lost or volume damaged: a new secret, a new volume, and the old codes are dead.
 //!
 //! Why: nobody can produce a code any more, so the right to do this rests on the `scone` command line's identity alone.
@@ -13,6 +13,7 @@
 //! edition = "2024"
 //!
 //! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! dialoguer = { version = "=0.12.0", default-features = false, features = ["password"] }

@@ -26,6 +26,9 @@ struct Manifest {
 /// The scripts' line for the library, which rust-script looks for beside the script, or in `OTPQR_ROOT`.
 const LIBRARY: &str = r#"bundle = { path = "bundle" }"#;
 
+/// rust-script looks for the library beside the script or, for one that was copied, in `OTPQR_ROOT`.
+const SHEBANG: &str = r##"#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'"##;
+
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -113,6 +116,11 @@ fn manifests_hold_the_harness_s_lines_to_the_letter_all_pinned_and_used() {
 }
 
 #[test]
+fn the_first_line_fits_into_what_linux_before_5_1_reads() {
+    assert!(SHEBANG.len() <= 126, "{}", SHEBANG.len());
+}
+
+#[test]
 fn every_script_is_built_linted_and_warmed() {
     let (manifest, makefile) = (read("Cargo.toml"), read("Makefile"));
     let warmed = makefile.lines().find_map(|line| line.trim().strip_prefix("@for script in ")?.strip_suffix("; do \\"));
@@ -143,7 +151,7 @@ fn a_script_needs_no_file_but_the_library_and_silences_no_lint() {
 #[test]
 fn scripts_can_be_started_by_their_name_and_their_help_ends_in_examples() {
     for Script { name, path, text } in scripts() {
-        assert!(text.starts_with("#!/usr/bin/env rust-script\n//! "), "scripts/{name}.rs: first lines");
+        assert!(text.starts_with(&format!("{SHEBANG}\n//! ")), "scripts/{name}.rs: first lines");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o111, 0o111, "scripts/{name}.rs: executable");
 
         let program = Path::new(env!("CARGO_BIN_EXE_create")).with_file_name(&name);
