@@ -1,4 +1,4 @@
-#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
 //! Has the QR code issued again, for another authenticator - against a current code.
 //!
 //! Why: CAS demands a code of the very secret that the QR code shows, so nobody learns a secret who could not already

@@ -1,4 +1,4 @@
-#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
 //! Creates an account: measures the program, writes the policies, uploads them to CAS.
 //!
 //! Why: from then on CAS, and not the operating system, decides who gets at the account's secret. CAS draws the secret;

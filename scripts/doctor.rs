@@ -1,4 +1,4 @@
-#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
 //! Says what is true of an account: compares state, CAS, policies, program, volume, clock and host.
 //!
 //! Why: in a bad night the first question is what is wrong, and the second which command mends it. It answers both, one line a

@@ -1,4 +1,4 @@
-#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
 //! Has the account's QR code issued - once, ever.
 //!
 //! Why: whoever scans it can produce the codes; so the confidential program that renders it takes a once-marker, in a volume

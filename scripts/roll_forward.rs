@@ -1,4 +1,4 @@
-#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
 //! Authenticator lost or volume damaged: a new secret, a new volume, and the old codes are dead.
 //!
 //! Why: nobody can produce a code any more, so the right to do this rests on the `scone` command line's identity alone.

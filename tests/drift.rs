@@ -26,8 +26,8 @@ struct Manifest {
 /// The scripts' line for the library, which rust-script looks for beside the script, or in `OTPQR_ROOT`.
 const LIBRARY: &str = r#"bundle = { path = "bundle" }"#;
 
-/// rust-script looks for the library beside the script or, for one that was copied, in `OTPQR_ROOT`.
-const SHEBANG: &str = r##"#!/usr/bin/env -S sh -c 'exec rust-script ${OTPQR_ROOT:+--base-path "$(realpath -m "$OTPQR_ROOT/scripts")"} "$0" "$@"'"##;
+/// rust-script looks for the library beside the script or, for one that was copied, in `OTPQR_ROOT`; unset, the shell says so.
+const SHEBANG: &str = r##"#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'"##;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

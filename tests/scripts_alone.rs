@@ -185,6 +185,7 @@ fn a_script_that_is_not_told_where_the_bundle_is_cannot_find_the_library_and_mak
         let mut command = Command::new("./gen_qr.rs");
         command.arg("--help").current_dir(&directory).env_remove("OTPQR_ROOT");
         let refused = run(command).expect(1);
+        assert!(refused.stderr.lines().next().is_some_and(|line| line.contains("OTPQR_ROOT")), "{}", refused.stderr);
         assert!(refused.stderr.contains("failed to get `bundle`"), "{}", refused.stderr);
         assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
     }
