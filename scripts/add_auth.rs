@@ -16,16 +16,17 @@
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use bundle::account::{self, Account};
+use bundle::code::{self, Presentation, Source};
+use bundle::enrolment::{self, Enrolment};
+use bundle::failure::Failure;
+use bundle::issue::Output;
+use bundle::step;
 use clap::Parser;
-
-use bundle::code::{Presentation, Source};
-use bundle::enrolment::Enrolment;
-use bundle::outcome::{Failure, OTHER, USAGE, conclude, step};
-use bundle::{code, enrolment, state};
 
 /// Have the QR code issued again, for another authenticator - against a current code
 #[derive(Debug, Parser)]
@@ -46,88 +47,53 @@ Examples:
                                                          without a terminal: takes the code from standard input"
 )]
 struct Args {
-    /// The account
-    #[arg(long, default_value = "default", value_parser = state::account_name)]
-    account: String,
+    #[command(flatten)]
+    account: account::Named,
     /// Read the code from FILE instead of asking; '-' is standard input
     #[arg(long, value_name = "FILE")]
     otp_file: Option<PathBuf>,
     #[command(flatten)]
     enrolment: enrolment::Options,
-    /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
-    #[arg(long)]
-    root: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    conclude("add_auth", || add_auth(&args))
+    bundle::run(add_auth)
 }
 
 fn add_auth(args: &Args) -> Result<String, Failure> {
     let source = Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?;
-    let confirmation = args.enrolment.check()?;
-    if let (Source::File(code), Some(Source::File(first))) = (&source, &confirmation)
-        && code == first
-        && code == Path::new("-")
-    {
-        return Err(Failure::new(
-            USAGE,
-            "standard input holds one code: '--otp-file' and '--confirm-file' cannot both be '-'",
-        ));
-    }
-    let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
-    let tools = state.platform.tools(&root, &args.account)?;
-    tools.check_cas(&state.cas)?;
-    tools.check_image(&state.image, &state.image_id, &state.mrenclave)?;
-    let prepare = || args.enrolment.prepare(&root, &args.account, &state);
-    let mut output = prepare()?;
-    let started = Instant::now();
-    let (mut takes, mut spent) = (Duration::ZERO, None);
+    let confirmation = args.enrolment.confirmation()?;
+    code::check_sources(&source, confirmation.as_ref())?;
+    let account = Account::open(&args.account)?;
+    account.check()?;
+    let mut output = args.enrolment.prepare(&account)?;
+    let (mut start_took, mut spent) = (Duration::ZERO, None);
+    // A run that was cut off may have left it.
     if !output.is_complete() {
         step("checking program and volume");
-        let check = format!("{}/otpqr/check", state.namespace);
-        let finished = output.start(&tools, &root, &state, &check)?;
-        if !finished.success() {
-            return Err(output.explain(&finished));
-        }
-        takes = started.elapsed();
+        let started = Instant::now();
+        output.check(&account)?;
+        start_took = started.elapsed();
         // Nothing is held and nothing lies about while a person is asked.
         drop(output);
         let presentation = Presentation {
+            account: &account,
             source: &source,
-            prompt: format!("Code for {}, {}", state.issuer, state.label()),
-            takes,
+            prompt: format!("Code for {}, {}", account.state.issuer, account.state.label()),
+            start_takes: start_took,
             spent: None,
             remains: "nothing was changed and no code was spent".to_owned(),
-            tools: &tools,
-            namespace: &state.namespace,
         };
-        let service = format!("{}/otpqr-reset/otpqr", state.namespace);
-        let mut issued = None;
-        let (finished, at) = presentation.make(&mut |code| {
-            let output = prepare()?;
-            step("starting the confidential program");
-            let finished = output.start(&tools, &root, &state, &code.config_id(&service))?;
-            if !code::is_refused(&finished) {
-                issued = Some(output);
-            }
-            Ok(finished)
-        })?;
-        spent = Some(at);
-        output = match issued {
-            Some(output) if output.is_complete() => output,
-            Some(output) => return Err(output.explain(&finished)),
-            None => return Err(Failure::new(OTHER, "the program was not started")),
-        };
+        let service = format!("{}/otpqr-reset/otpqr", account.state.namespace);
+        let prepare = || args.enrolment.prepare(&account);
+        let issued = Output::issue_with_code(presentation, &service, "starting the confidential program", prepare)?;
+        (output, spent) = (issued.0, Some(issued.1));
     }
     let enrolment = Enrolment {
-        account: &args.account,
-        state: &state,
-        tools: &tools,
+        account: &account,
         options: &args.enrolment,
-        source: confirmation.as_ref(),
-        takes,
+        confirmation: confirmation.as_ref(),
+        start_took,
         spent,
     };
     enrolment.conclude(output)

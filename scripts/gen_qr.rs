@@ -16,15 +16,14 @@
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! ```
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use bundle::account::{self, Account};
+use bundle::enrolment::{self, Enrolment};
+use bundle::failure::Failure;
+use bundle::step;
 use clap::Parser;
-
-use bundle::enrolment::Enrolment;
-use bundle::outcome::{Failure, conclude, step};
-use bundle::{enrolment, state};
 
 /// Have the account's QR code issued - once, ever
 #[derive(Debug, Parser)]
@@ -45,44 +44,32 @@ Examples:
   shred -n 3 -z -u qrcode.svg                            what to do with it once it was scanned"
 )]
 struct Args {
-    /// The account
-    #[arg(long, default_value = "default", value_parser = state::account_name)]
-    account: String,
+    #[command(flatten)]
+    account: account::Named,
     #[command(flatten)]
     enrolment: enrolment::Options,
-    /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
-    #[arg(long)]
-    root: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    conclude("gen_qr", || gen_qr(&args))
+    bundle::run(gen_qr)
 }
 
 fn gen_qr(args: &Args) -> Result<String, Failure> {
-    let confirmation = args.enrolment.check()?;
-    let (root, _, state) = state::existing(args.root.as_deref(), &args.account)?;
-    let tools = state.platform.tools(&root, &args.account)?;
-    tools.check_cas(&state.cas)?;
-    tools.check_image(&state.image, &state.image_id, &state.mrenclave)?;
-    let output = args.enrolment.prepare(&root, &args.account, &state)?;
+    let confirmation = args.enrolment.confirmation()?;
+    let account = Account::open(&args.account)?;
+    account.check()?;
+    let output = args.enrolment.prepare(&account)?;
     let started = Instant::now();
+    // A run that was cut off may have left it.
     if !output.is_complete() {
         step("starting the confidential program");
-        let config_id = format!("{}/otpqr/otpqr", state.namespace);
-        let finished = output.start(&tools, &root, &state, &config_id)?;
-        if !output.is_complete() {
-            return Err(output.explain(&finished));
-        }
+        output.issue(&account, &format!("{}/otpqr/otpqr", account.state.namespace))?;
     }
     let enrolment = Enrolment {
-        account: &args.account,
-        state: &state,
-        tools: &tools,
+        account: &account,
         options: &args.enrolment,
-        source: confirmation.as_ref(),
-        takes: started.elapsed(),
+        confirmation: confirmation.as_ref(),
+        start_took: started.elapsed(),
         spent: None,
     };
     enrolment.conclude(output)

@@ -7,14 +7,54 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::child::Finished;
-use super::outcome::{Failure, OTHER, REFUSED, USAGE, at_prompt, check_interrupted, is_interactive, step};
-use super::platform::Tools;
+use crate::account::Account;
+use crate::failure::{Concern, Exit, Failure};
+use crate::interrupt::{self, answer_failed, at_prompt, is_interactive};
+use crate::refusal::Answer;
+use crate::step;
+use crate::tool::Finished;
 
 /// A time step, in seconds (RFC 6238 section 4.1).
 const STEP: u64 = 30;
 /// How often a person may try.
 const TRIES: usize = 3;
+
+#[derive(Debug, thiserror::Error)]
+enum CodeError {
+    #[error("a code is exactly six digits")]
+    Malformed,
+    #[error("a code is needed and there is no terminal to ask on: give {otherwise}")]
+    NobodyToAsk { otherwise: &'static str },
+    #[error("there is no '{file}' to read a code from")]
+    NoFile { file: String },
+    #[error("standard input holds one code: '--otp-file' and '--confirm-file' cannot both be '-'")]
+    OneStandardInput,
+    #[error("no code can be read from '{file}': {cause}")]
+    Unreadable { file: String, cause: io::Error },
+    #[error("no code was entered: {0}")]
+    NotEntered(io::Error),
+    #[error("that code was used already, by you or somebody else: wait for the next one: {reason}")]
+    Used { reason: String },
+    #[error("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears: {reason}")]
+    Late { reason: String },
+    #[error("that code is wrong: is it this account's entry, and is the clock of the authenticator right?: {reason}")]
+    Wrong { reason: String },
+    #[error("too many wrong codes were given: {reason}")]
+    TooMany { reason: String },
+    #[error("no code was accepted")]
+    NoneAccepted,
+}
+
+impl Concern for CodeError {
+    fn exit(&self) -> Exit {
+        use CodeError::*;
+        match self {
+            Malformed | NobodyToAsk { .. } | NoFile { .. } | OneStandardInput | Unreadable { .. } => Exit::Usage,
+            NotEntered(_) => Exit::Other,
+            Used { .. } | Late { .. } | Wrong { .. } | TooMany { .. } | NoneAccepted => Exit::Refused,
+        }
+    }
+}
 
 /// Six digits that a start may present once.
 pub struct Code(String);
@@ -31,16 +71,15 @@ impl Code {
         format!("{service}@{}", self.0)
     }
 
-    fn parse(text: &str) -> Result<Code, Failure> {
+    fn parse(text: &str) -> Result<Code, CodeError> {
         let text = text.trim_ascii();
-        match text.len() == 6 && text.bytes().all(|c| c.is_ascii_digit()) {
-            true => Ok(Code(text.to_owned())),
-            false => Err(Failure::new(USAGE, "a code is exactly six digits")),
-        }
+        let is_code = text.len() == 6 && text.bytes().all(|c| c.is_ascii_digit());
+        if is_code { Ok(Code(text.to_owned())) } else { Err(CodeError::Malformed) }
     }
 }
 
 /// Where codes come from: a person, or a file.
+#[derive(PartialEq, Eq)]
 pub enum Source {
     Person,
     /// `-`: standard input.
@@ -49,35 +88,39 @@ pub enum Source {
 
 impl Source {
     /// Fails early, before anything is prepared, if there is neither; `otherwise` says which option to give then.
-    pub fn new(file: Option<&Path>, otherwise: &str) -> Result<Source, Failure> {
+    pub fn new(file: Option<&Path>, otherwise: &'static str) -> Result<Source, Failure> {
         match file {
             // Not opened yet: it may be a pipe.
             Some(path) if path != Path::new("-") && !path.exists() => {
-                Err(Failure::new(USAGE, format!("there is no '{}' to read a code from", path.display())))
+                Err(CodeError::NoFile { file: path.display().to_string() }.into())
             }
             Some(path) => Ok(Source::File(path.to_owned())),
             None if is_interactive() => Ok(Source::Person),
-            None => Err(Failure::new(
-                USAGE,
-                format!("a code is needed and there is no terminal to ask on: give {otherwise}"),
-            )),
+            None => Err(CodeError::NobodyToAsk { otherwise }.into()),
         }
     }
 }
 
+/// Makes sure that two codes do not come from the same standard input, which holds one.
+pub fn check_sources(code: &Source, first: Option<&Source>) -> Result<(), Failure> {
+    if *code == Source::File(PathBuf::from("-")) && first == Some(code) {
+        return Err(CodeError::OneStandardInput.into());
+    }
+    Ok(())
+}
+
 /// A presentation of codes to CAS.
 pub struct Presentation<'a> {
+    pub account: &'a Account,
     pub source: &'a Source,
     /// Whose code it is.
     pub prompt: String,
     /// How long a start took, when there was no code yet.
-    pub takes: Duration,
+    pub start_takes: Duration,
     /// The time step of a code that was spent already: the authenticator may still show it.
     pub spent: Option<u64>,
-    /// What somebody must know who presses Ctrl-C.
+    /// What somebody who presses Ctrl-C has to know.
     pub remains: String,
-    pub tools: &'a Tools,
-    pub namespace: &'a str,
 }
 
 impl Presentation<'_> {
@@ -87,52 +130,55 @@ impl Presentation<'_> {
         let mut spent = self.spent;
         for tries_left in (0..TRIES).rev() {
             let code = match self.source {
-                Source::Person => {
-                    self.wait_for_a_useful_code(spent).map_err(|failure| failure.leaving(&self.remains))?;
-                    let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
-                    let asked =
-                        at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
-                    let typed = asked.map_err(|dialoguer::Error::IO(cause)| match cause.kind() {
-                        io::ErrorKind::Interrupted => Failure::interrupted().leaving(&self.remains),
-                        _ => Failure::new(OTHER, format!("no code was entered: {cause}")),
-                    })?;
-                    match Code::parse(&typed) {
-                        Err(failure) if tries_left == 0 => return Err(failure),
-                        Err(_) => {
-                            step("a code is exactly six digits");
-                            continue;
-                        }
-                        Ok(code) => code,
+                Source::Person => match self.ask(spent)? {
+                    Err(malformed) if tries_left == 0 => return Err(malformed.into()),
+                    Err(malformed) => {
+                        step(malformed);
+                        continue;
                     }
-                }
+                    Ok(code) => code,
+                },
                 // A pipe may be waited for.
                 Source::File(path) => at_prompt(&self.remains, "", || read(path))?,
             };
             let entered = current_step();
             let finished = start(&code)?;
-            let Some(advice) = advice(&finished, entered) else { return Ok((finished, entered)) };
-            let mut refusal = format!("{advice}: {}", finished.reason());
-            if finished.reason().contains(USED)
-                && let Some((at, service)) = self.tools.last_code_spent(self.namespace)?
-            {
-                let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
-                let ago = match since_1970().as_secs().saturating_sub(at) {
-                    ago if ago < 3600 => String::new(),
-                    ago => format!(", {} h ago", ago / 3600),
-                };
-                refusal += &format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC{ago} by '{service}')");
+            let answer = Answer::of(&finished);
+            if finished.success() || !answer.is_about_code() {
+                return Ok((finished, entered));
             }
-            let may_retry =
-                matches!(self.source, Source::Person) && tries_left > 0 && !finished.reason().contains(BACK_OFF);
-            if !may_retry {
-                return Err(Failure::new(REFUSED, refusal));
+            let refusal = self.refusal(answer, finished.reason(), entered)?;
+            if *self.source != Source::Person || tries_left == 0 || answer == Answer::TooManyCodes {
+                return Err(refusal.into());
             }
             step(refusal);
-            if finished.reason().contains(USED) {
+            if answer == Answer::CodeUsed {
                 spent = Some(entered);
             }
         }
-        Err(Failure::new(REFUSED, "no code was accepted"))
+        Err(CodeError::NoneAccepted.into())
+    }
+
+    /// Asks the person.
+    fn ask(&self, spent: Option<u64>) -> Result<Result<Code, CodeError>, Failure> {
+        self.wait_for_a_useful_code(spent).map_err(|failure| failure.if_interrupted(&self.remains))?;
+        let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
+        let asked = at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
+        let typed = asked.map_err(|error| answer_failed(error, &self.remains, CodeError::NotEntered))?;
+        Ok(Code::parse(&typed))
+    }
+
+    /// What to tell whose code was refused.
+    fn refusal(&self, answer: Answer, reason: String, entered: u64) -> Result<CodeError, Failure> {
+        Ok(match answer {
+            Answer::CodeUsed => {
+                let spent = self.account.tools.last_code_spent(&self.account.state.namespace)?;
+                CodeError::Used { reason: reason + &spent.map_or_else(String::new, |(at, by)| when_spent(at, &by)) }
+            }
+            Answer::CodeInvalid if current_step() != entered => CodeError::Late { reason },
+            Answer::CodeInvalid => CodeError::Wrong { reason },
+            _ => CodeError::TooMany { reason },
+        })
     }
 
     /// A code that was spent, or that will change before a start has used it, is not worth asking for.
@@ -142,61 +188,38 @@ impl Presentation<'_> {
             return wait_for_next_step();
         }
         let left = seconds_left();
-        if is_enough(left, self.takes) {
+        if is_enough(left, self.start_takes) {
             return Ok(());
         }
-        let question = format!(
-            "The code changes in {left} s, the start takes about {} s. Wait for the next code?",
-            self.takes.as_secs() + 1
-        );
-        let asked =
-            at_prompt(&self.remains, "", || dialoguer::Confirm::new().with_prompt(question).default(true).interact());
-        match asked {
-            Ok(true) => wait_for_next_step(),
-            Ok(false) => Ok(()),
-            Err(dialoguer::Error::IO(cause)) if cause.kind() == io::ErrorKind::Interrupted => {
-                Err(Failure::interrupted())
-            }
-            Err(cause) => Err(Failure::new(OTHER, format!("no answer: {cause}"))),
+        let takes = self.start_takes.as_secs() + 1;
+        let question =
+            format!("The code changes in {left} s, the start takes about {takes} s. Wait for the next code?");
+        match interrupt::confirm(question, true, &self.remains)? {
+            true => wait_for_next_step(),
+            false => Ok(()),
         }
     }
 }
 
-const USED: &str = "One-time Password was already used";
-const INVALID: &str = "One-time Password is invalid";
-/// The simulator's, which slows guessing down.
-const BACK_OFF: &str = "Too many wrong One-time Passwords";
-
-/// Whether a start was refused because of its code.
-pub fn is_refused(finished: &Finished) -> bool {
-    let reason = finished.reason();
-    [USED, INVALID, BACK_OFF].iter().any(|text| reason.contains(text))
+/// When, and by which service, the last code was spent.
+fn when_spent(at: u64, service: &str) -> String {
+    let (hours, minutes, seconds) = (at / 3600 % 24, at / 60 % 60, at % 60);
+    let ago = match since_1970().as_secs().saturating_sub(at) {
+        ago if ago < 3600 => String::new(),
+        ago => format!(", {} h ago", ago / 3600),
+    };
+    format!(" (last spent at {hours:02}:{minutes:02}:{seconds:02} UTC{ago} by '{service}')")
 }
 
-/// What to tell whose code was refused; `None` if it was not.
-fn advice(finished: &Finished, entered: u64) -> Option<&'static str> {
-    let reason = finished.reason();
-    if reason.contains(USED) {
-        Some("that code was used already, by you or somebody else: wait for the next one")
-    } else if reason.contains(INVALID) && current_step() != entered {
-        Some("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears")
-    } else if reason.contains(INVALID) {
-        Some("that code is wrong: is it this account's entry, and is the clock of the authenticator right?")
-    } else if reason.contains(BACK_OFF) {
-        Some("too many wrong codes were given")
-    } else {
-        None
-    }
-}
-
-fn read(path: &Path) -> Result<Code, Failure> {
+fn read(path: &Path) -> Result<Code, CodeError> {
     let mut text = String::new();
     // More than any code, so that a wrong file is seen to be wrong without being read whole.
-    let read = match path == Path::new("-") {
-        true => io::stdin().take(64).read_to_string(&mut text),
-        false => File::open(path).and_then(|file| file.take(64).read_to_string(&mut text)),
+    let read = if path == Path::new("-") {
+        io::stdin().take(64).read_to_string(&mut text)
+    } else {
+        File::open(path).and_then(|file| file.take(64).read_to_string(&mut text))
     };
-    read.map_err(Failure::because(USAGE, format!("no code can be read from '{}'", path.display())))?;
+    read.map_err(|cause| CodeError::Unreadable { file: path.display().to_string(), cause })?;
     Code::parse(&text)
 }
 
@@ -214,23 +237,38 @@ fn seconds_left() -> u64 {
 }
 
 /// Whether a code that changes in so many seconds is still good when a start that takes so long presents it.
-fn is_enough(left: u64, takes: Duration) -> bool {
-    Duration::from_secs(left) >= takes + Duration::from_secs(2)
-}
-
-#[test]
-fn a_code_is_waited_for_if_it_changes_before_a_start_has_used_it_and_two_seconds_more() {
-    assert!(!is_enough(1, Duration::ZERO));
-    assert!(!is_enough(4, Duration::from_millis(2_001)));
-    assert!(is_enough(4, Duration::from_secs(2)));
-    assert!(is_enough(2, Duration::ZERO));
+fn is_enough(left: u64, start_takes: Duration) -> bool {
+    Duration::from_secs(left) >= start_takes + Duration::from_secs(2)
 }
 
 fn wait_for_next_step() -> Result<(), Failure> {
     let now = current_step();
     while current_step() == now {
         sleep(Duration::from_millis(100));
-        check_interrupted()?;
+        interrupt::check()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_six_digits_and_is_never_shown() {
+        for malformed in ["", "12345", "1234567", "12a456", "１２３４５６"] {
+            assert!(Code::parse(malformed).is_err(), "{malformed}");
+        }
+        let code = Code::parse("012345\n").unwrap();
+        assert_eq!(code.config_id("n/otpqr"), "n/otpqr@012345");
+        assert_eq!(format!("{code:?}"), "Code(..)");
+    }
+
+    #[test]
+    fn a_code_is_waited_for_if_it_changes_before_a_start_has_used_it_and_two_seconds_more() {
+        assert!(!is_enough(1, Duration::ZERO));
+        assert!(!is_enough(4, Duration::from_millis(2_001)));
+        assert!(is_enough(4, Duration::from_secs(2)));
+        assert!(is_enough(2, Duration::ZERO));
+    }
 }

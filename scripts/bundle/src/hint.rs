@@ -13,12 +13,14 @@ pub fn set_bundle(root: &Path, named: bool) {
     BUNDLE.get_or_init(|| (root.to_owned(), named));
 }
 
-/// A command that runs a script for an account. The default account need not be named.
-pub fn script(name: &str, account: &str, rest: &str) -> String {
-    match account {
-        "default" => format!("./scripts/{name}.rs{rest}"),
-        _ => format!("./scripts/{name}.rs --account {account}{rest}"),
-    }
+/// A command that runs a script for an account.
+pub fn script(name: &str, account_name: &str, rest: &str) -> String {
+    format!("./scripts/{name}.rs{}{rest}", account(account_name))
+}
+
+/// The option that makes a command be about an account. The default account need not be named.
+pub fn account(name: &str) -> String {
+    if name == "default" { String::new() } else { format!(" --account {name}") }
 }
 
 /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and is

@@ -1,19 +1,47 @@
-//! The policies: rendered from `templates/`, uploaded with the `scone` command line.
+//! The policies: rendered from `templates/`, uploaded with the `scone` command line, compared with what CAS holds.
 
 use std::ffi::OsString;
 use std::fs;
-use std::io::Write;
-use std::path::Path;
+use std::io::{self, Write};
 
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
-use super::child::Finished;
-use super::outcome::{Failure, OTHER, PART_WAY, PRECONDITION, REFUSED};
-use super::platform::{Tools, is_sha256};
-use super::state::{State, label};
+use crate::account::Account;
+use crate::container::is_sha256;
+use crate::failure::{Concern, Exit, Failure};
+use crate::state::{State, label};
+use crate::tool::Finished;
 
-/// The three sessions of an account, in the order in which they are first uploaded.
+#[derive(Debug, thiserror::Error)]
+enum PolicyError {
+    #[error("template '{template}' cannot be rendered: {cause}")]
+    NotRead { template: String, cause: io::Error },
+    #[error("template '{template}' cannot be rendered: {cause}")]
+    NotRendered { template: String, cause: handlebars::RenderError },
+    #[error("the policy cannot be written to a temporary file: {0}")]
+    NoFile(io::Error),
+    #[error("'scone session {subcommand}' did not print the hash of '{session}'")]
+    NoHash { subcommand: &'static str, session: String },
+    #[error("CAS did not take session '{session}': {reason}")]
+    NotTaken { session: String, reason: String, exit: Exit },
+    #[error("CAS at '{cas}' no longer holds session '{session}': it was wiped or restored")]
+    Lost { cas: String, session: String },
+    #[error("CAS cannot be asked about session '{session}': {reason}")]
+    NoAnswer { session: String, reason: String },
+}
+
+impl Concern for PolicyError {
+    fn exit(&self) -> Exit {
+        match self {
+            PolicyError::NotTaken { exit, .. } => *exit,
+            PolicyError::NoFile(_) | PolicyError::NoHash { .. } => Exit::Other,
+            _ => Exit::Precondition,
+        }
+    }
+}
+
+/// The three sessions of an account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Session {
     Namespace,
@@ -22,6 +50,9 @@ pub enum Session {
 }
 
 impl Session {
+    /// In the order in which they are first uploaded.
+    pub const ALL: [Session; 3] = [Session::Namespace, Session::Otpqr, Session::Reset];
+
     fn template(self) -> &'static str {
         match self {
             Session::Namespace => "namespace.yml",
@@ -56,6 +87,7 @@ impl Session {
 }
 
 /// What the services of a session use, and what the session declares: the two differ while a roll-forward is under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versions {
     pub volume: u32,
     pub secret: u32,
@@ -67,23 +99,28 @@ impl Versions {
     pub fn only(volume: u32, secret: u32) -> Versions {
         Versions { volume, secret, declared_volumes: vec![volume], declared_secrets: vec![secret] }
     }
+
+    /// What the account is about as long as nothing is under way.
+    pub fn current(state: &State) -> Versions {
+        Versions::only(state.volume_version, state.secret_version)
+    }
 }
 
 /// Checks an issuer or a login. A colon separates the two in a Key URI; a `$` would be taken for a variable by `scone`.
 pub fn label_part(text: &str) -> Result<String, String> {
-    match text.trim() == text && !text.is_empty() && !text.contains([':', '$']) && !text.chars().any(char::is_control) {
-        true => Ok(text.to_owned()),
-        false => {
-            Err("must not be empty, hold ':' or '$' or a control character, nor begin or end with a space".to_owned())
-        }
+    let is_trimmed = text.trim() == text && !text.is_empty();
+    if is_trimmed && !text.contains([':', '$']) && !text.chars().any(char::is_control) {
+        return Ok(text.to_owned());
     }
+    Err("must not be empty, hold ':' or '$' or a control character, nor begin or end with a space".to_owned())
 }
 
 /// Renders a session's policy. Strict: a value the template names and we do not give is an error.
-pub fn render(root: &Path, session: Session, state: &State, versions: &Versions) -> Result<String, Failure> {
-    let path = root.join("templates").join(session.template());
-    let failed = format!("template '{}' cannot be rendered", path.display());
-    let template = fs::read_to_string(&path).map_err(Failure::because(PRECONDITION, failed.as_str()))?;
+pub fn render(account: &Account, session: Session, versions: &Versions) -> Result<String, Failure> {
+    let state = &account.state;
+    let path = account.root.join("templates").join(session.template());
+    let shown = || path.display().to_string();
+    let template = fs::read_to_string(&path).map_err(|cause| PolicyError::NotRead { template: shown(), cause })?;
     let mut handlebars = handlebars::Handlebars::new();
     handlebars.set_strict_mode(true);
     // Every value stands between double quotes; JSON's escapes are valid there in YAML too.
@@ -103,55 +140,41 @@ pub fn render(root: &Path, session: Session, state: &State, versions: &Versions)
         "volume_versions": versions.declared_volumes,
         "secret_versions": versions.declared_secrets,
     });
-    handlebars.render_template(&template, &values).map_err(Failure::because(PRECONDITION, failed))
+    let rendered = handlebars.render_template(&template, &values);
+    Ok(rendered.map_err(|cause| PolicyError::NotRendered { template: shown(), cause })?)
 }
 
 /// A policy rendered for one session: what CAS is to hold.
 struct Policy<'a> {
-    tools: &'a Tools,
-    cas: &'a str,
+    account: &'a Account,
     session: String,
     /// 0600, and removed when this goes.
     file: NamedTempFile,
 }
 
 impl<'a> Policy<'a> {
-    fn of(
-        tools: &'a Tools,
-        root: &Path,
-        session: Session,
-        state: &'a State,
-        versions: &Versions,
-    ) -> Result<Policy<'a>, Failure> {
-        let text = render(root, session, state, versions)?;
-        let failed = "the policy cannot be written to a temporary file";
-        let mut file = tempfile::Builder::new()
-            .prefix("otpqr-policy-")
-            .suffix(".yml")
-            .tempfile()
-            .map_err(Failure::because(OTHER, failed))?;
-        file.write_all(text.as_bytes()).map_err(Failure::because(OTHER, failed))?;
-        Ok(Policy { tools, cas: &state.cas.address, session: session.name(state), file })
+    fn of(account: &'a Account, session: Session, versions: &Versions) -> Result<Policy<'a>, Failure> {
+        let text = render(account, session, versions)?;
+        let file = write(&text).map_err(PolicyError::NoFile)?;
+        Ok(Policy { account, session: session.name(&account.state), file })
     }
 
     /// `scone session SUBCOMMAND` on the policy: the hash it prints, or what it says.
-    fn scone(&self, subcommand: &str) -> Result<Result<String, Finished>, Failure> {
-        let file = self.file.path().into();
-        let finished = self.run(subcommand, file)?;
-        let hash = finished.stdout.trim();
-        match (finished.success(), is_sha256(hash)) {
-            (true, true) => Ok(Ok(hash.to_owned())),
-            (true, false) => {
-                let message = format!("'scone session {subcommand}' did not print the hash of '{}'", self.session);
-                Err(Failure::new(OTHER, message))
-            }
-            (false, _) => Ok(Err(finished)),
+    fn scone(&self, subcommand: &'static str) -> Result<Result<String, Finished>, Failure> {
+        let finished = self.run(subcommand, self.file.path().into())?;
+        if !finished.success() {
+            return Ok(Err(finished));
         }
+        let hash = finished.stdout.trim();
+        if !is_sha256(hash) {
+            return Err(PolicyError::NoHash { subcommand, session: self.session.clone() }.into());
+        }
+        Ok(Ok(hash.to_owned()))
     }
 
     fn run(&self, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
-        let args = ["session".into(), subcommand.into(), format!("--cas={}", self.cas).into(), what];
-        self.tools.scone.run(&args, &[])
+        let cas = format!("--cas={}", self.account.state.cas.address);
+        self.account.tools.scone.run(&["session".into(), subcommand.into(), cas.into(), what], &[])
     }
 
     /// Whether CAS has such a session at all; `None`: it does not say.
@@ -162,6 +185,12 @@ impl<'a> Policy<'a> {
             _ => None,
         })
     }
+}
+
+fn write(text: &str) -> io::Result<NamedTempFile> {
+    let mut file = tempfile::Builder::new().prefix("otpqr-policy-").suffix(".yml").tempfile()?;
+    file.write_all(text.as_bytes())?;
+    Ok(file)
 }
 
 /// What CAS holds, compared with what the state says it should hold.
@@ -175,14 +204,8 @@ pub enum Held {
 }
 
 /// Compares without changing anything.
-pub fn compare(
-    tools: &Tools,
-    root: &Path,
-    session: Session,
-    state: &State,
-    versions: &Versions,
-) -> Result<Held, Failure> {
-    let policy = Policy::of(tools, root, session, state, versions)?;
+pub fn compare(account: &Account, session: Session, versions: &Versions) -> Result<Held, Failure> {
+    let policy = Policy::of(account, session, versions)?;
     let refusal = match policy.scone("verify")? {
         Ok(_) => return Ok(Held::Same),
         Err(refusal) => refusal,
@@ -194,21 +217,15 @@ pub fn compare(
     })
 }
 
-/// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the
-/// predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was
-/// cut off after the upload but before it could record the hash is recognised: rendering is deterministic, so CAS then
-/// holds exactly what we would upload.
-pub fn upload(
-    tools: &Tools,
-    root: &Path,
-    session: Session,
-    state: &State,
-    versions: &Versions,
-) -> Result<(String, bool), Failure> {
-    let known = session.known_hash(state).is_some();
-    let part_way = state.pending.as_ref().is_some_and(|pending| pending.uploads_done > 0);
-    let policy = Policy::of(tools, root, session, state, versions)?;
-    if known && let Ok(hash) = policy.scone("verify")? {
+/// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the predecessor
+/// that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was cut off after the
+/// upload but before it could record the hash is recognised: rendering is deterministic, so CAS then holds exactly what we would
+/// upload.
+pub fn upload(account: &Account, session: Session, versions: &Versions) -> Result<(String, bool), Failure> {
+    let policy = Policy::of(account, session, versions)?;
+    if session.known_hash(&account.state).is_some()
+        && let Ok(hash) = policy.scone("verify")?
+    {
         return Ok((hash, false));
     }
     let refusal = match policy.scone("create")? {
@@ -218,25 +235,27 @@ pub fn upload(
     if let Ok(hash) = policy.scone("verify")? {
         return Ok((hash, false));
     }
-    let (name, reason) = (&policy.session, refusal.reason());
-    let refused = |code| {
-        let refused = Failure::new(code, format!("CAS did not take session '{name}': {reason}"));
-        // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
-        match reason.contains("predecessor") {
-            true => tools.begin_anew(state).into_iter().fold(refused, Failure::hint),
-            false => refused,
+    Err(explain(&policy, session, refusal.reason())?)
+}
+
+/// Why an upload was refused.
+fn explain(policy: &Policy, session: Session, reason: String) -> Result<Failure, Failure> {
+    let (account, session_name) = (policy.account, policy.session.clone());
+    let state = &account.state;
+    let is_known = session.known_hash(state).is_some();
+    let is_part_way = state.pending.as_ref().is_some_and(|pending| pending.uploads_done > 0);
+    let exit = match policy.exists()? {
+        Some(false) if is_known => {
+            let lost = PolicyError::Lost { cas: state.cas.address.clone(), session: session_name };
+            return Ok(Failure::from(lost)
+                .hint(account.script("roll_forward", " --cas-wiped   # new secret, new volume, new sessions")));
         }
+        _ if is_part_way => Exit::PartWay,
+        Some(_) => Exit::Refused,
+        None => return Ok(PolicyError::NoAnswer { session: session_name, reason }.into()),
     };
-    Err(match policy.exists()? {
-        Some(false) if known => {
-            let message = format!("CAS at '{}' no longer holds session '{name}': it was wiped or restored", policy.cas);
-            Failure::new(PRECONDITION, message).hint(format!(
-                "./scripts/roll_forward.rs{} --cas-wiped   # new secret, new volume, new sessions",
-                policy.tools.option()
-            ))
-        }
-        _ if part_way => refused(PART_WAY),
-        Some(_) => refused(REFUSED),
-        None => Failure::new(PRECONDITION, format!("CAS cannot be asked about session '{name}': {reason}")),
-    })
+    // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
+    let is_replaced = reason.contains("predecessor");
+    let failure = Failure::from(PolicyError::NotTaken { session: session_name, reason, exit });
+    Ok(if is_replaced { failure.hints(account.begin_anew()) } else { failure })
 }

@@ -1,47 +1,75 @@
-//! Where the bundle is. Nothing is ever created in a place that does not already hold what the script needs.
+//! Where the bundle lies. Nothing is ever created in a place that does not already hold what the script needs.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::{env, fs, io};
 
-use super::outcome::{Failure, PRECONDITION, found_bundle};
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint;
 
-/// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the
-/// user named must hold it: no other is tried then. `absent`: the command that helps if there is none.
-pub fn find(named: Option<&Path>, needed: &Path, absent: Option<&str>) -> Result<PathBuf, Failure> {
-    let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
-    let chosen = named.map(Path::to_owned).or_else(variable);
-    let mut candidates: Vec<(PathBuf, bool)> = chosen.into_iter().map(|place| (place, false)).collect();
-    if candidates.is_empty() {
-        // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
-        let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
-        candidates.extend(scripts.map(|scripts| (Path::new(&scripts).join(".."), false)));
-        candidates.extend(env::current_dir().ok().map(|here| (here, true)));
+#[derive(Debug, thiserror::Error)]
+enum RootError {
+    #[error("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is")]
+    Absent { needed: String, places: String },
+    #[error("'{needed}' cannot be looked for in '{place}': {cause}")]
+    Unseen { needed: String, place: String, cause: io::Error },
+    #[error("the current directory '{place}' is not yours alone")]
+    OpenToOthers { place: String },
+}
+
+impl Concern for RootError {
+    fn exit(&self) -> Exit {
+        Exit::Precondition
     }
-    for (place, is_here) in &candidates {
+}
+
+/// The first of `--root`, `OTPQR_ROOT`, the script's parent and the current directory that holds `needed`. A place the user
+/// named must hold it: no other is tried then. `absent`: the command that makes it.
+pub fn find(named: Option<&Path>, needed: &Path, absent: Option<String>) -> Result<PathBuf, Failure> {
+    let candidates = candidates(named);
+    for (place, is_current) in &candidates {
         let Ok(place) = place.canonicalize() else { continue };
-        let unseen = format!("'{}' cannot be looked for in '{}'", needed.display(), place.display());
-        if !place.join(needed).try_exists().map_err(Failure::because(PRECONDITION, unseen))? {
+        let unseen = |cause| RootError::Unseen { needed: shown(needed), place: shown(&place), cause };
+        if !place.join(needed).try_exists().map_err(unseen)? {
             continue;
         }
         // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
         // happen to stand.
-        let owner = fs::metadata(&place).map_or(u32::MAX, |found| found.uid());
-        let open = fs::metadata(&place).map_or(true, |found| found.mode() & 0o002 != 0);
-        if *is_here && (open || (owner != 0 && owner != rustix::process::geteuid().as_raw())) {
-            let message = format!("the current directory '{}' is not yours alone", place.display());
-            return Err(Failure::new(PRECONDITION, message)
-                .hint(format!("./scripts/{}.rs --root .   # if you trust it", crate::outcome::script())));
+        if *is_current && !is_ours_alone(&place) {
+            return Err(Failure::from(RootError::OpenToOthers { place: shown(&place) })
+                .hint(format!("./scripts/{}.rs --root .   # if you trust it", crate::script())));
         }
-        found_bundle(&place, named.is_some());
+        hint::set_bundle(&place, named.is_some());
         return Ok(place);
     }
-    // What helps is to be done there all the same.
+    // The command that helps is about the place that was named.
     if let Some(place) = named {
-        found_bundle(place, true);
+        hint::set_bundle(place, true);
     }
     let places: Vec<_> = candidates.iter().map(|(place, _)| format!("'{}'", place.display())).collect();
-    let (needed, places) = (needed.display(), places.join(" or "));
-    let message = format!("there is no '{needed}' in {places}; '--root' or OTPQR_ROOT says where the bundle is");
-    Err(absent.into_iter().fold(Failure::new(PRECONDITION, message), Failure::hint))
+    let error = RootError::Absent { needed: shown(needed), places: places.join(" or ") };
+    Err(Failure::from(error).hints(absent))
+}
+
+/// Where to look, and whether a place is merely the current directory.
+fn candidates(named: Option<&Path>) -> Vec<(PathBuf, bool)> {
+    let variable = || env::var_os("OTPQR_ROOT").filter(|value| !value.is_empty()).map(PathBuf::from);
+    if let Some(chosen) = named.map(Path::to_owned).or_else(variable) {
+        return vec![(chosen, false)];
+    }
+    // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
+    let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
+    let parent = scripts.map(|scripts| (Path::new(&scripts).join(".."), false));
+    parent.into_iter().chain(env::current_dir().ok().map(|here| (here, true))).collect()
+}
+
+/// Whether only this user, and root, can have put something there.
+fn is_ours_alone(place: &Path) -> bool {
+    fs::metadata(place).is_ok_and(|found| {
+        found.mode() & 0o002 == 0 && (found.uid() == 0 || found.uid() == rustix::process::geteuid().as_raw())
+    })
+}
+
+fn shown(path: &Path) -> String {
+    path.display().to_string()
 }

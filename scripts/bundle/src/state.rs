@@ -8,11 +8,48 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use super::outcome::{Failure, OTHER, PRECONDITION};
-use super::platform::{Cas, Platform, is_sha256};
-use super::root;
+use crate::cas::Cas;
+use crate::container::is_sha256;
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint;
+use crate::platform::Platform;
 
 const FORMAT: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+enum StateError {
+    #[error("state file '{file}' cannot be read: {cause}")]
+    Unreadable { file: String, cause: io::Error },
+    #[error("state file '{file}' belongs to another user (uid {uid})")]
+    AnotherUser { file: String, uid: u32 },
+    #[error("state file '{file}' is no file that only you can write")]
+    OpenToOthers { file: String },
+    #[error("state file '{file}' has format {found}; this script knows {FORMAT}")]
+    Format { file: String, found: u32 },
+    #[error("state file '{file}' is damaged or not ours")]
+    NotOurs { file: String },
+    #[error("state file '{file}' is damaged: {cause}")]
+    Damaged { file: String, cause: serde_yaml::Error },
+    #[error("state file '{file}' is damaged: {what}")]
+    Implausible { file: String, what: &'static str },
+    #[error("state file '{file}' cannot be written: {cause}")]
+    Unwritable { file: String, cause: io::Error },
+    #[error("state file '{file}' was changed by another run; run the same command again")]
+    Changed { file: String },
+    #[error("the state cannot be expressed in YAML: {0}")]
+    NoYaml(serde_yaml::Error),
+    #[error("cannot make the volume's directory '{directory}': {cause}")]
+    NoVolumeDirectory { directory: String, cause: io::Error },
+}
+
+impl Concern for StateError {
+    fn exit(&self) -> Exit {
+        match self {
+            StateError::Unwritable { .. } | StateError::Changed { .. } | StateError::NoYaml(_) => Exit::Other,
+            _ => Exit::Precondition,
+        }
+    }
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -80,7 +117,7 @@ impl State {
             false if pending.secret_version == self.secret_version => " --keep-secret",
             false => "",
         };
-        Some(format!("./scripts/roll_forward.rs{}{how}", option(account)))
+        Some(hint::script("roll_forward", account, how))
     }
 
     /// The login an authenticator shows: from the second secret on with its number, so that two entries can be told apart.
@@ -139,11 +176,6 @@ pub fn account_name(name: &str) -> Result<String, String> {
     }
 }
 
-/// What a command needs to be about this account: nothing, for the default one.
-pub fn option(account: &str) -> String {
-    if account == "default" { String::new() } else { format!(" --account {account}") }
-}
-
 /// Where an account's state lies, seen from the root.
 pub fn file_of(account: &str) -> PathBuf {
     Path::new("state").join(format!("{account}.yml"))
@@ -155,102 +187,94 @@ pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<(Pat
     let path = root.join("state/volumes").join(account).join(format!("single_run_{version}"));
     let is_there = path.exists();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-    made.map_err(Failure::because(PRECONDITION, format!("cannot make the volume's directory '{}'", path.display())))?;
+    made.map_err(|cause| StateError::NoVolumeDirectory { directory: path.display().to_string(), cause })?;
     Ok((path, !is_there))
 }
 
 /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:
-/// what a roll-forward that keeps the secret leaves there is nobody's until it is complete.
-pub fn issuing_directory(root: &Path, state: &State) -> PathBuf {
-    let (secret, volume) = (state.secret_version, state.volume_version);
-    root.join("state/issuing").join(format!("{}-{secret}-{volume}", state.namespace.replace('/', "+")))
-}
-
-/// The bundle's root and the state of an account that must exist.
-pub fn existing(named_root: Option<&Path>, account: &str) -> Result<(PathBuf, StateFile, State), Failure> {
-    let create = format!("./scripts/create.rs{}", option(account));
-    let root = root::find(named_root, &file_of(account), Some(&create))?;
-    let (file, state) = read(&root, account)?;
-    let message = format!("the state of account '{account}' vanished");
-    let state = state.ok_or_else(|| Failure::new(PRECONDITION, message).hint(&create))?;
-    Ok((root, file, state))
+/// what a roll-forward that keeps the secret leaves there belongs to nobody until that is complete.
+pub fn issuing_directory(root: &Path, state: &State, volume_version: u32) -> PathBuf {
+    let namespace = state.namespace.replace('/', "+");
+    root.join("state/issuing").join(format!("{namespace}-{}-{volume_version}", state.secret_version))
 }
 
 /// Reads the account's state; `None` if there is none. A damaged file is an error, never a fresh start.
 pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Failure> {
     let path = root.join(file_of(account));
-    let refuse = |cause: &str| Failure::new(PRECONDITION, format!("state file '{}' {cause}", path.display()));
-    let unreadable = |e: io::Error| refuse(&format!("cannot be read: {e}"));
-    // What lies there must be ours: no link to somewhere else, no pipe to wait for.
-    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let mut file = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(&path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok((StateFile { path, content: None }, None)),
-        Err(e) => return Err(unreadable(e)),
-    };
-    let found = file.metadata().map_err(unreadable)?;
-    if found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(refuse(&format!("belongs to another user (uid {})", found.uid())));
-    }
-    if !found.is_file() || found.mode() & 0o022 != 0 {
-        return Err(refuse("is no file that only you can write"));
-    }
-    let mut content = Vec::new();
-    file.read_to_end(&mut content).map_err(unreadable)?;
+    let Some(content) = read_own(&path)? else { return Ok((StateFile { path, content: None }, None)) };
+    let file = path.display().to_string();
     #[derive(Deserialize)]
     struct Version {
         format: u32,
     }
     match serde_yaml::from_slice::<Version>(&content) {
         Ok(Version { format: FORMAT }) => {}
-        Ok(Version { format }) => return Err(refuse(&format!("has format {format}; this script knows {FORMAT}"))),
-        Err(_) => return Err(refuse("is damaged or not ours")),
+        Ok(Version { format }) => return Err(StateError::Format { file, found: format }.into()),
+        Err(_) => return Err(StateError::NotOurs { file }.into()),
     }
-    let state: State = serde_yaml::from_slice(&content).map_err(|e| refuse(&format!("is damaged: {e}")))?;
+    let state = serde_yaml::from_slice(&content);
+    let state: State = state.map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
     if let Some(what) = state.implausible() {
-        return Err(refuse(&format!("is damaged: {what}")));
+        return Err(StateError::Implausible { file, what }.into());
     }
     Ok((StateFile { path, content: Some(content) }, Some(state)))
+}
+
+/// The content of a file that must be ours alone: no link to somewhere else, no pipe to wait for.
+fn read_own(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
+    let file = || path.display().to_string();
+    let unreadable = |cause| StateError::Unreadable { file: file(), cause };
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let mut opened = match OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path) {
+        Ok(opened) => opened,
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(cause) => return Err(unreadable(cause)),
+    };
+    let found = opened.metadata().map_err(unreadable)?;
+    if found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(StateError::AnotherUser { file: file(), uid: found.uid() });
+    }
+    if !found.is_file() || found.mode() & 0o022 != 0 {
+        return Err(StateError::OpenToOthers { file: file() });
+    }
+    let mut content = Vec::new();
+    opened.read_to_end(&mut content).map_err(unreadable)?;
+    Ok(Some(content))
 }
 
 impl StateFile {
     /// Replaces the file as a whole: temporary file, fsync, re-check that nobody else changed it, rename, fsync of the
     /// directory. The lock is held only here, never at a prompt.
     pub fn write(&mut self, state: &State) -> Result<(), Failure> {
-        let failed = |path: &Path| {
-            let message = format!("state file '{}' cannot be written", path.display());
-            move |e: io::Error| Failure::new(OTHER, format!("{message}: {e}"))
-        };
+        let file = self.path.display().to_string();
+        let failed = |cause| StateError::Unwritable { file: file.clone(), cause };
         let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed(&self.path))?;
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         // A checkout brings the directory along, open to all.
-        let mode = fs::metadata(&directory).map_err(failed(&self.path))?.mode();
+        let mode = fs::metadata(&directory).map_err(failed)?.mode();
         if mode & 0o077 != 0 {
-            fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed(&self.path))?;
+            fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed)?;
         }
         let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
-        let lock = lock.map_err(failed(&self.path))?;
-        lock.lock().map_err(failed(&self.path))?;
+        let lock = lock.map_err(failed)?;
+        lock.lock().map_err(failed)?;
 
         let found = match fs::read(&self.path) {
             Ok(content) => Some(content),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(failed(&self.path)(e)),
+            Err(e) => return Err(failed(e).into()),
         };
         if found != self.content {
-            let message =
-                format!("state file '{}' was changed by another run; run the same command again", self.path.display());
-            return Err(Failure::new(OTHER, message));
+            return Err(StateError::Changed { file }.into());
         }
 
-        let text =
-            serde_yaml::to_string(state).map_err(Failure::because(OTHER, "the state cannot be expressed in YAML"))?;
+        let text = serde_yaml::to_string(state).map_err(StateError::NoYaml)?;
         let text = format!("# Written by the scripts; described in state/README.md. Holds no secret.\n{text}");
         // `tempfile` makes it 0600.
-        let mut file = tempfile::NamedTempFile::new_in(&directory).map_err(failed(&self.path))?;
-        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(failed(&self.path))?;
-        file.persist(&self.path).map_err(|e| failed(&self.path)(e.error))?;
-        File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed(&self.path))?;
+        let mut new = tempfile::NamedTempFile::new_in(&directory).map_err(failed)?;
+        new.write_all(text.as_bytes()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
+        new.persist(&self.path).map_err(|error| failed(error.error))?;
+        File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         self.content = Some(text.into_bytes());
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Child processes: found with `which`, run with `duct`, never through a shell. duct's own errors would print the whole
+//! The programs of the host: found with `which`, run with `duct`, never through a shell. duct's own errors would print the whole
 //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
 use std::ffi::OsString;
@@ -12,7 +12,20 @@ use duct::Expression;
 use duct::unix::HandleExt;
 use rustix::process::Signal;
 
-use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
+use crate::failure::{Concern, Exit, Failure};
+use crate::interrupt;
+
+#[derive(Debug, thiserror::Error)]
+enum ToolError {
+    #[error("'{name}' ({path}) could not be started: {cause}")]
+    NotStarted { name: &'static str, path: String, cause: io::Error },
+}
+
+impl Concern for ToolError {
+    fn exit(&self) -> Exit {
+        Exit::Precondition
+    }
+}
 
 /// A program of the host.
 #[derive(Debug)]
@@ -38,23 +51,23 @@ impl Tool {
         Some(Tool { name, path })
     }
 
-    /// Runs it to its end - which an interruption brings about.
+    /// Runs it until it ends, or until an interruption ends it.
     pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
         let output = self.expression(args, environment).start().and_then(|handle| {
             // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
             while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
-                if is_interrupted() {
+                if interrupt::is_interrupted() {
                     handle.send_signal(Signal::TERM.as_raw())?;
                     break;
                 }
             }
             handle.into_output()
         });
-        check_interrupted()?;
+        interrupt::check()?;
         self.finished(output)
     }
 
-    /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+    /// Runs it to its end even after Ctrl-C, which does not reach it from the terminal.
     pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
         let apart = self.expression(args, &[]).before_spawn(|command| {
             command.process_group(0);
@@ -63,8 +76,8 @@ impl Tool {
         self.finished(apart.run())
     }
 
-    /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
-    /// itself a SCONE program, and nobody but the one service started here may see a code.
+    /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is itself a
+    /// SCONE program, and nobody but the one service started here may see a code.
     fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
         let mut command = duct::cmd(&self.path, args);
         for (name, value) in environment {
@@ -76,10 +89,8 @@ impl Tool {
     }
 
     fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
-        let output = output.map_err(|cause| {
-            let path = self.path.display();
-            Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
-        })?;
+        let path = || self.path.display().to_string();
+        let output = output.map_err(|cause| ToolError::NotStarted { name: self.name, path: path(), cause })?;
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -118,4 +129,28 @@ fn mask(stderr: &str) -> String {
         _ => line.to_owned(),
     });
     masked.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finished(stderr: &str) -> Finished {
+        Finished { code: Some(134), stdout: String::new(), stderr: stderr.to_owned() }
+    }
+
+    #[test]
+    fn a_code_in_what_a_program_says_is_masked() {
+        let said = "Note: Connecting to CAS a:1 using service ID n/otpqr@123456\nmail a@b.example\n";
+        assert_eq!(mask(said), "Note: Connecting to CAS a:1 using service ID n/otpqr@******\nmail a@b.example\n");
+    }
+
+    #[test]
+    fn the_reason_is_the_innermost_cause_else_the_first_complaint_else_the_last_line() {
+        assert_eq!(finished("[SCONE|FATAL] failed\n  Caused by: a\n  Caused by: b\nmore\n").reason(), "b");
+        assert_eq!(finished("docker: no such image\nSee 'docker run --help'.\n").reason(), "no such image");
+        assert_eq!(finished("one\ntwo\n\n").reason(), "two");
+        assert_eq!(finished("").reason(), "it ended with status 134 and said nothing");
+        assert_eq!(Finished { code: None, ..finished("") }.reason(), "it was ended by a signal");
+    }
 }

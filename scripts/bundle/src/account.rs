@@ -1,0 +1,151 @@
+//! An account: where its bundle lies, its name, what the state remembers of it, and the tools of its platform.
+
+use std::path::{Path, PathBuf};
+
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint::{self, quoted};
+use crate::platform::Tools;
+use crate::root;
+use crate::state::{self, State, StateFile};
+
+#[derive(Debug, thiserror::Error)]
+enum AccountError {
+    #[error("the state of account '{name}' vanished")]
+    Vanished { name: String },
+    #[error("the CAS at '{address}' is not the one this account was created on")]
+    AnotherCas { address: String },
+    #[error("image '{image}' is not the one in the policies: it was built anew")]
+    AnotherImage { image: String },
+}
+
+impl Concern for AccountError {
+    fn exit(&self) -> Exit {
+        Exit::Precondition
+    }
+}
+
+/// Which account of which bundle.
+#[derive(Debug, clap::Args)]
+pub struct Named {
+    /// The account: its state is state/ACCOUNT.yml
+    #[arg(long, default_value = "default", value_parser = state::account_name)]
+    pub account: String,
+    /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
+    #[arg(long)]
+    pub root: Option<PathBuf>,
+}
+
+pub struct Account {
+    pub root: PathBuf,
+    pub name: String,
+    pub state: State,
+    file: StateFile,
+    pub tools: Tools,
+}
+
+impl Account {
+    /// One that was not there until now; `file` is where its state will be.
+    pub fn new(root: PathBuf, name: String, state: State, file: StateFile, tools: Tools) -> Account {
+        Account { root, name, state, file, tools }
+    }
+
+    /// One that must be there already.
+    pub fn open(options: &Named) -> Result<Account, Failure> {
+        Account::read(options)?.with_tools()
+    }
+
+    /// The same, in a root that also holds the templates.
+    pub fn open_with_templates(options: &Named) -> Result<Account, Failure> {
+        let found = Account::read(options)?;
+        found.check_templates()?;
+        found.with_tools()
+    }
+
+    /// What is known of one that must be there, before its platform's tools are looked for.
+    pub fn read(options: &Named) -> Result<Found, Failure> {
+        let create = || hint::script("create", &options.account, "");
+        let root = root::find(options.root.as_deref(), &state::file_of(&options.account), Some(create()))?;
+        let (file, state) = state::read(&root, &options.account)?;
+        let vanished = AccountError::Vanished { name: options.account.clone() };
+        let state = state.ok_or_else(|| Failure::from(vanished).hint(create()))?;
+        Ok(Found { root, name: options.account.clone(), state, file })
+    }
+
+    /// A command that runs a script for this account.
+    pub fn script(&self, name: &str, rest: &str) -> String {
+        hint::script(name, &self.name, rest)
+    }
+
+    /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies.
+    pub fn check(&self) -> Result<(), Failure> {
+        self.check_cas()?;
+        self.check_image()
+    }
+
+    /// Makes sure that the account's CAS is there, and still the one that was pinned.
+    pub fn check_cas(&self) -> Result<(), Failure> {
+        let cas = &self.state.cas;
+        let running = self.tools.running_simulated_cas()?;
+        let is_same = running.is_none_or(|running| running == *cas);
+        let pinned = || {
+            let key = self.tools.pinned_key(&cas.address);
+            key.map_err(|failure| failure.hint(self.script("create", "   # attests it")))
+        };
+        if is_same && pinned()? == cas.key {
+            return Ok(());
+        }
+        Err(Failure::from(AccountError::AnotherCas { address: cas.address.clone() })
+            .hint(self.script("roll_forward", " --cas-wiped   # if it was set up anew")))
+    }
+
+    /// Makes sure that the image is still the one whose measurement is in the policies.
+    pub fn check_image(&self) -> Result<(), Failure> {
+        let State { image, image_id, mrenclave, .. } = &self.state;
+        if self.tools.is_same_image(image, image_id, mrenclave)? {
+            return Ok(());
+        }
+        Err(Failure::from(AccountError::AnotherImage { image: image.clone() })
+            .hint(self.script("create", "   # updates the policies")))
+    }
+
+    /// Writes the state down: a fact is recorded before it is used.
+    pub fn record(&mut self) -> Result<(), Failure> {
+        self.file.write(&self.state)
+    }
+
+    /// The host's side of the account's volume of this version.
+    pub fn volume_directory(&self, version: u32) -> Result<(PathBuf, bool), Failure> {
+        state::volume_directory(&self.root, &self.name, version)
+    }
+
+    /// The commands that give the account up, whose state and CAS do not go together any more, and begin it anew.
+    pub fn begin_anew(&self) -> [String; 2] {
+        let file = self.root.join(state::file_of(&self.name));
+        let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
+        let State { platform, cas, issuer, login, .. } = &self.state;
+        let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
+        let (issuer, login) = (quoted(issuer), quoted(login));
+        let create = format!(" --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret");
+        [format!("mv {kept} {aside}   # gives the account up"), self.script("create", &create)]
+    }
+}
+
+/// An account's state as it was found.
+pub struct Found {
+    pub root: PathBuf,
+    pub name: String,
+    pub state: State,
+    file: StateFile,
+}
+
+impl Found {
+    /// The policies are rendered from these; a root that is named for its state alone may lack them.
+    pub fn check_templates(&self) -> Result<(), Failure> {
+        root::find(Some(&self.root), Path::new("templates"), None).map(drop)
+    }
+
+    pub fn with_tools(self) -> Result<Account, Failure> {
+        let tools = self.state.platform.tools(&self.root, &self.name)?;
+        Ok(Account { root: self.root, name: self.name, state: self.state, file: self.file, tools })
+    }
+}

@@ -1,0 +1,129 @@
+//! CAS: attested once and pinned by its key; on the simulator also started, and asked for its audit log.
+
+use std::ffi::OsString;
+
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint::quoted;
+use crate::platform::Tools;
+
+#[derive(Debug, thiserror::Error)]
+enum CasError {
+    #[error("the simulated CAS cannot be started: {reason}")]
+    NotStarted { reason: String },
+    #[error("the simulated CAS is not running: {reason}")]
+    NotRunning { reason: String },
+    #[error("'scone-sim' did not say its '{field}'")]
+    FieldMissing { field: &'static str },
+    #[error("CAS at '{address}' cannot be attested: {reason}")]
+    NotAttested { address: String, reason: String },
+    #[error("'scone' does not know the CAS at '{address}': {reason}")]
+    NotPinned { address: String, reason: String },
+}
+
+impl Concern for CasError {
+    fn exit(&self) -> Exit {
+        match self {
+            CasError::FieldMissing { .. } => Exit::Other,
+            _ => Exit::Precondition,
+        }
+    }
+}
+
+/// The CAS an account lives on. On SCONE both addresses are the host's name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cas {
+    /// Where the `scone` command line finds it.
+    pub address: String,
+    /// Where programs find it (`SCONE_CAS_ADDR`).
+    pub enclave_address: String,
+    /// The hash of its key, pinned when it was attested.
+    pub key: String,
+}
+
+impl Tools {
+    /// The simulated CAS, which has to run already; `None` on SCONE.
+    pub fn running_simulated_cas(&self) -> Result<Option<Cas>, Failure> {
+        let Some(simulator) = &self.simulator else { return Ok(None) };
+        let finished = simulator.run(&["status".into()], &[])?;
+        if !finished.success() {
+            let failure = Failure::from(CasError::NotRunning { reason: finished.reason() });
+            return Err(failure.hint(format!("{} up", quoted(simulator.path.display()))));
+        }
+        parse(&finished.stdout).map(Some)
+    }
+
+    /// The simulated CAS, started if need be; `None` on SCONE, whose CAS is not ours to start.
+    pub fn start_simulated_cas(&self) -> Result<Option<Cas>, Failure> {
+        let Some(simulator) = &self.simulator else { return Ok(None) };
+        let finished = simulator.run(&["up".into()], &[])?;
+        if !finished.success() {
+            let program = quoted(simulator.path.display());
+            let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
+            let failure = Failure::from(CasError::NotStarted { reason: finished.reason() });
+            return Err(failure.hints(relayed.map(|rest| format!("{program}{rest}"))));
+        }
+        parse(&finished.stdout).map(Some)
+    }
+
+    /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
+    /// which its own tool has shown on this host.
+    pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
+        let mut args = vec!["cas".into(), "attest".into(), address.into()];
+        if let Some(cas) = &simulated {
+            args.extend(["-c".into(), OsString::from(&cas.key)]);
+        }
+        let attested = self.scone.run(&args, &[])?;
+        if !attested.success() {
+            return Err(CasError::NotAttested { address: address.to_owned(), reason: attested.reason() }.into());
+        }
+        let key = self.pinned_key(address)?;
+        let address = address.to_owned();
+        Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+    }
+
+    /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
+    pub fn pinned_key(&self, address: &str) -> Result<String, Failure> {
+        let args = ["cas", "show-identification", "-c", address].map(OsString::from);
+        let shown = self.scone.run(&args, &[])?;
+        let key = shown.stdout.trim().to_owned();
+        if !shown.success() || key.is_empty() {
+            return Err(CasError::NotPinned { address: address.to_owned(), reason: shown.reason() }.into());
+        }
+        Ok(key)
+    }
+
+    /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells.
+    pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+        let spent = |entry: &serde_json::Value| {
+            let service = entry["subject"].as_str()?;
+            let ours = service.strip_prefix(namespace)?.starts_with('/');
+            let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
+            (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
+        };
+        Ok(self.audit_log()?.iter().flatten().find_map(spent))
+    }
+
+    /// CAS's time when it last did something, in seconds since 1970, where CAS tells.
+    pub fn last_cas_time(&self) -> Result<Option<u64>, Failure> {
+        Ok(self.audit_log()?.iter().flatten().find_map(|entry| entry["time"].as_u64()))
+    }
+
+    /// The simulated CAS's audit log, the newest entry first; `None` on SCONE, whose log is not ours to read.
+    fn audit_log(&self) -> Result<Option<Vec<serde_json::Value>>, Failure> {
+        let Some(simulator) = &self.simulator else { return Ok(None) };
+        let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
+        Ok(Some(log.stdout.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).collect()))
+    }
+}
+
+/// Reads what `scone-sim up` and `status` print.
+fn parse(status: &str) -> Result<Cas, Failure> {
+    let field = |field: &'static str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "));
+        value.map(str::to_owned).ok_or(CasError::FieldMissing { field })
+    };
+    Ok(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? })
+}

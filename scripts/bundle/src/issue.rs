@@ -1,0 +1,313 @@
+//! The QR code's way from the program to a file: never overwriting, never in a stream, never lost.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Access;
+
+use crate::account::Account;
+use crate::code::Presentation;
+use crate::container::Start;
+use crate::failure::{Concern, Exit, Failure};
+use crate::refusal::Answer;
+use crate::state;
+use crate::step;
+use crate::tool::{Finished, Tool};
+
+#[derive(Debug, thiserror::Error)]
+enum IssueError {
+    #[error("output '{output}' is no file name")]
+    NoFileName { output: String },
+    #[error("nothing can be written beside output '{output}': {cause}")]
+    NotWritable { output: String, cause: io::Error },
+    #[error("output '{output}' exists already")]
+    Exists { output: String },
+    #[error("cannot prepare '{directory}': {cause}")]
+    NotPrepared { directory: String, cause: io::Error },
+    #[error("cannot prepare '{directory}': it is not a private directory of ours")]
+    NotPrivate { directory: String },
+    #[error("cannot prepare '{directory}': another run is issuing the same QR code")]
+    Busy { directory: String },
+    #[error("cannot read '{file}': {cause}")]
+    Unreadable { file: String, cause: io::Error },
+    #[error("the QR code waits in '{file}'; it cannot be brought to '{output}': {cause}")]
+    NotDelivered { file: String, output: String, cause: io::Error },
+    #[error("the QR code in '{file}' cannot be destroyed: {cause}")]
+    NotDestroyed { file: String, cause: String },
+    #[error("the program started, but left an incomplete QR code")]
+    Incomplete,
+    #[error("the volume was refused: {reason}")]
+    Volume { reason: String },
+    #[error("there is no channel to CAS: {reason}")]
+    NoChannel { reason: String },
+    #[error("another start is at work: {reason}")]
+    AnotherStart { reason: String },
+    #[error("the program is not the one in the policies: {reason}")]
+    AnotherProgram { reason: String },
+    #[error("the start was refused: {reason}")]
+    Refused { reason: String },
+    #[error("the QR code was issued already, and is issued only once")]
+    IssuedAlready,
+    #[error("the policy does not suit the program: {reason}")]
+    Policy { reason: String },
+    #[error("the program cannot write its output: {reason}")]
+    Output { reason: String },
+    #[error("the program could not be started: {reason}")]
+    NotStarted { reason: String },
+    #[error("the program ended without a QR code: {reason}")]
+    NoQrCode { reason: String },
+    #[error("the program was not started")]
+    NeverStarted,
+}
+
+impl Concern for IssueError {
+    fn exit(&self) -> Exit {
+        use IssueError::*;
+        match self {
+            NoFileName { .. } | NotWritable { .. } | Exists { .. } => Exit::Precondition,
+            NotPrepared { .. } | NotPrivate { .. } | Busy { .. } => Exit::Precondition,
+            NoChannel { .. } | AnotherStart { .. } | Output { .. } | NotStarted { .. } => Exit::Precondition,
+            Volume { .. } | AnotherProgram { .. } | Refused { .. } | IssuedAlready => Exit::Refused,
+            NotDelivered { .. } | NotDestroyed { .. } | Incomplete | NoQrCode { .. } => Exit::PartWay,
+            Unreadable { .. } | Policy { .. } | NeverStarted => Exit::Other,
+        }
+    }
+}
+
+/// Where the QR code is to be, and the directory that is mounted for the program to write into: `state/issuing/…`, named after
+/// the secret it shows. So what a run that was cut off left there is found by the next one, wherever that is to deliver it, and
+/// never taken for another account's.
+pub struct Output {
+    /// The version of the volume that the program opens.
+    volume: u32,
+    directory: PathBuf,
+    /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
+    _lock: File,
+}
+
+impl Output {
+    /// Makes ready for a QR code of the account's secret, issued on this version of its volume.
+    pub fn prepare(account: &Account, volume: u32) -> Result<Output, Failure> {
+        let directory = state::issuing_directory(&account.root, &account.state, volume);
+        let lock = lock(&directory)?;
+        let output = Output { volume, directory, _lock: lock };
+        let written = output.written();
+        if !output.is_complete() && written.exists() {
+            // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
+            let directory = output.directory.display().to_string();
+            fs::remove_file(written).map_err(|cause| IssueError::NotPrepared { directory, cause })?;
+        }
+        Ok(output)
+    }
+
+    /// Starts `session/service[@code]` with the account's volume, to write here.
+    pub fn start(&self, account: &Account, config_id: &str) -> Result<Finished, Failure> {
+        let (volume, is_new) = account.volume_directory(self.volume)?;
+        let (cas, image_id) = (&account.state.cas, account.state.image_id.as_str());
+        let directories = Some((volume.as_path(), self.directory.as_path()));
+        let started = account.tools.start(&Start { config_id, cas, image_id, directories });
+        // If it is still empty, it would stand in the way of one that is moved back.
+        if is_new {
+            let _ = fs::remove_dir(&volume);
+        }
+        started.map_err(|failure| match self.is_complete() {
+            true => failure.if_interrupted(&self.waiting("run the same command again")),
+            false => failure,
+        })
+    }
+
+    /// Has the QR code issued by a service that asks for no code.
+    pub fn issue(&self, account: &Account, service: &str) -> Result<(), Failure> {
+        let finished = self.start(account, service)?;
+        if self.is_complete() { Ok(()) } else { Err(self.explain(account, &finished)) }
+    }
+
+    /// Has the service `check` started, which starts only if program and volume are right.
+    pub fn check(&self, account: &Account) -> Result<(), Failure> {
+        let finished = self.start(account, &format!("{}/otpqr/check", account.state.namespace))?;
+        if finished.success() { Ok(()) } else { Err(self.explain(account, &finished)) }
+    }
+
+    /// Has it issued by a service that asks for a code. While a person is asked, nothing is held and nothing lies about. Returns
+    /// the time step of the code it cost, too.
+    pub fn issue_with_code(
+        presentation: Presentation,
+        service: &str,
+        doing: &str,
+        prepare: impl Fn() -> Result<Output, Failure>,
+    ) -> Result<(Output, u64), Failure> {
+        let account = presentation.account;
+        let mut issued = None;
+        let (finished, spent) = presentation.make(&mut |code| {
+            let output = prepare()?;
+            step(doing);
+            let finished = output.start(account, &code.config_id(service))?;
+            if !Answer::of(&finished).is_about_code() {
+                issued = Some(output);
+            }
+            Ok(finished)
+        })?;
+        let output = issued.ok_or(IssueError::NeverStarted)?;
+        if output.is_complete() { Ok((output, spent)) } else { Err(output.explain(account, &finished)) }
+    }
+
+    /// What somebody has to know while the QR code is where the program left it.
+    pub fn waiting(&self, why: &str) -> String {
+        format!("the QR code waits in '{}'; {why}", self.written().display())
+    }
+
+    fn written(&self) -> PathBuf {
+        self.directory.join("qrcode.svg")
+    }
+
+    /// Whether the program wrote a whole QR code - now, or in an earlier run that was cut off before it could deliver.
+    pub fn is_complete(&self) -> bool {
+        fs::read(self.written()).is_ok_and(|svg| svg.ends_with(b"</svg>\n"))
+    }
+
+    /// Brings the QR code to its place; fails rather than replace anything.
+    pub fn deliver(self, to: &Path) -> Result<(), Failure> {
+        let written = self.written();
+        let failed = |cause| {
+            let (file, output) = (written.display().to_string(), to.display().to_string());
+            IssueError::NotDelivered { file, output, cause }
+        };
+        // A hard link, unlike a rename, never replaces. To another file system, or one without links, it is copied.
+        match fs::hard_link(&written, to) {
+            Ok(()) => Ok(fs::remove_file(&written).map_err(failed)?),
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Err(failed(cause).into()),
+            Err(_) => {
+                copy(&written, to).map_err(failed)?;
+                destroy(&written).map(drop)
+            }
+        }
+    }
+
+    /// The QR code itself, for the terminal.
+    pub fn read(&self) -> Result<String, Failure> {
+        let written = self.written();
+        let file = written.display().to_string();
+        Ok(fs::read_to_string(&written).map_err(|cause| IssueError::Unreadable { file, cause })?)
+    }
+
+    /// Destroys the QR code where the program left it; says how far that goes.
+    pub fn destroy(self) -> Result<String, Failure> {
+        destroy(&self.written())
+    }
+
+    /// Why a start issued no QR code.
+    pub fn explain(&self, account: &Account, finished: &Finished) -> Failure {
+        let (answer, reason) = (Answer::of(finished), finished.reason());
+        if self.written().exists() && !answer.is_from_runtime() {
+            return Failure::from(IssueError::Incomplete)
+                .hint(account.script("roll_forward", "   # the once-marker may be taken"));
+        }
+        match answer {
+            Answer::Volume => Failure::from(IssueError::Volume { reason })
+                .hint(account.script("roll_forward", " --keep-secret   # authenticator at hand: codes go on"))
+                .hint(account.script("roll_forward", "   # otherwise: new secret, kills the old codes")),
+            Answer::NoChannelToCas => IssueError::NoChannel { reason }.into(),
+            Answer::VolumeInUse => IssueError::AnotherStart { reason }.into(),
+            Answer::Measurement => Failure::from(IssueError::AnotherProgram { reason })
+                .hint(account.script("create", "   # updates the policies")),
+            Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
+                IssueError::Refused { reason }.into()
+            }
+            Answer::MarkerPresent => Failure::from(IssueError::IssuedAlready)
+                .hint(account.script("add_auth", "       # with a code: the same secret for another authenticator"))
+                .hint(account.script("roll_forward", "   # without: new secret, kills the old codes")),
+            Answer::Environment => IssueError::Policy { reason }.into(),
+            Answer::Output => IssueError::Output { reason }.into(),
+            Answer::NotStarted => IssueError::NotStarted { reason }.into(),
+            Answer::Ended => Failure::from(IssueError::NoQrCode { reason })
+                .hint(account.script("roll_forward", "   # if the once-marker is taken")),
+        }
+    }
+}
+
+/// Nothing stays behind of a start that issued nothing. What was issued stays for the next run, until it is delivered.
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.is_complete() {
+            // Both may be gone, or never have been; what cannot be removed now is removed by the next run.
+            let _ = fs::remove_file(self.written());
+            let _ = fs::remove_dir(&self.directory);
+        }
+    }
+}
+
+/// Checks that the QR code can be brought to a file. Repeated when it counts; here to refuse early.
+pub fn check_destination(account: &Account, to: &Path) -> Result<(), Failure> {
+    let output = || to.display().to_string();
+    if to.file_name().is_none() {
+        return Err(IssueError::NoFileName { output: output() }.into());
+    }
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let writable = rustix::fs::access(parent, Access::WRITE_OK | Access::EXEC_OK);
+    writable.map_err(|cause| IssueError::NotWritable { output: output(), cause: cause.into() })?;
+    if to.symlink_metadata().is_ok() {
+        let other = account.script(crate::script(), " --output another.svg");
+        return Err(Failure::from(IssueError::Exists { output: output() }).hint(other));
+    }
+    Ok(())
+}
+
+/// Makes the directory for the program to write into, and locks it against another run.
+fn lock(directory: &Path) -> Result<File, IssueError> {
+    let shown = || directory.display().to_string();
+    let failed = |cause| IssueError::NotPrepared { directory: shown(), cause };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
+    let found = directory.symlink_metadata().map_err(failed)?;
+    let is_ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
+    if !is_ours {
+        return Err(IssueError::NotPrivate { directory: shown() });
+    }
+    let lock = File::open(directory).map_err(failed)?;
+    lock.try_lock().map_err(|_| IssueError::Busy { directory: shown() })?;
+    Ok(lock)
+}
+
+fn copy(written: &Path, to: &Path) -> io::Result<()> {
+    let svg = fs::read(written)?;
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(to)?;
+    let copied = file.write_all(&svg).and_then(|()| file.sync_all());
+    if copied.is_err() {
+        fs::remove_file(to)?;
+    }
+    copied
+}
+
+/// File systems on which overwriting a file need not overwrite its content: magic numbers of statfs(2), and why.
+const WEAK: &[(i64, &str)] = &[
+    (0x0102_1994, "tmpfs: what was swapped out may remain"),
+    (0x9123_683e, "btrfs writes elsewhere: old blocks may remain"),
+    (0x2fc1_2fc1, "ZFS writes elsewhere: old blocks may remain"),
+    (0x794c_7630, "an overlay: what lies below decides"),
+    (0x6573_5546, "an overlay: what lies below decides"),
+    (0xca45_1a4e, "bcachefs writes elsewhere: old blocks may remain"),
+    (0x6969, "NFS: the server decides"),
+    (0xff53_4d42, "SMB: the server decides"),
+    (0xfe53_4d42, "SMB: the server decides"),
+    (0xf2f5_2010, "F2FS writes elsewhere: old blocks may remain"),
+];
+
+/// Destroys the picture, and says how far that goes.
+pub fn destroy(path: &Path) -> Result<String, Failure> {
+    let failed = |cause: String| IssueError::NotDestroyed { file: path.display().to_string(), cause };
+    let kind = rustix::fs::statfs(path).map_err(|cause| failed(cause.to_string()))?.f_type;
+    let Some(shred) = Tool::find("shred", None) else {
+        fs::remove_file(path).map_err(|cause| failed(cause.to_string()))?;
+        return Ok("removed, not overwritten: 'shred' was not found".to_owned());
+    };
+    let args = ["-n", "3", "-z", "-u", "--"].map(Into::into).into_iter().chain([path.into()]);
+    let finished = shred.run_through(&args.collect::<Vec<_>>())?;
+    if !finished.success() {
+        return Err(failed(finished.reason()).into());
+    }
+    Ok(match WEAK.iter().find(|(magic, _)| *magic == kind) {
+        None => "destroyed (what a flash drive or a backup kept aside is beyond reach)".to_owned(),
+        Some((_, weak)) => format!("destroyed, as far as the file system lets it: {weak}"),
+    })
+}

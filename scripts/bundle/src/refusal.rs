@@ -1,0 +1,103 @@
+//! What a start that went wrong says: the answers of SCONE's runtime and CAS, of otpqr, and of the host, in one table.
+
+use crate::tool::Finished;
+
+/// What a start ran into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    CodeUsed,
+    CodeInvalid,
+    /// The simulator slows guessing down.
+    TooManyCodes,
+    /// The volume is not the one CAS knows, or not in its latest state.
+    Volume,
+    VolumeInUse,
+    NoChannelToCas,
+    Measurement,
+    /// Anything else that SCONE's runtime reports.
+    Refused,
+    /// otpqr: the once-marker is there already.
+    MarkerPresent,
+    /// otpqr: its environment, which the policy sets.
+    Environment,
+    /// otpqr: its output exists or cannot be written.
+    Output,
+    /// docker: the container was not started.
+    NotStarted,
+    /// It ended in no way that is known.
+    Ended,
+}
+
+/// SCONE's words behind `[SCONE|FATAL]`, the simulator's where SCONE documents none. The first that is found counts.
+const WORDS: &[(&str, Answer)] = &[
+    ("One-time Password was already used", Answer::CodeUsed),
+    ("One-time Password is invalid", Answer::CodeInvalid),
+    ("Too many wrong One-time Passwords", Answer::TooManyCodes),
+    ("suspected replay attack", Answer::Volume),
+    ("file system protection file", Answer::Volume),
+    ("Verification of file chunk", Answer::Volume),
+    ("is not part of this volume", Answer::Volume),
+    ("the volume is in use", Answer::VolumeInUse),
+    ("Unexpected enclave measurement", Answer::Measurement),
+];
+
+/// otpqr's exit codes, and docker's own.
+const CODES: &[(i32, Answer)] = &[
+    (10, Answer::MarkerPresent),
+    (11, Answer::Environment),
+    (12, Answer::Output),
+    (125, Answer::NotStarted),
+    (126, Answer::NotStarted),
+    (127, Answer::NotStarted),
+];
+
+impl Answer {
+    /// Judges a start that did not do what it was started for.
+    pub fn of(finished: &Finished) -> Answer {
+        if finished.stderr.contains("[SCONE|FATAL]") {
+            let reason = finished.reason();
+            let known = WORDS.iter().find(|(words, _)| reason.contains(words)).map(|(_, answer)| *answer);
+            // The reason behind it may be the network's own.
+            let unreachable = finished.stderr.contains("Failed to establish an encrypted channel to CAS");
+            return known.unwrap_or(if unreachable { Answer::NoChannelToCas } else { Answer::Refused });
+        }
+        let known = CODES.iter().find(|(code, _)| finished.code == Some(*code));
+        known.map_or(Answer::Ended, |(_, answer)| *answer)
+    }
+
+    /// Whether SCONE's runtime refused the start, so that the program never ran.
+    pub fn is_from_runtime(self) -> bool {
+        use Answer::*;
+        !matches!(self, MarkerPresent | Environment | Output | NotStarted | Ended)
+    }
+
+    /// Whether the code was refused.
+    pub fn is_about_code(self) -> bool {
+        matches!(self, Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(code: i32, stderr: &str) -> Answer {
+        Answer::of(&Finished { code: Some(code), stdout: String::new(), stderr: stderr.to_owned() })
+    }
+
+    #[test]
+    fn the_runtime_s_words_count_before_the_program_s_code() {
+        let fatal = |cause: &str| format!("[SCONE|FATAL] init.c:1: failed\n  Caused by: {cause}\n");
+        assert_eq!(answer(10, &fatal("One-time Password is invalid")), Answer::CodeInvalid);
+        assert_eq!(answer(134, &fatal("something new")), Answer::Refused);
+        let channel = fatal("Failed to establish an encrypted channel to CAS\n  Caused by: Connection refused");
+        assert_eq!(answer(134, &channel), Answer::NoChannelToCas);
+    }
+
+    #[test]
+    fn without_the_runtime_s_frame_its_words_are_the_program_s_own() {
+        assert_eq!(answer(10, "One-time Password is invalid"), Answer::MarkerPresent);
+        assert_eq!(answer(125, "docker: no such image"), Answer::NotStarted);
+        assert_eq!(answer(1, ""), Answer::Ended);
+    }
+}

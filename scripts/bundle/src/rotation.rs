@@ -1,0 +1,395 @@
+//! A roll-forward's steps: the three uploads, back as long as the old codes live, or all anew on a CAS that was wiped. What a
+//! session may hold meanwhile stands here too, for doctor asks.
+
+use std::time::Duration;
+
+use crate::account::Account;
+use crate::code::{Presentation, Source};
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint;
+use crate::interrupt;
+use crate::issue::Output;
+use crate::policy::{Held, Session, Versions, compare, render, upload};
+use crate::state::{Pending, State};
+use crate::step;
+
+#[derive(Debug, thiserror::Error)]
+enum RotationError {
+    #[error("this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'")]
+    NobodyToAsk,
+    #[error("a roll-forward with a new secret was begun and is to be finished first")]
+    AnotherBegun,
+    #[error("session 2 has switched already: the only way is forward")]
+    Switched,
+    #[error("CAS cannot be asked what it holds: {reason}")]
+    NoAnswer { reason: String },
+    #[error("CAS was not wiped, but restored: it holds session '{held}' and no '{lost}'")]
+    Restored { held: String, lost: String },
+    #[error("CAS was not wiped: it holds session '{held}'")]
+    NotWiped { held: String },
+    #[error("not confirmed; nothing was changed")]
+    NotConfirmed,
+}
+
+impl Concern for RotationError {
+    fn exit(&self) -> Exit {
+        match self {
+            RotationError::NobodyToAsk => Exit::Usage,
+            _ => Exit::Precondition,
+        }
+    }
+}
+
+/// Fails early if it is to be asked before the old codes die, and there is nobody to ask. `yes`: nobody is to be asked.
+pub fn check_somebody_confirms(yes: bool) -> Result<(), Failure> {
+    if yes || interrupt::is_interactive() { Ok(()) } else { Err(RotationError::NobodyToAsk.into()) }
+}
+
+impl Pending {
+    fn keeps_secret(&self, state: &State) -> bool {
+        self.secret_version == state.secret_version
+    }
+
+    /// Whether it took over from one that was to keep the secret: session 2 may be on the volume between.
+    fn takes_over(&self, state: &State) -> bool {
+        self.volume_version > state.volume_version + 1
+    }
+
+    /// What both sessions are about in the end.
+    fn new_versions(&self) -> Versions {
+        Versions::only(self.volume_version, self.secret_version)
+    }
+
+    /// What session 1 declares in between: all that is old or new. Its services are still on the old.
+    fn both_versions(&self, state: &State) -> Versions {
+        let (volume, secret) = (state.volume_version, state.secret_version);
+        Versions {
+            volume,
+            secret,
+            declared_volumes: (volume..=self.volume_version).collect(),
+            declared_secrets: (secret..=self.secret_version).collect(),
+        }
+    }
+}
+
+/// What a session may be about. While a roll-forward is under way that is what it was about before, what the roll-forward makes
+/// of it in between, and in the end. (The namespace is about none of it.)
+pub fn expected(state: &State) -> Vec<(&'static str, Versions)> {
+    let old = Versions::current(state);
+    let Some(pending) = &state.pending else { return vec![("as it should be", old)] };
+    let mut expected = vec![
+        ("as it was before the roll-forward", old),
+        ("with the new declared beside the old", pending.both_versions(state)),
+        ("as the roll-forward leaves it", pending.new_versions()),
+    ];
+    if pending.takes_over(state) {
+        let (volume_version, secret_version) = (state.volume_version + 1, state.secret_version);
+        let given_up = Pending { volume_version, secret_version, ..pending.clone() };
+        expected.push(("with the volume that was begun beside the old", given_up.both_versions(state)));
+        expected.push(("on the volume that was begun", given_up.new_versions()));
+    }
+    expected
+}
+
+/// A roll-forward of an account.
+pub struct Rotation {
+    pub account: Account,
+    /// Nobody is asked.
+    pub yes: bool,
+}
+
+impl Rotation {
+    /// Begins one, or goes on with one that was begun. With `code` the secret stays, and only the volume is new.
+    pub fn forward(&mut self, code: Option<&Source>) -> Result<String, Failure> {
+        self.account.check_cas()?;
+        let keep_secret = code.is_some();
+        let image = self.account.check_image();
+        match self.account.state.pending.is_none() || keep_secret {
+            true => image?,
+            false => notice(image),
+        }
+        let is_keeping = |state: &State| state.pending.as_ref().is_some_and(|to| !to.undo && to.keeps_secret(state));
+        if !keep_secret && is_keeping(&self.account.state) {
+            self.give_keeping_up()?;
+        }
+        let mut to = match self.account.state.pending.clone() {
+            Some(Pending { undo: true, .. }) => return self.undo(),
+            Some(pending) if keep_secret && !pending.keeps_secret(&self.account.state) => {
+                return Err(Failure::from(RotationError::AnotherBegun).hints(self.finishing()));
+            }
+            Some(pending) => {
+                step("going on with a roll-forward that was begun");
+                pending
+            }
+            None => Pending {
+                volume_version: self.account.state.volume_version + 1,
+                secret_version: self.account.state.secret_version + u32::from(!keep_secret),
+                uploads_done: 0,
+                undo: false,
+            },
+        };
+        self.check_templates(&to)?;
+        // Also of one that was cut off, as long as it can be undone.
+        if to.uploads_done < 2 {
+            self.confirm(self.question(keep_secret))?;
+        }
+        if self.account.state.pending.is_none() {
+            // Recorded before CAS is changed.
+            self.record(Some(&to))?;
+        }
+        self.carry_out(&mut to, code).map_err(|failure| self.part_way(failure))
+    }
+
+    fn check_templates(&self, to: &Pending) -> Result<(), Failure> {
+        render(&self.account, Session::Otpqr, &to.both_versions(&self.account.state))?;
+        render(&self.account, Session::Reset, &to.new_versions()).map(drop)
+    }
+
+    fn question(&self, keep_secret: bool) -> String {
+        let (issuer, login) = (&self.account.state.issuer, self.account.state.label());
+        match keep_secret {
+            true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
+            false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
+        }
+    }
+
+    /// The command that finishes what was begun.
+    fn finishing(&self) -> Option<String> {
+        self.account.state.finishing(&self.account.name)
+    }
+
+    /// The command that takes back what was begun, as long as that can be.
+    fn undoing(&self) -> Option<String> {
+        let begun = self.account.state.pending.as_ref()?;
+        let can_be = begun.uploads_done < 2 && !begun.takes_over(&self.account.state);
+        let command = " --undo   # takes it back, if the old codes still live";
+        can_be.then(|| self.account.script("roll_forward", command))
+    }
+
+    fn part_way(&self, failure: Failure) -> Failure {
+        match self.finishing() {
+            Some(command) => failure.part_way(format!("{command}   # goes on"), self.undoing()),
+            None => failure,
+        }
+    }
+
+    /// A roll-forward that keeps the secret cannot be finished without a code. Without one it becomes one with a new secret -
+    /// and with another volume, since the marker of the one that was begun may be taken. First what CAS holds has to be known.
+    fn give_keeping_up(&mut self) -> Result<(), Failure> {
+        let Some(mut to) = self.account.state.pending.clone() else { return Ok(()) };
+        let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
+        self.confirm(format!(
+            "A roll-forward that keeps the secret was begun. Leave it: all codes of '{}', '{}' stop working. Go on?",
+            self.account.state.issuer,
+            self.account.state.label()
+        ))?;
+        let reached = self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
+        reached
+            .and_then(|()| self.upload(&mut to, 1, Session::Reset, &new, "switching session 2 to the volume begun"))
+            .map_err(|failure| self.part_way(failure))?;
+        self.prepare(&to)?;
+        // Killed just before its end: then it is at its end.
+        if compare(&self.account, Session::Otpqr, &new)? == Held::Same {
+            self.upload(&mut to, 2, Session::Otpqr, &new, "it had got to its end")?;
+            return self.finish(&to);
+        }
+        let volume_version = self.account.state.volume_version + 2;
+        let secret_version = self.account.state.secret_version + 1;
+        self.record(Some(&Pending { volume_version, secret_version, uploads_done: 0, undo: false }))
+    }
+
+    /// The intention `to` is recorded; from here on a failure is one part-way.
+    fn carry_out(&mut self, to: &mut Pending, code: Option<&Source>) -> Result<String, Failure> {
+        let old_label = self.account.state.label();
+        let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
+        let switching = match code {
+            Some(_) => "switching session 2 to the new volume",
+            None => "switching: from here on the old codes are dead",
+        };
+        self.upload(to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
+        self.upload(to, 1, Session::Reset, &new, switching)?;
+        if let Some(source) = code {
+            self.take_marker(source, to)?;
+        }
+        self.upload(to, 2, Session::Otpqr, &new, "dropping the old")?;
+        self.finish(to)?;
+        Ok(match code {
+            Some(_) => format!("rolled forward: account '{}' has a new volume; its codes go on", self.account.name),
+            None => self.report(&old_label, "every code of the old secret is refused"),
+        })
+    }
+
+    /// One of the three uploads, if it was not yet recorded: recorded when CAS has answered, recognised if it had happened.
+    fn upload(
+        &mut self,
+        to: &mut Pending,
+        number: usize,
+        session: Session,
+        versions: &Versions,
+        doing: &str,
+    ) -> Result<(), Failure> {
+        // The last is repeated in any case: what the state says is believed only as far as CAS confirms it.
+        if number < to.uploads_done.min(2) {
+            return Ok(());
+        }
+        step(doing);
+        let uploaded = upload(&self.account, session, versions);
+        let is_refused = uploaded.as_ref().is_err_and(Failure::is_refusal);
+        if number == 0 && is_refused && !to.takes_over(&self.account.state) {
+            // CAS said no, and holds what it held: nothing was begun.
+            self.record(None)?;
+        }
+        let (hash, _) = uploaded?;
+        *session.hash(&mut self.account.state) = Some(hash);
+        to.uploads_done = number + 1;
+        self.record(Some(to))
+    }
+
+    fn record(&mut self, pending: Option<&Pending>) -> Result<(), Failure> {
+        self.account.state.pending = pending.cloned();
+        self.account.record()
+    }
+
+    /// What was begun is what the account is about from now on.
+    fn finish(&mut self, to: &Pending) -> Result<(), Failure> {
+        let state = &mut self.account.state;
+        (state.volume_version, state.secret_version) = (to.volume_version, to.secret_version);
+        self.record(None)
+    }
+
+    /// The new volume's first start is session 2's, against a code: it takes the once-marker, so that session 1, which asks for
+    /// none, issues nothing when it is moved to the new volume. The QR code that comes with it is destroyed: nobody asked for it.
+    fn take_marker(&self, source: &Source, to: &Pending) -> Result<(), Failure> {
+        let state = &self.account.state;
+        let presentation = Presentation {
+            account: &self.account,
+            source,
+            prompt: format!("Code for {}, {}", state.issuer, state.label()),
+            // Nothing could be started before to measure it.
+            start_takes: Duration::from_secs(2),
+            spent: None,
+            remains: "run the same command again to go on, or, without a code, one without '--keep-secret'".to_owned(),
+        };
+        let service = format!("{}/otpqr-reset/otpqr", state.namespace);
+        let doing = "starting the confidential program on the new volume";
+        let (output, _) = Output::issue_with_code(presentation, &service, doing, || self.prepare(to))?;
+        step(format!("the QR code that came with it is nobody's: {}", output.destroy()?));
+        Ok(())
+    }
+
+    /// Where the program may write, on the volume begun. A QR code that a run which was cut off left there is destroyed.
+    fn prepare(&self, to: &Pending) -> Result<Output, Failure> {
+        let prepare = || Output::prepare(&self.account, to.volume_version);
+        let output = prepare()?;
+        if !output.is_complete() {
+            return Ok(output);
+        }
+        step(format!("the QR code that the last run left is nobody's: {}", output.destroy()?));
+        prepare()
+    }
+
+    /// Back to the old alone, which is possible until session 2 has switched.
+    pub fn undo(&mut self) -> Result<String, Failure> {
+        self.account.check_cas()?;
+        let Some(mut to) = self.account.state.pending.clone() else {
+            return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.account.name));
+        };
+        notice(self.account.check_image());
+        let state = &self.account.state;
+        let (both, new) = (to.both_versions(state), to.new_versions());
+        let has_switched =
+            to.uploads_done >= 2 || to.takes_over(state) || compare(&self.account, Session::Reset, &new)? == Held::Same;
+        if has_switched {
+            let failure = Failure::from(RotationError::Switched).hints(self.finishing());
+            return Err(match to.keeps_secret(state) {
+                true => failure.hint(self.account.script("roll_forward", "   # without a code: new secret")),
+                false => failure,
+            });
+        }
+        if !to.undo {
+            // Session 1 is brought to where its hash is known; then the intention is turned round.
+            self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far it got")?;
+            to.undo = true;
+            self.record(Some(&to))?;
+        }
+        step("dropping what was declared beside the old");
+        let (hash, _) = upload(&self.account, Session::Otpqr, &Versions::current(&self.account.state))?;
+        self.account.state.otpqr_hash = Some(hash);
+        self.record(None)?;
+        Ok(format!("undone: account '{}' is as it was; its codes go on", self.account.name))
+    }
+
+    /// CAS holds nothing of this account any more: everything is uploaded as if for the first time, with a new secret and a new
+    /// volume, since CAS has lost the old ones.
+    pub fn start_anew(&mut self) -> Result<String, Failure> {
+        // The simulated one may be back on other ports.
+        let simulated = self.account.tools.start_simulated_cas()?;
+        let address = simulated.as_ref().unwrap_or(&self.account.state.cas).address.clone();
+        self.account.state.cas = self.account.tools.attest(&address, simulated)?;
+        notice(self.account.check_image());
+        self.check_wiped()?;
+        let old_label = self.account.state.label();
+        self.confirm(format!("Upload account '{}' anew to the CAS at '{address}'?", self.account.name))?;
+        let state = &mut self.account.state;
+        (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
+        (state.namespace_hash, state.otpqr_hash, state.reset_hash) = (None, None, None);
+        // From here on `create` can finish it, too.
+        self.record(None)?;
+        let new = Versions::current(&self.account.state);
+        for session in Session::ALL {
+            step(format!("policy '{}'", session.name(&self.account.state)));
+            let (hash, _) = upload(&self.account, session, &new)?;
+            *session.hash(&mut self.account.state) = Some(hash);
+            self.account.record()?;
+        }
+        Ok(self.report(&old_label, "CAS has lost the old ones"))
+    }
+
+    /// Makes sure that CAS holds no session of the account.
+    fn check_wiped(&self) -> Result<(), Failure> {
+        let state = &self.account.state;
+        let (mut held, mut lost) = (None, None);
+        for session in Session::ALL {
+            match compare(&self.account, session, &Versions::current(state))? {
+                Held::Nothing => lost = Some(session.name(state)),
+                Held::Unknown(reason) => return Err(RotationError::NoAnswer { reason }.into()),
+                Held::Same | Held::Different => held = held.or(Some(session.name(state))),
+            }
+        }
+        match (held, lost) {
+            // The last upload was recorded: CAS was put back to when it held less. (Else `create` was cut off, and goes on.)
+            (Some(held), Some(lost)) if state.reset_hash.is_some() => {
+                Err(Failure::from(RotationError::Restored { held, lost }).hints(self.account.begin_anew()))
+            }
+            (Some(held), _) => {
+                Err(Failure::from(RotationError::NotWiped { held }).hint(self.account.script("create", "")))
+            }
+            (None, _) => Ok(()),
+        }
+    }
+
+    fn confirm(&self, question: String) -> Result<(), Failure> {
+        if self.yes || interrupt::confirm(question, false, "nothing was changed")? {
+            return Ok(());
+        }
+        Err(RotationError::NotConfirmed.into())
+    }
+
+    fn report(&self, old_label: &str, why: &str) -> String {
+        let next = hint::here(&self.account.script("gen_qr", ""));
+        let (name, issuer, label) = (&self.account.name, &self.account.state.issuer, self.account.state.label());
+        format!(
+            "rolled forward: account '{name}' has a new secret and a new volume; {why}\n\
+             delete from the authenticators: '{issuer}', '{old_label}'\n\
+             next: {next}   # its entry will be '{issuer}', '{label}'"
+        )
+    }
+}
+
+/// What starts no program does not need the right one, and has to be finished before `create` can take a new one in.
+fn notice(image: Result<(), Failure>) {
+    if let Err(failure) = image {
+        let (what, mend) = failure.into_finding();
+        step(mend.map_or(what.clone(), |mend| format!("{what}; afterwards: {}", hint::here(&mend))));
+    }
+}
