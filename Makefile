@@ -7,7 +7,7 @@ STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --lock
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin blocks clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -68,19 +68,18 @@ sim: ## the simulator and otpqr as static binaries, in simulator/bin
 rust-script: ## rust-script, which runs the scripts
 	@command -v rust-script >/dev/null || cargo install --locked rust-script --version 0.36.0
 
-# rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept.
+# rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept. Asked for the
+# package of a script it has not seen for a week, rust-script names it and deletes it: hence asked twice.
 warm: rust-script ## compile the scripts now, with the versions that were tested
 	@for script in create gen_qr add_auth roll_forward doctor; do \
-	  package=$$(rust-script --package ./scripts/$$script.rs) && cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
+	  package=$$(rust-script --package ./scripts/$$script.rs) && { [ -d "$$package" ] || package=$$(rust-script --package ./scripts/$$script.rs); } && \
+	  cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done
 
 bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: they are told by OTPQR_ROOT where this is
 	$(STATIC) target --package otpqr-bundle --bins
 	install -d -m 0755 bin
 	for script in $(notdir $(basename $(wildcard scripts/*.rs))); do install -C target/$(HOST)/release/$$script bin || exit; done
-
-blocks: ## copy the blocks of FROM=scripts/x.rs into the other scripts
-	cargo run --locked --quiet --example copy_blocks -- "$(FROM)"
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet

@@ -1,18 +1,13 @@
-//! What the standalone scripts must have in common, and what must hold of all of them, since no compiler sees to it: identical
-//! blocks, one line a dependency, nothing that needs a neighbour. And what must hold of the locks, templates and tracked files.
+//! What must hold of all scripts, since no compiler sees to it: one line a dependency, nothing but the library that they need.
+//! And what must hold of the locks, templates and tracked files.
 
-mod support {
-    pub mod blocks;
-}
-
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use support::blocks;
 
 struct Script {
     /// `create` for `scripts/create.rs`.
@@ -20,6 +15,19 @@ struct Script {
     path: PathBuf,
     text: String,
 }
+
+/// What a manifest says, and of what code.
+struct Manifest {
+    file: String,
+    text: String,
+    code: String,
+}
+
+/// The scripts' line for the library, which rust-script looks for beside the script, or in `OTPQR_ROOT`.
+const LIBRARY: &str = r#"bundle = { path = "bundle" }"#;
+
+/// rust-script looks for the library beside the script or, for one that was copied, in `OTPQR_ROOT`; unset, the shell says so.
+const SHEBANG: &str = r##"#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'"##;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,11 +57,15 @@ fn scripts() -> Vec<Script> {
 
 impl Script {
     /// The embedded manifest, as rust-script reads it.
-    fn manifest(&self) -> String {
+    fn manifest(&self) -> Manifest {
         let lines = self.text.lines().skip_while(|line| *line != "//! ```cargo").skip(1);
         let lines: Vec<_> = lines.take_while(|line| *line != "//! ```").collect();
         let text = |line: &str| line.trim_start_matches("//!").trim().to_owned() + "\n";
-        lines.into_iter().map(text).collect()
+        Manifest {
+            file: format!("scripts/{}.rs", self.name),
+            text: lines.into_iter().map(text).collect(),
+            code: self.text.clone(),
+        }
     }
 }
 
@@ -70,76 +82,42 @@ fn crate_name(line: &str) -> &str {
 }
 
 #[test]
-fn blocks_are_identical_wherever_they_are() {
-    let scripts = scripts();
-    // Block, text, and who has that text.
-    let mut variants: BTreeMap<&str, BTreeMap<&str, Vec<String>>> = BTreeMap::new();
-    for script in &scripts {
-        let found = blocks::blocks(&script.text).unwrap_or_else(|cause| panic!("{}: {cause}", script.path.display()));
-        assert!(!found.is_empty(), "'{}' has no blocks", script.name);
-        for (name, text) in found {
-            let file = format!("scripts/{}.rs", script.name);
-            variants.entry(name).or_default().entry(text).or_default().push(file);
-        }
-    }
-    for (block, texts) in variants {
-        let groups: Vec<_> = texts.values().map(|files| files.join(", ")).collect();
-        assert!(
-            groups.len() == 1,
-            "block '{block}' differs: {}\nchange it in one script, then: make blocks FROM=scripts/THAT_ONE.rs",
-            groups.join(" | ")
-        );
-    }
-}
-
-#[test]
-fn copying_blocks_changes_the_blocks_of_the_same_name_and_nothing_else() {
-    let script = |state: &str, child: &str| {
-        format!(
-            "fn main() {{}}\n// --- block state\n{state}\n// --- end state\n// --- block child\n{child}\n// --- end child\n"
-        )
-    };
-    let source = "// --- block child\nnew\n// --- end child\n// --- block policy\nnew\n// --- end policy\n";
-    assert_eq!(blocks::with_blocks_of(&script("old", "old"), source).unwrap(), script("old", "new"));
-
-    let refused = [
-        "// --- block a\n",
-        "// --- end a\n",
-        "// --- block a\n// --- block b\n// --- end b\n",
-        "// --- block a\n// --- end a\n// --- block a\n// --- end a\n",
-    ];
-    for broken in refused {
-        assert!(blocks::with_blocks_of(&script("old", "old"), broken).is_err(), "{broken}");
-    }
-}
-
-#[test]
 fn manifests_hold_the_harness_s_lines_to_the_letter_all_pinned_and_used() {
     let root = read("Cargo.toml");
     let harness = section(&root, "dependencies");
     // So that a script says the same version whoever built it.
     let workspace = section(&root, "workspace.package");
+    let library = Manifest {
+        file: "scripts/bundle/Cargo.toml".to_owned(),
+        text: read("scripts/bundle/Cargo.toml"),
+        code: files("scripts/bundle/src", "rs").iter().map(read).collect(),
+    };
     let mut used = BTreeSet::new();
-    for script in scripts() {
-        let file = format!("scripts/{}.rs", script.name);
-        let manifest = script.manifest();
-        for line in section(&manifest, "package") {
+    for Manifest { file, text, code } in scripts().iter().map(Script::manifest).chain([library]) {
+        for key in ["version", "edition"] {
+            let line = section(&text, "package").into_iter().find(|line| line.starts_with(&format!("{key} = ")));
+            let line = line.unwrap_or_else(|| panic!("{file}: no {key}"));
             assert!(workspace.contains(&line), "{file}: not a line of Cargo.toml's [workspace.package]: {line}");
         }
-        let lines = section(&manifest, "dependencies");
+        let mut lines = section(&text, "dependencies");
         assert!(lines.is_sorted(), "{file}: dependencies in alphabetical order");
+        lines.retain(|line| *line != LIBRARY);
         for line in lines {
             assert!(harness.contains(&line), "{file}: not a line of Cargo.toml's [dependencies]: {line}");
             assert!(line.contains("\"="), "{file}: not pinned: {line}");
             let name = crate_name(line);
-            let code = script.text.contains(&format!("{name}::"));
-            assert!(code, "{file}: says it depends on '{name}', and does not use it");
+            assert!(code.contains(&format!("{name}::")), "{file}: says it depends on '{name}', and does not use it");
             used.insert(line.to_owned());
         }
     }
-    for line in harness {
-        assert!(used.contains(line), "Cargo.toml: no script depends on this: {line}");
+    for line in harness.into_iter().filter(|line| crate_name(line) != "bundle") {
+        assert!(used.contains(line), "Cargo.toml: neither a script nor the library depends on this: {line}");
     }
+}
+
+#[test]
+fn the_first_line_fits_into_what_linux_before_5_1_reads() {
+    assert!(SHEBANG.len() <= 126, "{}", SHEBANG.len());
 }
 
 #[test]
@@ -155,22 +133,25 @@ fn every_script_is_built_linted_and_warmed() {
 }
 
 #[test]
-fn a_script_needs_no_file_beside_it_and_silences_no_lint() {
+fn a_script_needs_no_file_but_the_library_and_silences_no_lint() {
     for Script { name, text, .. } in scripts() {
-        for forbidden in ["#[path", "include!", "include_str!", "include_bytes!", "path = \"", "git = \"", "unsafe"] {
+        assert_eq!(text.matches(LIBRARY).count(), 1, "scripts/{name}.rs: the library");
+        let text = text.replace(LIBRARY, "");
+        let forbidden =
+            ["#[path", "include!", "include_str!", "include_bytes!", "path = \"", "git = \"", "unsafe", "allow("];
+        for forbidden in forbidden {
             assert!(!text.contains(forbidden), "scripts/{name}.rs: '{forbidden}'");
         }
-        // A block is the same in every script, and not every script needs all of it: the one exception.
-        let allowed = |line: &str| line.starts_with("#[allow(dead_code)] // identical in every script");
-        let silenced: Vec<_> = text.lines().filter(|line| line.contains("allow(") && !allowed(line)).collect();
-        assert!(silenced.is_empty(), "scripts/{name}.rs: {silenced:?}");
+    }
+    for path in files("scripts/bundle/src", "rs") {
+        assert!(!read(&path).contains("allow("), "{}: silences a lint", path.display());
     }
 }
 
 #[test]
 fn scripts_can_be_started_by_their_name_and_their_help_ends_in_examples() {
     for Script { name, path, text } in scripts() {
-        assert!(text.starts_with("#!/usr/bin/env rust-script\n//! "), "scripts/{name}.rs: first lines");
+        assert!(text.starts_with(&format!("{SHEBANG}\n//! ")), "scripts/{name}.rs: first lines");
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o111, 0o111, "scripts/{name}.rs: executable");
 
         let program = Path::new(env!("CARGO_BIN_EXE_create")).with_file_name(&name);

@@ -1372,9 +1372,13 @@ fn no_message_is_missing_here() {
     let lines: Vec<&str> = catalogue.lines().collect();
     let is_here = |message: &str| lines.iter().any(|line| fits(line, message));
     let mut found = BTreeSet::new();
-    for script in ["create", "gen_qr", "add_auth", "roll_forward", "doctor"] {
-        let source = fs::read_to_string(repository().join(format!("scripts/{script}.rs"))).expect("a script");
-        found.extend(messages(&source));
+    for directory in ["scripts", "scripts/bundle/src"] {
+        for entry in fs::read_dir(repository().join(directory)).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "rs") {
+                found.extend(messages(&fs::read_to_string(path).expect("a source")));
+            }
+        }
     }
     assert!(found.len() > 60, "{found:#?}");
     let exempt: BTreeSet<_> = EXEMPT.iter().map(|(message, _)| (*message).to_owned()).collect();
@@ -1410,7 +1414,7 @@ fn messages(source: &str) -> BTreeSet<String> {
     }
     for preparation in preparations {
         for (at, _) in source.match_indices(preparation) {
-            let end = if preparation.starts_with("fn") { "\n    }\n" } else { ";\n" };
+            let end = if preparation.starts_with("fn") { "\n}\n" } else { ";\n" };
             let rest = &source[at..];
             found.extend(quoted(&rest[..rest.find(end).unwrap_or(rest.len())]));
         }

@@ -1,15 +1,17 @@
-//! Each script alone: copied into an empty directory it builds, says what it is for, and without a bundle says what is missing -
-//! and leaves nothing behind. rust-script does the building, as it does for a user. Or `make bin` does, for a host without a toolchain.
+//! Each script alone: copied into an empty directory and told by `OTPQR_ROOT` where the bundle is, it builds, says what it is for,
+//! says what is missing, leaves nothing behind, and takes an account through its life. rust-script does the building, as it does
+//! for a user. Or `make bin` does, for a host without a toolchain.
 
 mod support;
 
 use std::env;
 use std::fs;
 use std::io;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use support::{Bundle, Platform, User, repository, run, run_with_input};
+use support::{Bundle, Platform, User, phone, repository, run, run_with_input};
 
 /// Whether rust-script is installed. Without it these tests are skipped, loudly; in CI they fail.
 fn rust_script_is_there() -> bool {
@@ -23,6 +25,34 @@ fn rust_script_is_there() -> bool {
     there
 }
 
+/// Where copied scripts lie, always the same place: rust-script keeps a project for each path it has seen.
+fn place(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone").join(name)
+}
+
+/// What `OTPQR_ROOT` names: the repository's library, templates and simulator, but a state of its own.
+fn root() -> PathBuf {
+    let root = place("root");
+    fs::create_dir_all(root.join("scripts")).unwrap();
+    for part in ["scripts/bundle", "templates", "simulator"] {
+        match symlink(repository().join(part), root.join(part)) {
+            Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => panic!("{part}: {cause}"),
+            _ => {}
+        }
+    }
+    root
+}
+
+/// As `make warm` does: with the versions that were tested, and without asking a registry for newer ones.
+fn seed_lock(mut rust_script: Command, script: &Path) {
+    let package = rust_script.arg("--base-path").arg(root().join("scripts")).arg("--package").arg(script);
+    let package = package.output().unwrap();
+    assert!(package.status.success(), "{}", String::from_utf8_lossy(&package.stderr));
+    let package = String::from_utf8(package.stdout).unwrap();
+    fs::create_dir_all(package.trim()).unwrap();
+    fs::copy(repository().join("Cargo.lock"), Path::new(package.trim()).join("Cargo.lock")).unwrap();
+}
+
 /// A script, alone in a directory.
 struct Alone {
     name: &'static str,
@@ -30,9 +60,8 @@ struct Alone {
 }
 
 impl Alone {
-    /// Copies the script. The directory is the same at every run, since rust-script keeps a project for each path it has seen.
     fn copy(name: &'static str) -> Alone {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone").join(name);
+        let directory = place(name);
         match fs::remove_dir_all(&directory) {
             Err(cause) if cause.kind() != io::ErrorKind::NotFound => panic!("{}: {cause}", directory.display()),
             _ => fs::create_dir_all(&directory).unwrap(),
@@ -40,11 +69,7 @@ impl Alone {
         let alone = Alone { name, directory };
         let file = format!("{name}.rs");
         fs::copy(repository().join("scripts").join(&file), alone.directory.join(&file)).unwrap();
-        // As `make warm` does: with the versions that were tested, and without asking a registry for newer ones.
-        let package = alone.command("rust-script").arg("--package").arg(alone.script()).output().unwrap();
-        assert!(package.status.success(), "{}", String::from_utf8_lossy(&package.stderr));
-        let package = String::from_utf8(package.stdout).unwrap();
-        fs::copy(repository().join("Cargo.lock"), Path::new(package.trim()).join("Cargo.lock")).unwrap();
+        seed_lock(alone.command("rust-script"), Path::new(&alone.script()));
         alone
     }
 
@@ -52,10 +77,10 @@ impl Alone {
         format!("./{}.rs", self.name)
     }
 
-    /// A command in the directory, with nothing to tell it where a bundle is, and without what cargo set for this test.
+    /// A command in the directory, without what cargo set for this test.
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(&self.directory).stdin(Stdio::null()).env_remove("OTPQR_ROOT");
+        command.current_dir(&self.directory).stdin(Stdio::null()).env("OTPQR_ROOT", root());
         for (name, _) in env::vars_os() {
             if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" {
                 command.env_remove(name);
@@ -89,10 +114,11 @@ fn builds_and_helps(name: &'static str) -> Alone {
     assert_eq!(stderr, "", "an operator sees the compiler's warnings at the first start");
     assert!(help.contains(&format!("Usage: ./scripts/{name}.rs ")) && help.contains("\nExamples:\n"), "{help}");
 
-    // The shebang's `env` needs rust-script, and nobody cargo.
+    // The first line needs these, and nobody cargo.
     let without_cargo = tempfile::tempdir().unwrap();
-    let rust_script = which::which("rust-script").unwrap();
-    std::os::unix::fs::symlink(rust_script, without_cargo.path().join("rust-script")).unwrap();
+    for program in ["sh", "realpath", "rust-script"] {
+        symlink(which::which(program).unwrap(), without_cargo.path().join(program)).unwrap();
+    }
     let second = alone.command(&alone.script()).arg("--help").env("PATH", without_cargo.path()).output().unwrap();
     assert!(second.status.success(), "{}", String::from_utf8_lossy(&second.stderr));
     assert_eq!(second.stdout, first.stdout);
@@ -103,8 +129,6 @@ fn builds_and_helps(name: &'static str) -> Alone {
 fn create_alone_builds_helps_and_names_the_templates_it_lacks() {
     if rust_script_is_there() {
         let create = builds_and_helps("create");
-        create.refuses(&[], 3, "there is no 'templates' in ");
-        create.refuses(&["--platform", "sim"], 3, "there is no 'templates' in ");
         create.refuses(&["--root", "elsewhere"], 3, "there is no 'templates' in 'elsewhere'");
     }
 }
@@ -116,7 +140,9 @@ fn gen_qr_alone_builds_helps_and_names_the_state_it_lacks() {
         gen_qr.refuses(&[], 2, "give '--confirm-file FILE' or '--no-confirm'");
         gen_qr.refuses(&["--terminal"], 2, "'--terminal' needs a terminal");
         gen_qr.refuses(&["--no-confirm"], 3, "there is no 'state/default.yml' in ");
-        gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, "hint: ./create.rs --account signing");
+        // The one in the bundle: it is the only one known to be there.
+        let hint = format!("hint: {}/scripts/create.rs --account signing", root().display());
+        gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, &hint);
     }
 }
 
@@ -148,6 +174,73 @@ fn doctor_alone_builds_helps_and_names_the_state_it_lacks() {
         assert_eq!(report.status.code(), Some(3), "{findings}");
         assert!(findings.contains("wrong state     there is no 'state/default.yml' in "), "{findings}");
     }
+}
+
+#[test]
+fn a_script_that_is_not_told_where_the_bundle_is_cannot_find_the_library_and_makes_nothing() {
+    if rust_script_is_there() {
+        let directory = place("untold");
+        fs::create_dir_all(&directory).unwrap();
+        fs::copy(repository().join("scripts/gen_qr.rs"), directory.join("gen_qr.rs")).unwrap();
+        let mut command = Command::new("./gen_qr.rs");
+        command.arg("--help").current_dir(&directory).env_remove("OTPQR_ROOT");
+        let refused = run(command).expect(1);
+        assert!(refused.stderr.lines().next().is_some_and(|line| line.contains("OTPQR_ROOT")), "{}", refused.stderr);
+        assert!(refused.stderr.contains("failed to get `bundle`"), "{}", refused.stderr);
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+    }
+}
+
+#[test]
+fn copied_scripts_take_an_account_through_its_life() {
+    if !rust_script_is_there() {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    let (root, directory) = (root(), place("life"));
+    match fs::remove_dir_all(root.join("state")) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => panic!("{cause}"),
+        _ => fs::create_dir_all(&directory).unwrap(),
+    }
+    let command = |program: &str| {
+        let mut command = bundle.command(program);
+        command.current_dir(&directory).env("OTPQR_ROOT", &root).env_remove("RUST_SCRIPT_BASE_PATH");
+        command
+    };
+    for name in ["create", "gen_qr", "add_auth", "roll_forward", "doctor"] {
+        let file = format!("{name}.rs");
+        fs::copy(repository().join("scripts").join(&file), directory.join(&file)).unwrap();
+        seed_lock(command("rust-script"), &Path::new(".").join(&file));
+    }
+    let with = |name: &str, args: &[&str]| {
+        let mut command = command(&format!("./{name}.rs"));
+        command.args(args);
+        command
+    };
+    run(with("gen_qr", &["--no-confirm", "--account", "life"])).expect(3);
+    run(with("create", &["--platform", "sim-native", "--login", "alice", "--account", "life"])).expect(0);
+    let svg = directory.join("qrcode.svg");
+    let scan = || phone::scan(&fs::read_to_string(&svg).unwrap()).unwrap();
+    if svg.exists() {
+        fs::remove_file(&svg).unwrap();
+    }
+    run(with("gen_qr", &["--no-confirm", "--account", "life"])).expect(0);
+    let old = scan();
+    fs::remove_file(&svg).unwrap();
+    let add_auth = || with("add_auth", &["--no-confirm", "--account", "life", "--otp-file", "-"]);
+    let code = old.code_at(bundle.now());
+    run_with_input(add_auth(), &code).expect(0);
+    assert_eq!(scan().secret, old.secret);
+    run(with("roll_forward", &["--yes", "--account", "life"])).expect(0);
+    fs::remove_file(&svg).unwrap();
+    bundle.wait(30);
+    run_with_input(add_auth(), &old.code_at(bundle.now())).expect(5);
+    run(with("gen_qr", &["--no-confirm", "--account", "life"])).expect(0);
+    assert_ne!(scan().secret, old.secret);
+    fs::remove_file(&svg).unwrap();
+    let report = run(with("doctor", &["--account", "life"]));
+    assert!(report.stdout.contains("ok    volume    it is the one CAS knows"), "{}", report.text());
+    assert_eq!(fs::read_dir(&directory).unwrap().count(), 5, "nothing but the scripts");
 }
 
 #[test]

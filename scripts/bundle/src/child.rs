@@ -1,0 +1,121 @@
+//! Child processes: found with `which`, run with `duct`, never through a shell. duct's own errors would print the whole
+//! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use duct::Expression;
+use duct::unix::HandleExt;
+use rustix::process::Signal;
+
+use super::outcome::{Failure, PRECONDITION, check_interrupted, is_interrupted};
+
+/// A program of the host.
+#[derive(Debug)]
+pub struct Tool {
+    pub name: &'static str,
+    pub path: PathBuf,
+}
+
+/// What a program printed and how it ended. A code in it is masked.
+#[derive(Debug)]
+pub struct Finished {
+    /// `None`: ended by a signal.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Tool {
+    /// Looks in `first`, then on `PATH`.
+    pub fn find(name: &'static str, first: Option<&Path>) -> Option<Tool> {
+        let beside = first.and_then(|dir| which::which_in(dir.join(name), None::<&str>, dir).ok());
+        let path = beside.or_else(|| which::which(name).ok())?;
+        Some(Tool { name, path })
+    }
+
+    /// Runs it to its end - which an interruption brings about.
+    pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
+        let output = self.expression(args, environment).start().and_then(|handle| {
+            // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+            while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                if is_interrupted() {
+                    handle.send_signal(Signal::TERM.as_raw())?;
+                    break;
+                }
+            }
+            handle.into_output()
+        });
+        check_interrupted()?;
+        self.finished(output)
+    }
+
+    /// Runs it to its end even so: the terminal's Ctrl-C does not reach it.
+    pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
+        let apart = self.expression(args, &[]).before_spawn(|command| {
+            command.process_group(0);
+            Ok(())
+        });
+        self.finished(apart.run())
+    }
+
+    /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is
+    /// itself a SCONE program, and nobody but the one service started here may see a code.
+    fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
+        let mut command = duct::cmd(&self.path, args);
+        for (name, value) in environment {
+            command = command.env(name, value);
+        }
+        // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
+        command = command.env_remove("SCONE_CONFIG_ID");
+        command.stdin_null().stdout_capture().stderr_capture().unchecked()
+    }
+
+    fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
+        let output = output.map_err(|cause| {
+            let path = self.path.display();
+            Failure::new(PRECONDITION, format!("'{}' ({path}) could not be started: {cause}", self.name))
+        })?;
+        Ok(Finished {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: mask(&String::from_utf8_lossy(&output.stderr)),
+        })
+    }
+}
+
+impl Finished {
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
+    /// complain (both go on after it), else the last line of standard error.
+    pub fn reason(&self) -> String {
+        let lines = || {
+            let lines = self.stderr.lines().map(str::trim);
+            lines.filter(|line| !line.is_empty() && !line.starts_with("hint: "))
+        };
+        let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
+        let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
+        let cause = marked.or_else(|| lines().next_back());
+        match (cause, self.code) {
+            (Some(cause), _) => cause.to_owned(),
+            (None, Some(code)) => format!("it ended with status {code} and said nothing"),
+            (None, None) => "it was ended by a signal".to_owned(),
+        }
+    }
+}
+
+/// SCONE's runtime prints `… using service ID session/service@code`.
+fn mask(stderr: &str) -> String {
+    let masked = stderr.split_inclusive('\n').map(|line| match (line.contains("service ID"), line.find('@')) {
+        (true, Some(at)) => format!("{}@******\n", &line[..at]),
+        _ => line.to_owned(),
+    });
+    masked.collect()
+}

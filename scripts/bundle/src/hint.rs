@@ -1,0 +1,89 @@
+//! Commands for the user to paste: each works where the user stands, and is about the same bundle and account.
+
+use std::env;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// The bundle, once it was found, and whether it was named by `--root`.
+static BUNDLE: OnceLock<(PathBuf, bool)> = OnceLock::new();
+
+/// Called once the bundle is found: hints are about this one from then on.
+pub fn set_bundle(root: &Path, named: bool) {
+    BUNDLE.get_or_init(|| (root.to_owned(), named));
+}
+
+/// A command that runs a script for an account. The default account need not be named.
+pub fn script(name: &str, account: &str, rest: &str) -> String {
+    match account {
+        "default" => format!("./scripts/{name}.rs{rest}"),
+        _ => format!("./scripts/{name}.rs --account {account}{rest}"),
+    }
+}
+
+/// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and is
+/// about the same bundle; `make` and `docker build` run in the bundle.
+pub fn here(command: &str) -> String {
+    let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
+    if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
+        return match root {
+            Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
+                format!("(cd {} && {command})", quoted(root.display()))
+            }
+            _ => command.to_owned(),
+        };
+    }
+    let Some((name, rest)) = command.strip_prefix("./scripts/").and_then(|command| command.split_once(".rs")) else {
+        return command.to_owned();
+    };
+    let script = plain(&beside_this_one(name));
+    match root {
+        Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+        _ => format!("{script}{rest}"),
+    }
+}
+
+/// Where another script lies: rust-script names the directory; a compiled one is found beside itself, as it was called.
+fn beside_this_one(name: &str) -> PathBuf {
+    let own = PathBuf::from(env::args_os().next().unwrap_or_default());
+    let script = match env::var_os("RUST_SCRIPT_BASE_PATH") {
+        Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
+        None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
+    };
+    match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+        Some(below) => Path::new(".").join(below),
+        None => script,
+    }
+}
+
+/// A path as a word of a shell, without quotes where it needs none.
+fn plain(path: &Path) -> String {
+    let needs_no_quotes = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+    match path.to_str() {
+        Some(text) if text.chars().all(needs_no_quotes) => text.to_owned(),
+        _ => quoted(path.display()),
+    }
+}
+
+/// A text as one word of a shell.
+pub fn quoted(text: impl fmt::Display) -> String {
+    format!("'{}'", text.to_string().replace('\'', r"'\''"))
+}
+
+/// The command that destroys a QR code.
+pub fn shred(path: &Path) -> String {
+    format!("shred -n 3 -z -u {}", quoted(path.display()))
+}
+
+#[test]
+fn the_default_account_need_not_be_named() {
+    assert_eq!(script("gen_qr", "default", ""), "./scripts/gen_qr.rs");
+    assert_eq!(script("gen_qr", "signing", " --terminal"), "./scripts/gen_qr.rs --account signing --terminal");
+}
+
+#[test]
+fn a_quote_does_not_end_the_word() {
+    assert_eq!(quoted("it's"), r"'it'\''s'");
+    assert_eq!(plain(Path::new("./scripts/gen_qr.rs")), "./scripts/gen_qr.rs");
+    assert_eq!(plain(Path::new("./my scripts/gen_qr.rs")), "'./my scripts/gen_qr.rs'");
+}
