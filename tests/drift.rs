@@ -181,7 +181,7 @@ fn no_lock_holds_a_crate_that_has_only_scone_s_name() {
 
 #[test]
 fn the_licences_that_the_manifests_name_are_there() {
-    for manifest in ["Cargo.toml", "otpqr/Cargo.toml"] {
+    for manifest in ["Cargo.toml", "otpqr/Cargo.toml", "scripts/bundle/Cargo.toml"] {
         assert!(read(manifest).contains("\nlicense = \"MIT OR Apache-2.0\"\n"), "{manifest}: another licence");
     }
     assert!(read("LICENSE-MIT").starts_with("MIT License\n"));
