@@ -1,6 +1,6 @@
-//! The documentation holds: each ```console block of README.md and of the runbooks is run, command for command, and compared
-//! with what the page shows; what the pages link to, and the tests they name, are there. Random names, hashes, ports and times
-//! are compared by their shape.
+//! The documentation holds: each ```console block of every page is run, command for command, and compared with what the page
+//! shows; what the pages link to, and the tests and make targets they name, are there. Random names, hashes, ports and times are
+//! compared by their shape.
 //!
 //! A runbook is rehearsed in a bundle of its own. What has to have happened before a step (an account, a catastrophe) stands in
 //! an HTML comment, as lines that begin with `$`: a reader does not see them, a rehearsal runs them. Where a script asks a person,
@@ -210,14 +210,15 @@ fn current_step() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs() / 30
 }
 
-/// Rehearses a runbook. Its scripts are the compiled ones: the same files, without a compilation for each bundle.
-fn rehearse_runbook(name: &str) {
+/// Rehearses a page in a bundle of its own. The scripts are the compiled ones: the same files, without a compilation for each
+/// bundle.
+fn rehearse_page(name: &str) {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
     let scripts: &[(&str, &str)] = scripts!();
     let named: Vec<_> = scripts.iter().map(|(name, path)| (format!("{name}.rs"), *path)).collect();
     bundle.install(&named.iter().map(|(name, path)| (name.as_str(), *path)).collect::<Vec<_>>());
     let _phone = Phone::lying_in(&bundle.root);
-    rehearse(&format!("docs/runbooks/{name}.md"), &bundle, &bundle.root);
+    rehearse(name, &bundle, &bundle.root);
 }
 
 /// A test for each runbook, and the list of them.
@@ -226,7 +227,7 @@ macro_rules! runbooks {
         const RUNBOOKS: &[&str] = &[$($page),*];
         $(#[test]
         fn $test() {
-            rehearse_runbook($page);
+            rehearse_page(concat!("docs/runbooks/", $page, ".md"));
         })*
     };
 }
@@ -246,6 +247,28 @@ runbooks! {
     a_code_used_by_a_stranger_is_dealt_with_as_its_runbook_says: "incident-a-code-was-used-that-was-not-mine",
 }
 
+/// The pages with console blocks that are no runbooks. README.md's are run by rust-script, as its reader does.
+const OTHER_PAGES: &[&str] = &["CONTRIBUTING.md", "README.md", "docs/simulator.md"];
+
+#[test]
+fn every_console_block_of_the_simulators_page_prints_what_it_shows() {
+    rehearse_page("docs/simulator.md");
+}
+
+#[test]
+fn every_console_block_of_the_contributors_page_can_be_run() {
+    rehearse_page("CONTRIBUTING.md");
+}
+
+#[test]
+fn every_page_with_a_console_block_is_run() {
+    let with_blocks = pages().into_iter().filter(|(_, page)| page.contains(CONSOLE)).map(|(name, _)| name);
+    // A test of its own compares the runbooks with those that are rehearsed.
+    let mut others: Vec<_> = with_blocks.filter(|name| !name.starts_with("docs/runbooks/")).collect();
+    others.sort_unstable();
+    assert_eq!(others, OTHER_PAGES);
+}
+
 #[test]
 fn every_console_block_of_the_readme_prints_what_it_shows() {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
@@ -260,15 +283,15 @@ fn every_console_block_of_the_readme_prints_what_it_shows() {
 }
 
 #[test]
-fn every_make_target_the_readme_names_is_there() {
-    let page = fs::read_to_string(repository().join("README.md")).expect("README.md");
+fn every_make_target_a_page_names_is_there() {
     let mut help = Command::new("make");
     help.current_dir(repository()).arg("help");
     let targets = run(help).expect(0).stdout;
-    let named =
-        page.split('`').filter_map(|word| word.strip_prefix("make ")).filter(|word| !word.contains([' ', '\n']));
-    for target in named {
-        assert!(targets.contains(&format!("  make {target} ")), "`make {target}` is not there:\n{targets}");
+    for (name, page) in pages() {
+        let named = page.split('`').filter_map(|word| word.strip_prefix("make "));
+        for target in named.filter(|word| !word.contains([' ', '\n'])) {
+            assert!(targets.contains(&format!("  make {target} ")), "'{name}' names `make {target}`:\n{targets}");
+        }
     }
 }
 
@@ -279,8 +302,9 @@ fn pages() -> Vec<(String, String)> {
         let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in UTF-8"));
         names.filter(|name| name.ends_with(".md")).map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
     };
-    let names = [vec!["README.md".to_owned()], markdown("docs"), markdown("docs/runbooks"), markdown("state")].concat();
-    names.into_iter().map(|name| (name.clone(), fs::read_to_string(repository().join(name)).expect("a page"))).collect()
+    let directories = ["docs", "docs/reference", "docs/runbooks", "state"].map(markdown).concat();
+    let names = ["CONTRIBUTING.md", "README.md", "SECURITY.md"].map(str::to_owned).into_iter().chain(directories);
+    names.map(|name| (name.clone(), fs::read_to_string(repository().join(name)).expect("a page"))).collect()
 }
 
 #[test]
@@ -314,10 +338,23 @@ fn every_link_of_every_page_leads_somewhere() {
         let directory = repository().join(&name).parent().expect("a directory").to_owned();
         let targets = page.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(target, _)| target);
         for target in targets.filter(|target| !target.starts_with("http")) {
-            let (file, _) = target.split_once('#').unwrap_or((target, ""));
-            assert!(directory.join(file).exists(), "'{name}' links to '{target}'");
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() { repository().join(&name) } else { directory.join(file) };
+            assert!(file.exists(), "'{name}' links to '{target}'");
+            if !heading.is_empty() {
+                let text = fs::read_to_string(&file).expect("a page");
+                let mut headings = text.lines().filter(|line| line.starts_with('#')).map(anchor);
+                assert!(headings.any(|anchor| anchor == heading), "'{name}' links to '{target}': no such heading");
+            }
         }
     }
+}
+
+/// How a heading is linked to: lower case, without punctuation, a hyphen for each space.
+fn anchor(heading: &str) -> String {
+    let text = heading.trim_start_matches('#').trim().to_lowercase();
+    let kept = text.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+    kept.map(|c| if c == ' ' { '-' } else { c }).collect()
 }
 
 /// A page names a test as `file.rs::function`.

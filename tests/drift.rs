@@ -180,6 +180,29 @@ fn no_lock_holds_a_crate_that_has_only_scone_s_name() {
 }
 
 #[test]
+fn the_licences_that_the_manifests_name_are_there() {
+    for manifest in ["Cargo.toml", "otpqr/Cargo.toml", "scripts/bundle/Cargo.toml"] {
+        assert!(read(manifest).contains("\nlicense = \"MIT OR Apache-2.0\"\n"), "{manifest}: another licence");
+    }
+    assert!(read("LICENSE-MIT").starts_with("MIT License\n"));
+    assert!(read("LICENSE-APACHE").contains("Apache License\n                           Version 2.0, January 2004\n"));
+}
+
+/// With core.autocrlf a checkout would otherwise end a script's first line in CR, which is then part of the interpreter's name.
+#[test]
+fn scripts_keep_lf_in_every_checkout() {
+    let mut asked = Command::new("git");
+    asked.arg("-C").arg(repository()).args(["check-attr", "eol", "--"]);
+    let asked = asked.args(["scripts/gen_qr.rs", "templates/otpqr.yml", ".ci/run", "Makefile"]).output();
+    let Some(asked) = asked.ok().filter(|asked| asked.status.success()) else {
+        eprintln!("SKIPPED: not a git checkout");
+        return;
+    };
+    let answer = String::from_utf8(asked.stdout).unwrap();
+    assert!(answer.lines().count() == 4 && answer.lines().all(|line| line.ends_with(": eol: lf")), "{answer}");
+}
+
+#[test]
 fn otpqr_needs_no_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
     let metadata = Command::new(env!("CARGO"))
         .args(["metadata", "--locked", "--format-version=1", "--manifest-path"])
