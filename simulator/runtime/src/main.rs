@@ -13,10 +13,10 @@ use clap::Parser;
 use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
 use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
 
-use scone_run::cas::{self, Address, Cas};
+use scone_protocol::connection::{self, Address, Connection};
+use scone_protocol::{Configuration, InjectionFile, SetTag, UpdatePolicy, VolumeGrant, unhex};
 use scone_run::failure::{self, Failure};
 use scone_run::program::Program;
-use scone_run::protocol::{self, Configuration, SetTag, UpdatePolicy, VolumeGrant, unhex};
 use scone_run::root::{self, Image};
 use scone_run::supervise::{self, Signals};
 use scone_run::sys;
@@ -162,9 +162,9 @@ fn run_protected(
     host_arguments: &[OsString],
     signals: &Signals,
 ) -> Result<u8, Failure> {
-    let (service, code) = cas::config_id_parts(&config_id.text);
-    let attestation = |error: cas::Error| Failure::attestation(error.causes());
-    let cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let (service, code) = connection::config_id_parts(&config_id.text);
+    let attestation = |error: connection::Error| Failure::attestation(error.causes());
+    let cas = Connection::connect(&config_id.address, cas_key()?).map_err(attestation)?;
     let mut cas = cas.with_access_token(access_token()?);
     let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
@@ -256,7 +256,7 @@ fn access_token() -> Result<Option<String>, Failure> {
 type File = (PathBuf, Vec<u8>, u32);
 
 fn injection_files(configuration: &Configuration) -> Result<Vec<File>, Failure> {
-    let decode = |file: &protocol::InjectionFile| {
+    let decode = |file: &InjectionFile| {
         let content = unhex(file.content.expose());
         let unusable = || Failure::while_starting(format!("CAS sent {} in no usable form", file.path), vec![]);
         Ok((PathBuf::from(&file.path), content.ok_or_else(unusable)?, file.mode & 0o777))
@@ -315,11 +315,11 @@ fn starting<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failu
 }
 
 /// Moves CAS's tag from `held`, what CAS has, to `new`.
-fn set_tag(cas: &mut Cas, grant: &VolumeGrant, held: &mut Option<String>, new: &str) -> Result<(), Vec<String>> {
+fn set_tag(cas: &mut Connection, grant: &VolumeGrant, held: &mut Option<String>, new: &str) -> Result<(), Vec<String>> {
     // Volume::open has refused a key that is not hex.
     let key = unhex(grant.key.expose()).unwrap_or_default();
     let request = SetTag::new(&grant.session, &grant.name, held.as_deref(), new, &key);
-    cas.set_tag(request).map_err(cas::Error::causes)?;
+    cas.set_tag(request).map_err(connection::Error::causes)?;
     *held = Some(new.to_owned());
     Ok(())
 }

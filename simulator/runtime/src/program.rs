@@ -12,7 +12,7 @@ use std::process::Command;
 use ring::digest::{Context, SHA256};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
-use crate::protocol::hex;
+use scone_protocol::hex;
 
 /// The settings that change MRENCLAVE on SCONE (`reference/scone.md` section 5.1) and so change the measurement here.
 /// Assumption: as texts; `64M` and `65536K` differ.

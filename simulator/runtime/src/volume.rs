@@ -20,7 +20,7 @@ use std::path::Path;
 use rustix::fs::{FileType, RawDir, SeekFrom, Stat, seek};
 use rustix::io::Errno;
 
-use crate::protocol::VolumeGrant;
+use scone_protocol::VolumeGrant;
 pub use store::tag_of;
 
 use manifest::{Bytes, Entries, Entry, Manifest, is_id};

@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::manifest::{Content, Manifest, is_id};
 use super::{Error, failed, io_failed, is_unchanged, names, show};
-use crate::protocol::{VolumeGrant, hex, unhex};
+use scone_protocol::{VolumeGrant, hex, unhex};
 
 /// Bytes of a file that are encrypted together.
 const CHUNK: usize = 64 * 1024;
