@@ -6,10 +6,8 @@ use std::marker::PhantomData;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use yaml_serde::Value;
 
-use super::placeholder::OPEN;
-use super::{NOT_SIMULATED, SessionError, SessionId, UpdatePolicy, VALUES_NOT_SIMULATED};
+use super::{SessionId, UpdatePolicy};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -145,82 +143,6 @@ impl From<super::VolumeExport> for VolumeExport {
             volume_alias,
         }
     }
-}
-
-/// Sections in whose place SCONE takes a placeholder.
-const DYNAMIC: &[&str] = &[
-    "access_policy",
-    "access_policy.read",
-    "access_policy.update",
-    "access_policy.create_sessions",
-    "services.attestation",
-    "services.attestation.mrenclave",
-    "services.attestation.signer",
-    "services.attestation.signer.mrsigner",
-    "services.attestation.signer.isvprodid",
-    "services.attestation.signer.isvsvn",
-    "services.attestation.signer.isvsvn_min",
-    "services.attestation.signer.isvsvn_max",
-    "security",
-    "security.attestation",
-    "security.attestation.tolerate",
-    "security.attestation.ignore_advisories",
-];
-
-/// What takes a session in SCONE's one-line form.
-const SESSION_IDS: &[&str] =
-    &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
-
-/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would else
-/// become the text `~`.
-pub fn refuse_what_is_not_simulated(tree: &Value) -> Result<(), SessionError> {
-    walk(tree, "", "")
-}
-
-/// `path` is for the reader, `key` the same without list positions.
-fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
-    let refuse = |path: String| Err(SessionError::NotSimulated(path));
-    match value {
-        Value::Mapping(mapping) => {
-            for (name, value) in mapping {
-                let Some(name) = name.as_str() else { continue };
-                let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
-                let (path, inner) = (join(path), join(key));
-                if key == "services.environment" {
-                    if value.is_null() {
-                        return Err(SessionError::Rule { path, problem: "the variable has no value".into() });
-                    }
-                    continue;
-                }
-                let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
-                if NOT_SIMULATED.contains(&inner.as_str()) || rule_of_several {
-                    return refuse(path);
-                }
-                walk(value, &path, &inner)?;
-            }
-        }
-        Value::Sequence(items) => {
-            for (i, item) in items.iter().enumerate() {
-                walk(item, &format!("{path}[{i}]"), key)?;
-            }
-        }
-        Value::String(text) => {
-            if VALUES_NOT_SIMULATED.contains(&(key, text.as_str())) {
-                return refuse(format!("{path}: {text}"));
-            }
-            if DYNAMIC.contains(&key) && text.contains(OPEN) {
-                return refuse(format!("{path}: a placeholder"));
-            }
-            if SESSION_IDS.contains(&key) {
-                return refuse(format!("{path}: the one-line form"));
-            }
-            if key == "images.injection_files" {
-                return refuse(format!("{path}: a file of the image with placeholders in it (give its content)"));
-            }
-        }
-        _ => {}
-    }
-    Ok(())
 }
 
 #[cfg(test)]
