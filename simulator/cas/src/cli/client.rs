@@ -140,6 +140,17 @@ impl Peer {
     }
 }
 
+/// The answer's body, or SCONE's error text.
+pub fn accepted(peer: &Peer, reply: Reply) -> Result<Value> {
+    let Reply { status, reason, body } = reply;
+    if (200..300).contains(&status) {
+        return Ok(body);
+    }
+    let what = format!("CAS at '{}' returned HTTP error status code {status} {reason}", peer.address.url());
+    let causes = body["msg"].as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    Err(CliError { what, causes, exit_code: 1 })
+}
+
 /// The pinned key was refused by our own verifier.
 fn is_other_key(error: &std::io::Error) -> bool {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
