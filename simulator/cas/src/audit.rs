@@ -4,17 +4,19 @@
 //! Exported, it is one entry a line, JSON, and last a line with CAS's signature over the last entry's hash: a seal. Whoever can
 //! write CAS's database can write the log anew, and seal it: who keeps an older export finds that CAS does not have its entries.
 
-use std::fmt::Write as _;
-use std::io::{self, Write};
+mod chain;
+mod export;
+mod table;
 
 use ring::digest::{Context, SHA256};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use scone_protocol::{hex, unhex};
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 
 use crate::session::is_session_name;
-use crate::tls::{self, Identity};
+pub use chain::{Flaw, check_chain};
+pub use export::{Checkpoint, Export, checkpoint, export};
+pub use table::table;
 
 /// The hash before the first entry.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -159,262 +161,10 @@ pub fn read(db: &Connection) -> rusqlite::Result<Vec<Entry>> {
     db.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY sequence"))?.query_map([], Entry::from_row)?.collect()
 }
 
-/// What is wrong with a log. Meanings and exit codes are those that SCONE documents for `verify-audit-log` (its pages on the
-/// audit log and the command line), the most severe first. Its 10, for an entry of a decision that failed, does not occur:
-/// here an entry is part of the transaction.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Flaw {
-    /// Not an export.
-    #[error("line {0} is not an entry of an audit log")]
-    NotALog(usize),
-    /// An entry's content was changed.
-    #[error("the audit log is broken at entry {0}: its content is not what its hash was made of")]
-    Altered(i64),
-    /// An entry that follows another one than that before it.
-    #[error("the audit log is broken at entry {0}: it does not follow from the one before")]
-    Unchained(i64),
-    /// The seal's signature is wrong.
-    #[error("the audit log's seal is not signed with the key that it names")]
-    BadSignature,
-    /// Neither a seal nor CAS itself vouches for the last entry.
-    #[error("nobody vouches for the audit log: entry {0} is not the one that was sealed, nor one that CAS has")]
-    Unsealed(i64),
-    /// It is another CAS's log.
-    #[error("the audit log was sealed by another CAS, with the key {0}")]
-    OtherCas(String),
-    /// CAS sealed the entry, and does not have it.
-    #[error("CAS was rolled back: it sealed entry {0}, and has none or another one in its place")]
-    RolledBack(i64),
-    /// Something else stands where this entry should.
-    #[error("the audit log is broken at entry {0}: it is missing, or not in its place")]
-    Missing(i64),
-    /// CAS was not heard.
-    #[error("whether CAS was rolled back is not known: {0}")]
-    Unconfirmed(String),
-    /// It starts late.
-    #[error("the audit log starts with entry {0}: older ones are missing")]
-    StartMissing(i64),
-    /// CAS has more.
-    #[error("the audit log ends with entry {0}: more recent ones are missing")]
-    EndMissing(i64),
-}
-
-impl Flaw {
-    /// The exit code of `scone cas verify-audit-log`.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Flaw::NotALog(_) | Flaw::Altered(_) | Flaw::Unchained(_) | Flaw::BadSignature | Flaw::Unsealed(_) => 20,
-            Flaw::OtherCas(_) => 19,
-            Flaw::RolledBack(_) => 18,
-            Flaw::Missing(_) => 17,
-            Flaw::Unconfirmed(_) => 16,
-            Flaw::StartMissing(_) => 15,
-            Flaw::EndMissing(_) => 14,
-        }
-    }
-}
-
-/// Checks that each entry follows from the one before it, from the first one on; gives the last hash.
-pub fn check_chain(entries: &[Entry]) -> Result<&str, Flaw> {
-    match first_gap(entries)? {
-        Some(missing) => Err(Flaw::Missing(missing)),
-        None if entries.first().is_some_and(|entry| entry.sequence != 1) => Err(Flaw::Missing(1)),
-        None => Ok(entries.last().map_or(GENESIS, |entry| &entry.hash)),
-    }
-}
-
-/// The first entry that is missing between two others, if these are what their hashes say.
-fn first_gap(entries: &[Entry]) -> Result<Option<i64>, Flaw> {
-    let mut gap = None;
-    let mut before: Option<&Entry> = None;
-    for entry in entries {
-        let (expected, previous) =
-            before.map_or((entry.sequence, None), |e| (e.sequence.saturating_add(1), Some(&e.hash)));
-        if entry.hash != entry.digest() {
-            return Err(Flaw::Altered(entry.sequence));
-        }
-        let follows = match previous {
-            Some(previous) => entry.previous == *previous,
-            None => entry.sequence != 1 || entry.previous == GENESIS,
-        };
-        if entry.sequence != expected {
-            gap = gap.or(Some(expected));
-        } else if !follows {
-            return Err(Flaw::Unchained(entry.sequence));
-        }
-        before = Some(entry);
-    }
-    Ok(gap)
-}
-
-/// The last line of an export.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Seal {
-    /// The last entry's place; 0: there is none.
-    sealed: i64,
-    /// Its hash.
-    hash: String,
-    /// CAS's certificate, PEM.
-    certificate: String,
-    /// Its key's signature over the two above, lower-case hex.
-    signature: String,
-}
-
-impl Seal {
-    fn signed(sealed: i64, hash: &str) -> Vec<u8> {
-        format!("scone-sim audit seal 1\0{sealed}\0{hash}").into_bytes()
-    }
-}
-
-/// Writes the export.
-pub fn export(entries: &[Entry], cas: &Identity, out: &mut impl Write) -> io::Result<()> {
-    for entry in entries {
-        serde_json::to_writer(&mut *out, entry)?;
-        out.write_all(b"\n")?;
-    }
-    let (sealed, hash) = entries.last().map_or((0, GENESIS), |entry| (entry.sequence, &entry.hash));
-    let signature = cas.sign(&Seal::signed(sealed, hash)).map_err(io::Error::other)?;
-    let certificate = cas.certificate_pem.clone();
-    serde_json::to_writer(&mut *out, &Seal { sealed, hash: hash.to_owned(), certificate, signature: hex(&signature) })?;
-    out.write_all(b"\n")
-}
-
-/// An export that was read: each entry is what its hash says.
-pub struct Export {
-    /// Its entries.
-    pub entries: Vec<Entry>,
-    /// The last one, again: there is at least one.
-    end: Entry,
-    /// Whether CAS's signature covers the last one, and with it all that it follows from.
-    sealed: bool,
-    /// The first entry that is missing between two others.
-    gap: Option<i64>,
-}
-
-/// What CAS says of its log today.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Checkpoint {
-    /// The last entry's place.
-    pub last: i64,
-    /// The hash of the entry at the place that was asked for; `None`: there is no such entry.
-    pub hash: Option<String>,
-}
-
-/// CAS's word on the entry at this place.
-pub fn checkpoint(db: &Connection, sequence: i64) -> rusqlite::Result<Checkpoint> {
-    let last = db.query_row("SELECT coalesce(max(sequence), 0) FROM audit", [], |row| row.get(0))?;
-    let hash = db.query_row("SELECT hash FROM audit WHERE sequence = ?1", [sequence], |row| row.get(0)).optional()?;
-    Ok(Checkpoint { last, hash })
-}
-
-impl Export {
-    /// Reads an export, and refuses what the CAS with the key hash `cas` cannot have written.
-    pub fn read(text: &str, cas: &str) -> Result<Export, Flaw> {
-        let lines: Vec<&str> = text.lines().collect();
-        let (seal, entries) = match lines.split_last() {
-            Some((last, entries)) => (serde_json::from_str::<Seal>(last).ok(), entries),
-            None => return Err(Flaw::NotALog(1)),
-        };
-        // Without its seal, the last line should be an entry, too.
-        let entries = if seal.is_some() { entries } else { &lines };
-        let read = |(i, line): (usize, &&str)| serde_json::from_str(line).map_err(|_| Flaw::NotALog(i + 1));
-        let entries: Vec<Entry> = entries.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        let gap = first_gap(&entries)?;
-        let end = entries.last().ok_or(Flaw::NotALog(1))?.clone();
-        let mut sealed = false;
-        if let Some(seal) = seal {
-            let signature = unhex(&seal.signature).ok_or(Flaw::BadSignature)?;
-            let key = tls::signer(&seal.certificate, &Seal::signed(seal.sealed, &seal.hash), &signature)
-                .ok_or(Flaw::BadSignature)?;
-            if key != cas {
-                return Err(Flaw::OtherCas(key));
-            }
-            sealed = (seal.sealed, &seal.hash) == (end.sequence, &end.hash);
-        }
-        Ok(Export { entries, end, sealed, gap })
-    }
-
-    /// Place and hash of its last entry.
-    pub fn end(&self) -> (i64, &str) {
-        (self.end.sequence, &self.end.hash)
-    }
-
-    /// Compares it with what CAS says of its last entry (or why it says nothing). `predecessor` and `last` are the hashes that a
-    /// part of a log begins after and ends with; without them it should be the whole.
-    pub fn verify(
-        &self,
-        cas: Result<Checkpoint, String>,
-        predecessor: Option<&str>,
-        last: Option<&str>,
-    ) -> Result<(), Flaw> {
-        let end = &self.end;
-        let confirmed = cas.as_ref().is_ok_and(|cas| cas.hash.as_ref() == Some(&end.hash));
-        if !confirmed && !self.sealed {
-            return Err(Flaw::Unsealed(end.sequence));
-        }
-        if !confirmed && cas.is_ok() {
-            return Err(Flaw::RolledBack(end.sequence));
-        }
-        if let Some(missing) = self.gap {
-            return Err(Flaw::Missing(missing));
-        }
-        let cas = cas.map_err(Flaw::Unconfirmed)?;
-        if let Some(start) = self.entries.first().filter(|start| start.previous != predecessor.unwrap_or(GENESIS)) {
-            return Err(Flaw::StartMissing(start.sequence));
-        }
-        if last.map_or(cas.last != end.sequence, |last| last != end.hash) {
-            return Err(Flaw::EndMissing(end.sequence));
-        }
-        Ok(())
-    }
-}
-
-/// The log as a table for people: hashes shortened, columns aligned.
-pub fn table(entries: &[Entry]) -> String {
-    let short = |hash: &str| match hash.get(..12) {
-        Some(start) if !hash.starts_with('(') => start.to_owned(),
-        _ => if hash.is_empty() { "-" } else { hash }.to_owned(),
-    };
-    let row = |entry: &Entry| {
-        let subject = if entry.subject.is_empty() { "-" } else { &entry.subject };
-        let cells = [&entry.sequence.to_string(), &utc(entry.time), &entry.event, subject];
-        let cells = cells.into_iter().map(str::to_owned);
-        let cells = cells.chain([short(&entry.who), short(&entry.measurement), entry.outcome.clone()]);
-        // Whatever stands in an entry, it stays one line and cannot command a terminal.
-        cells.map(|cell| cell.replace(char::is_control, "\u{fffd}")).collect::<Vec<_>>()
-    };
-    let header = ["ENTRY", "TIME", "EVENT", "SUBJECT", "WHO", "MEASUREMENT", "OUTCOME"].map(str::to_owned).to_vec();
-    let rows: Vec<_> = std::iter::once(header).chain(entries.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (cell, width) in row.iter().zip(&widths) {
-            // Writing to a string cannot fail.
-            write!(text, "{cell:width$}  ").ok();
-        }
-        text += &row[6];
-        text.push('\n');
-    }
-    text
-}
-
-/// ISO 8601, UTC.
-fn utc(seconds: i64) -> String {
-    match OffsetDateTime::from_unix_timestamp(seconds) {
-        Ok(t) => {
-            let (year, month, day) = (t.year(), u8::from(t.month()), t.day());
-            format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", t.hour(), t.minute(), t.second())
-        }
-        // A clock file may hold what no calendar does.
-        Err(_) => format!("@{seconds}"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::Identity;
 
     const READ: Record<'_> =
         Record { event: Event::SessionRead, subject: "ns/a", who: "", measurement: "", outcome: "accepted" };

@@ -8,19 +8,23 @@
 //! the commit, so it is never ahead of an honest database, not even after a power cut: a database that lacks that entry was
 //! restored from an older copy. Whoever restores both files is not noticed here.
 
-use std::fs::{File, OpenOptions};
-use std::io::Read;
-use std::os::unix::fs::FileExt;
+mod head;
+mod secrets;
+mod sessions;
+mod volumes;
+
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ring::rand::{SecureRandom, SystemRandom};
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
-use crate::session::{Kind, Session};
+use head::Head;
+pub use secrets::{draw, drawn_secret};
+pub use sessions::{Stored, activate, active, names, with_hash};
+pub use volumes::{StoredVolume, move_tag, volume};
 
 /// The layout's number, in SQLite's `user_version`.
 const LAYOUT: i64 = 2;
@@ -107,26 +111,6 @@ struct Open {
 struct Batch {
     outcome: Mutex<Option<Result<(), String>>>,
     ended: Condvar,
-}
-
-/// A session as it is kept.
-pub struct Stored {
-    /// Its place in the history of its name: 1, 2, 3, …
-    pub version: i64,
-    /// The session hash.
-    pub hash: String,
-    /// The key hash of who uploaded it.
-    pub creator: String,
-    /// The policy.
-    pub session: Session,
-}
-
-/// A volume as it is kept.
-pub struct StoredVolume {
-    /// 32 bytes.
-    pub key: Vec<u8>,
-    /// The tag of its current state; `None`: never initialised.
-    pub tag: Option<String>,
 }
 
 impl Store {
@@ -247,61 +231,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The file that remembers the last audit entry.
-struct Head {
-    path: PathBuf,
-    file: File,
-}
-
-impl Head {
-    fn open(path: PathBuf) -> Result<Head, StoreError> {
-        match OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path) {
-            Ok(file) => Ok(Head { path, file }),
-            Err(source) => Err(StoreError::Head { path, source }),
-        }
-    }
-
-    fn failed(&self, source: std::io::Error) -> StoreError {
-        StoreError::Head { path: self.path.clone(), source }
-    }
-
-    fn forget(&self) -> Result<(), StoreError> {
-        self.file.set_len(0).map_err(|source| self.failed(source))
-    }
-
-    /// Refuses a database that lacks the entry.
-    fn check(&mut self, db: &Connection) -> Result<(), StoreError> {
-        let mut text = String::new();
-        self.file.read_to_string(&mut text).map_err(|source| self.failed(source))?;
-        if text.is_empty() {
-            return Ok(());
-        }
-        let damaged = || StoreError::Damaged(format!("'{}' is not what CAS writes", self.path.display()));
-        let (sequence, hash) = text.trim().split_once(' ').ok_or_else(damaged)?;
-        let sequence: i64 = sequence.parse().map_err(|_| damaged())?;
-        let known: Option<String> =
-            db.query_row("SELECT hash FROM audit WHERE sequence = ?1", [sequence], |row| row.get(0)).optional()?;
-        match known.as_deref() == Some(hash) {
-            true => Ok(()),
-            false => Err(StoreError::Restored { sequence, head: self.path.clone() }),
-        }
-    }
-
-    /// Not synced: after a power cut it may be behind the database, which is harmless, but never ahead of it.
-    fn remember(&self, db: &Connection) -> Result<(), StoreError> {
-        let last: Option<(i64, String)> = db
-            .prepare_cached("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")?
-            .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()?;
-        let Some((sequence, hash)) = last else { return Ok(()) };
-        // Always of the same length: one write replaces the whole.
-        let line = format!("{sequence:20} {hash}\n");
-        self.file
-            .write_all_at(line.as_bytes(), 0)
-            .map_err(|source| StoreError::Head { path: self.path.clone(), source })
-    }
-}
-
 /// CAS's key and certificate; made by `make` at the first start.
 pub fn identity<E: From<StoreError>>(tx: &Connection, make: impl FnOnce() -> Result<String, E>) -> Result<String, E> {
     let known = tx.query_row("SELECT pem FROM identity", [], |row| row.get(0)).optional();
@@ -311,129 +240,6 @@ pub fn identity<E: From<StoreError>>(tx: &Connection, make: impl FnOnce() -> Res
     let pem = make()?;
     tx.execute("INSERT INTO identity (pem) VALUES (?1)", [&pem]).map_err(StoreError::from)?;
     Ok(pem)
-}
-
-/// The active session of that name.
-pub fn active(tx: &Connection, name: &str) -> Result<Option<Stored>, StoreError> {
-    find(
-        tx,
-        "SELECT version, hash, creator, content FROM session WHERE name = ?1 ORDER BY version DESC LIMIT 1",
-        &[name],
-    )
-}
-
-/// The latest version of that name with that hash.
-pub fn with_hash(tx: &Connection, name: &str, hash: &str) -> Result<Option<Stored>, StoreError> {
-    find(
-        tx,
-        "SELECT version, hash, creator, content FROM session WHERE name = ?1 AND hash = ?2 ORDER BY version DESC LIMIT 1",
-        &[name, hash],
-    )
-}
-
-fn find(tx: &Connection, query: &str, parameters: &[&str]) -> Result<Option<Stored>, StoreError> {
-    let row = tx
-        .prepare_cached(query)?
-        .query_row(rusqlite::params_from_iter(parameters), |row| {
-            Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get::<_, String>(3)?))
-        })
-        .optional()?;
-    let Some((version, hash, creator, content)) = row else { return Ok(None) };
-    let session =
-        serde_json::from_str(&content).map_err(|_| StoreError::Damaged("a session is not readable".into()))?;
-    Ok(Some(Stored { version, hash, creator, session }))
-}
-
-/// The names of all sessions, in order.
-pub fn names(tx: &Connection) -> Result<Vec<String>, StoreError> {
-    let mut statement = tx.prepare_cached("SELECT DISTINCT name FROM session ORDER BY name")?;
-    Ok(statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?)
-}
-
-/// Makes `session` the active one of its name, draws the secrets and volume keys it needs and does not have yet, and erases
-/// drawn secrets it no longer declares.
-pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
-    let Stored { version, hash, creator, session } = stored;
-    let content =
-        serde_json::to_string(session).map_err(|_| StoreError::Damaged("a session is not writable".into()))?;
-    tx.execute(
-        "INSERT INTO session (name, version, hash, creator, content) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![session.name, version, hash, creator, content],
-    )?;
-
-    // A drawn secret is kept as long as its session says so (section 2.9); else it is gone for good.
-    let mut kept = tx.prepare("SELECT name, kind, length(value) FROM secret WHERE session = ?1")?;
-    let drawn: Vec<(String, String, usize)> = kept
-        .query_map([&session.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?
-        .collect::<Result<_, _>>()?;
-    let wanted: Vec<(&str, Kind, usize)> = session
-        .secrets
-        .iter()
-        .filter(|secret| secret.import.is_none() && secret.value.is_none())
-        .filter_map(|secret| Some((secret.name.as_str(), secret.kind?, secret.size?)))
-        .filter(|(_, kind, _)| kind.is_bytes())
-        .collect();
-    for (name, label, size) in &drawn {
-        if !session.secret(name).is_some_and(|secret| secret.keeps(label, *size)) {
-            tx.execute("DELETE FROM secret WHERE session = ?1 AND name = ?2", [&session.name, name])?;
-        }
-    }
-    for (name, kind, size) in wanted {
-        tx.execute(
-            "INSERT INTO secret (session, name, kind, value) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING",
-            params![session.name, name, kind.text(), draw(kind, size)?],
-        )?;
-    }
-
-    // A volume is initialised once: a name that was dropped and comes back resumes.
-    for volume in session.volumes.iter().filter(|volume| volume.import.is_none()) {
-        tx.execute(
-            "INSERT INTO volume (session, name, key, tag) VALUES (?1, ?2, ?3, NULL) ON CONFLICT DO NOTHING",
-            params![session.name, volume.name, draw(Kind::Binary, 32)?],
-        )?;
-    }
-    Ok(())
-}
-
-/// The value CAS drew for a secret.
-pub fn drawn_secret(tx: &Connection, session: &str, name: &str) -> Result<Vec<u8>, StoreError> {
-    tx.prepare_cached("SELECT value FROM secret WHERE session = ?1 AND name = ?2")?
-        .query_row([session, name], |row| row.get(0))
-        .optional()?
-        .ok_or_else(|| StoreError::Damaged("a secret is missing".into()))
-}
-
-/// A volume's key and tag; `None`: there never was one.
-pub fn volume(tx: &Connection, session: &str, name: &str) -> Result<Option<StoredVolume>, StoreError> {
-    Ok(tx
-        .prepare_cached("SELECT key, tag FROM volume WHERE session = ?1 AND name = ?2")?
-        .query_row([session, name], |row| Ok(StoredVolume { key: row.get(0)?, tag: row.get(1)? }))
-        .optional()?)
-}
-
-/// Moves a volume's tag, if it is `old` now.
-pub fn move_tag(tx: &Connection, session: &str, name: &str, old: Option<&str>, new: &str) -> Result<bool, StoreError> {
-    let moved = tx
-        .prepare_cached("UPDATE volume SET tag = ?4 WHERE session = ?1 AND name = ?2 AND tag IS ?3")?
-        .execute(params![session, name, old, new])?;
-    Ok(moved == 1)
-}
-
-/// Random bytes; for ascii printable ones without the space, each as likely as any other.
-pub fn draw(kind: Kind, size: usize) -> Result<Vec<u8>, StoreError> {
-    let random = SystemRandom::new();
-    let mut value = vec![0; size];
-    random.fill(&mut value).map_err(|_| StoreError::NoRandomness)?;
-    if kind == Kind::Ascii {
-        // 94 printable characters; 188 is their largest multiple below 256, bytes above are drawn again.
-        for byte in &mut value {
-            while *byte >= 188 {
-                random.fill(std::slice::from_mut(byte)).map_err(|_| StoreError::NoRandomness)?;
-            }
-            *byte = b'!' + *byte % 94;
-        }
-    }
-    Ok(value)
 }
 
 #[cfg(test)]
