@@ -2,6 +2,7 @@
 //! from root. How to read it: `session` is the language, `cas` decides, `codes` judges codes, `store` and `audit` remember,
 //! `server` and `tls` are the two ports, `daemon` starts and stops it all, `cli` is the `scone` command.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod audit;
 pub mod cas;

@@ -1,5 +1,6 @@
 //! Called `scone` it is the `scone` command line, by any other name `scone-sim`, which runs the CAS behind it.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 use std::ffi::OsStr;
 use std::io::{BufWriter, Write};

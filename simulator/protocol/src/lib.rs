@@ -7,6 +7,7 @@
 //!
 //! Here are the messages; [`connection`] is the runtime's end of the conversation. CAS's end is in `scone-sim`.
 #![forbid(unsafe_code)]
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod connection;
 

@@ -1,7 +1,8 @@
 //! The simulated SCONE runtime. Software only: it protects nobody from root.
 //!
-//! `main.rs` tells the story of a start; each step is a module here. What CAS and
-//! the runtime say to each other is the crate `scone-protocol`.
+//! `main.rs` tells the story of a start; each step is a module here. What the runtime and CAS say to each other is in the crate
+//! `scone-protocol`.
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod barrier;
 pub mod failure;
