@@ -1,8 +1,8 @@
 //! The audit log: what CAS did and refused, each entry chained to the one before by its hash, written in the transaction
 //! that does what it records. Never a code or a secret.
 //!
-//! Exported, it is one entry a line, JSON, and last a line with CAS's signature over the last entry's hash: a seal. Whoever can
-//! write CAS's database can write the log anew, and seal it: who keeps an older export finds that CAS does not have its entries.
+//! An export is JSON, one entry a line, and ends with a seal: a line with CAS's signature over the last entry's hash. Whoever
+//! can write CAS's database can rewrite the log and seal it; an older export then shows that CAS lacks its entries.
 
 mod chain;
 mod export;
@@ -21,7 +21,7 @@ pub use table::table;
 /// The hash before the first entry.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// What happened. But for the codes, SCONE's events (`reference/scone.md` section 4.6).
+/// What happened: SCONE's events (`reference/scone.md` section 4.6), and the check of a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// CAS began to serve.
@@ -64,7 +64,7 @@ pub struct Record<'a> {
     pub event: Event,
     /// To which session, service or volume; empty if to CAS.
     pub subject: &'a str,
-    /// The key hash of who asked; empty if nobody showed a key: a runtime is known by its measurement.
+    /// The key hash of the client that asked; empty if no key was shown, as by a runtime, which is known by its measurement.
     pub who: &'a str,
     /// The measurement a runtime showed; empty if none was asked for.
     pub measurement: &'a str,

@@ -23,7 +23,7 @@ pub use sessions::{ClientRefusal, SessionAnswer};
 /// The database's name in the data directory.
 pub const DATABASE: &str = "cas.db";
 
-/// CAS itself cannot work; whom it serves is told no more than that.
+/// CAS itself cannot work. Its peers are told no more than that.
 #[derive(Debug, thiserror::Error)]
 pub enum CasError {
     /// The database.
@@ -96,8 +96,8 @@ impl Cas {
         Ok(Identity::from_pem(&pem)?)
     }
 
-    /// Writes down that CAS starts or stops; with a random number, so that the log of a CAS that was put back to an older state
-    /// is another one from then on, even if it does the same again at the same time.
+    /// Records that CAS starts or stops. The entry holds a random number: if CAS is put back to an older state, its log differs
+    /// from then on, even if it does the same things at the same times.
     pub fn record(&self, event: Event) -> Result<(), CasError> {
         let now = self.clock.now()?;
         let outcome = format!("accepted: {}", hex(&store::draw(Kind::Binary, 8)?));
@@ -107,7 +107,8 @@ impl Cas {
         })
     }
 
-    /// What an export of the audit log is compared with. SCONE tells its owner only; here nobody is one, and hashes tell nothing.
+    /// What an export of the audit log is compared with. SCONE tells only CAS's owner. The simulated CAS has no owner, and
+    /// hashes give nothing away.
     pub fn checkpoint(&self, sequence: i64) -> Result<audit::Checkpoint, CasError> {
         self.store.write(|tx| Ok(audit::checkpoint(tx, sequence)?))
     }

@@ -63,7 +63,7 @@ type Result<T> = std::result::Result<T, CliError>;
 
 /// Runs the command line `args` (`args[0]` is the program).
 pub fn main(args: Vec<OsString>) -> ExitCode {
-    // SCONE reads the file: who means something else by it should hear of that here.
+    // SCONE reads arguments from that file. Not simulated, so it is refused rather than taken for something else.
     if let Some(file) = args.iter().skip(1).find(|arg| arg.as_encoded_bytes().starts_with(b"@")) {
         eprintln!("Error: not simulated: argument file {}", file.display());
         return ExitCode::from(1);
@@ -78,7 +78,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
             if error.kind() == clap::error::ErrorKind::DisplayVersion {
                 eprintln!("{SOFTWARE_ONLY}");
             }
-            // Printing fails only if nobody listens.
+            // Printing fails only if nobody reads.
             error.print().ok();
             return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
         }

@@ -4,7 +4,7 @@
 //! replacing a session forgets nothing. It only ever rises, so neither a restart nor a clock set back makes an old code good.
 //! Assumptions, where SCONE is silent: the window is one step to either side; a right code is consumed by its check, whatever
 //! attestation says afterwards; after five wrong codes the next try waits 30 seconds, then twice as long each time, up to 15
-//! minutes. A code that is refused unread (no code, not six digits, while waiting) counts as no try.
+//! minutes. A code that is refused unread (no code, not six digits, while waiting) does not count as a try.
 
 use ring::digest::{SHA256, digest};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -44,7 +44,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// What the peer is told. The first three are SCONE's words (section 3.4); that of the wait is our own.
+    /// What the peer is told. All but the message about waiting are SCONE's words (section 3.4).
     pub fn refusal(self) -> Option<String> {
         Some(match self {
             Verdict::Accepted { .. } => return None,
@@ -96,7 +96,7 @@ impl Memory {
 
 /// Judges a code, and what to remember afterwards.
 fn judge(mut memory: Memory, secret: &[u8], code: u32, now: u64) -> (Verdict, Memory) {
-    // A clock set back must not make the wait longer than it ever is, nor shorter: it starts again.
+    // When the clock is set back, the wait starts again: it gets neither longer than it ever is nor shorter.
     memory.failed_at = memory.failed_at.min(now);
     let verdict = match matching_step(secret, code, now) {
         _ if memory.wait(now) > 0 => Verdict::MustWait { seconds: memory.wait(now) },
@@ -124,7 +124,7 @@ fn parse(code: &str) -> Option<u32> {
 /// window are still accepted once. Numbers are compared, so time tells nothing about the digits.
 fn matching_step(secret: &[u8], code: u32, now: u64) -> Option<u64> {
     let current = now / STEP;
-    // Without its check of the secret's length: sessions are checked where they are read, and RFC vectors are what they are.
+    // Without the library's check of the secret's length: it was checked when the session was read.
     let totp = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, STEP, secret.to_vec());
     let right = |step: &u64| parse(&totp.generate(step * STEP)) == Some(code);
     (current.saturating_sub(1)..=current + 1).rev().filter(right).fold(None, |found, step| found.or(Some(step)))
@@ -134,7 +134,7 @@ fn matching_step(secret: &[u8], code: u32, now: u64) -> Option<u64> {
 /// only then.
 pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> rusqlite::Result<Verdict> {
     let Some(code) = code else { return Ok(Verdict::Missing) };
-    // Before anything is looked up: what is not spelled like a code is not held against anything.
+    // Checked before anything is looked up: what is not spelled like a code is compared with nothing.
     let Some(code) = parse(code) else { return Ok(Verdict::Malformed) };
     let key = memory_key(secret);
     let before = load(tx, &key)?;
@@ -142,7 +142,7 @@ pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> ru
     if after == before {
         return Ok(verdict);
     }
-    // Compare-and-set: of two that saw the same memory, one writes.
+    // Compare-and-set: of two checks that saw the same memory, one writes.
     let written = tx
         .prepare_cached(
             "INSERT INTO code (secret, highest_step, failures, failed_at) VALUES (?1, ?2, ?3, ?4)
@@ -157,7 +157,7 @@ pub fn lift_wait(tx: &Connection, secret: &[u8]) -> rusqlite::Result<()> {
     tx.execute("UPDATE code SET failures = 0 WHERE secret = ?1", [memory_key(secret)]).map(drop)
 }
 
-/// The secret itself is not kept once more.
+/// The name of a secret's memory: a hash, so that no further copy of the secret is kept.
 fn memory_key(secret: &[u8]) -> String {
     hex(digest(&SHA256, &[b"scone-sim code memory 1\0", secret].concat()).as_ref())
 }

@@ -2,7 +2,8 @@
 //!
 //! `cas.pid` is locked by the CAS that serves and holds its process id: the lock, which no crash leaves behind, tells whether
 //! one is alive, and waiting for the lock is waiting for its end. `endpoints.json` says where it serves and outlives it, so
-//! that the ports stay. `turn.lock` is held while one is started, stopped or asked for. `cas.log` is its standard error. The database is described in `store`.
+//! that the ports stay the same. `turn.lock` is held while one is started, stopped or looked at. `cas.log` is its standard
+//! error. The database is described in `store`.
 
 mod background;
 mod error;

@@ -117,7 +117,7 @@ where
                 continue;
             }
         };
-        // An answer is not held back until the peer has acknowledged what came before it, which it does in its own time.
+        // Otherwise an answer would wait until the peer has acknowledged what came before it.
         if let Err(error) = stream.set_nodelay(true) {
             eprintln!("scone-sim: cannot serve a connection: {error}");
             continue;
@@ -149,8 +149,7 @@ struct Guest {
 }
 
 impl Guests {
-    /// A place for one more. If all are taken, the first to have come of those that are idle makes room, once its [`GRACE`] is
-    /// over.
+    /// A place for one more. If all are taken, the oldest idle connection makes room, once its [`GRACE`] is over.
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
         self.seated.retain(|guest| !guest.task.is_finished());
         loop {

@@ -80,7 +80,7 @@ pub struct Session {
     /// What a service must show.
     #[serde(default)]
     pub security: Security,
-    /// The PEM certificate of who uploaded it, if the access policy refers to the creator. CAS writes it, nobody else.
+    /// The certificate (PEM) of the client that uploaded it, if the access policy refers to the creator. Written by CAS alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<String>,
 }

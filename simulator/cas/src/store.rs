@@ -1,8 +1,8 @@
 //! CAS's database: one SQLite file. A write is durable before the call that made it returns.
 //!
 //! Writes that come together share a commit, since a commit costs an fsync and a decision next to nothing: each does its work
-//! under the lock, in a savepoint of one open transaction, and whoever finds nobody waiting behind him commits for all before
-//! him. While that goes on the next ones gather. No caller returns before the commit that holds his work.
+//! under the lock, in a savepoint of one open transaction, and a caller with nobody waiting behind it commits for all before
+//! it. Meanwhile the next ones gather. No caller returns before its work is committed.
 //!
 //! `cas.head`, beside the database, holds the place and hash of the last audit entry that was committed. It is written after
 //! the commit, so it is never ahead of an honest database, not even after a power cut: a database that lacks that entry was
@@ -201,8 +201,8 @@ impl Open {
         if !self.begun {
             return Ok(());
         }
-        // After some errors (a full disk, say) SQLite has undone the whole transaction, the others' writes too: then there
-        // is none left to commit, and this fails.
+        // After some errors (a full disk, say) SQLite has undone the whole transaction, the others' writes too: then no
+        // transaction is left to commit, and this fails.
         if let Err(error) = self.connection.execute_batch("COMMIT") {
             if !self.connection.is_autocommit() {
                 self.connection.execute_batch("ROLLBACK")?;
@@ -226,7 +226,7 @@ impl Batch {
     }
 }
 
-/// Nothing that a panic could leave half done is ever under one of the locks.
+/// Locks, also after a panic: no panic leaves what the locks protect half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

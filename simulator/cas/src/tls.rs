@@ -1,5 +1,5 @@
-//! TLS 1.3 on both of CAS's ports and in the CLI. Nobody's certificate is vouched for by anybody: a peer *is* its public key,
-//! and the handshake proves that it holds the private one. Keys are compared by [`key_hash`].
+//! TLS 1.3 on both of CAS's ports and in the CLI. No authority vouches for a certificate: a peer *is* its public key, and the
+//! handshake proves that it holds the private one. Keys are compared by [`key_hash`].
 
 use std::sync::Arc;
 

@@ -125,7 +125,7 @@ impl Connection {
         Ok(Connection { addresses, tls, stream, nonce, access_token: None })
     }
 
-    /// Demands that both ends know the service access token: neither tells it to the other.
+    /// Demands that both ends know the service access token. Neither end tells it to the other.
     pub fn with_access_token(self, access_token: Option<String>) -> Connection {
         Connection { access_token, ..self }
     }
@@ -230,7 +230,7 @@ fn unexpected(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("CAS sent {what}"))
 }
 
-/// Knows CAS by its public key alone: names, dates and issuers in its certificate say nothing.
+/// Knows CAS by its public key alone: names, dates and issuers in its certificate do not matter.
 #[derive(Debug)]
 struct CasKey {
     /// Given by the caller, or else learnt from the first connection.

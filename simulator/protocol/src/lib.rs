@@ -179,9 +179,9 @@ pub struct Configuration {
     /// Places in `command` (from 0) that the caller's arguments take, and which of them (from 1).
     #[serde(default)]
     pub host_arguments: Vec<(usize, usize)>,
-    /// The program's whole environment,
+    /// The program's whole environment, apart from `host_environment`.
     pub environment: BTreeMap<String, Secret>,
-    /// but for these variables of the caller's; empty if the caller has none.
+    /// Variables taken from the caller's environment; empty where the caller has no such variable.
     #[serde(default)]
     pub host_environment: Vec<String>,
     /// The program's working directory; `None`: `/`.
@@ -246,7 +246,7 @@ pub enum UpdatePolicy {
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text in.
+    /// Keeps the text.
     pub fn new(text: String) -> Secret {
         Secret(text)
     }

@@ -59,7 +59,7 @@ struct Args {
 }
 
 fn parse_bind(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    // The last colon: a path in an image is ours to choose, the host's is not.
+    // At the last colon: a path in an image can be chosen without colons, the host's cannot.
     match text.rsplit_once(':') {
         Some((host, path)) if !host.is_empty() && path.starts_with('/') => Ok((host.into(), path.into())),
         _ => Err("expected HOSTDIR:PATH, PATH being absolute".to_owned()),
@@ -100,12 +100,12 @@ fn main() -> ExitCode {
 fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
     let mut text = format!("{failure}\n");
     if let Some(ConfigId { text: id, address }) = config_id {
-        // With the code, as SCONE has it: whoever keeps this line must mask it.
+        // With the code, as on SCONE: whoever keeps this line must mask it.
         let (host, id) = (failure::one_line(&address.host), failure::one_line(id));
         text += &format!("Note: Connecting to CAS at {host} (port {}) using service ID {id}\n", address.port);
     }
     match io::stderr().write_all(text.as_bytes()) {
-        // Where standard error is gone, the status has to say it alone.
+        // If standard error is gone, only the exit status is left to tell of the failure.
         Ok(()) | Err(_) => ExitCode::from(failure::EXIT_STATUS),
     }
 }
@@ -127,7 +127,7 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
         writeln!(io::stdout(), "{}", program.mrenclave).map_err(starting("Printing the measurement failed"))?;
         return Ok(0);
     }
-    // Not run where it cannot be said.
+    // A program does not run where the warning cannot be given.
     writeln!(io::stderr(), "{WARNING}").map_err(starting("Writing to standard error failed"))?;
 
     let signals = Signals::block().map_err(starting("Taking over signals failed"))?;
@@ -207,12 +207,12 @@ fn program_command(program: &Program, configuration: &Configuration, words: &[Os
     let mut command = program.command(argv0);
     command.args(arguments).current_dir(directory).env_clear();
     command.envs(configuration.environment.iter().map(|(name, value)| (name, value.expose())));
-    // The caller's, where the policy says so; one he does not have is empty (reference/scone.md section 2.12).
+    // The caller's variables, where the policy asks for them; one the caller lacks is empty (reference/scone.md section 2.12).
     command.envs(configuration.host_environment.iter().map(|name| (name, env::var_os(name).unwrap_or_default())));
     Ok(command)
 }
 
-/// The program's arguments, with the caller's in the places that the policy leaves to him.
+/// The program's arguments, with the caller's in the places that the policy leaves to them.
 fn command_line(configuration: &Configuration, host: &[OsString]) -> Result<Vec<OsString>, Failure> {
     let mut command: Vec<OsString> = configuration.command.iter().map(OsString::from).collect();
     for &(at, position) in &configuration.host_arguments {
@@ -285,7 +285,7 @@ fn cas_key() -> Result<Option<String>, Failure> {
     key.map(Some).ok_or_else(unusable)
 }
 
-/// Paths of volumes and injected files are absolute and plain, and none lies within another, whose file it would seem to be.
+/// Refuses paths of volumes and injected files that are not absolute and plain, or that lie within one another.
 fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
     let volumes = configuration.volumes.iter().map(|grant| &grant.path);
     let files = configuration.injection_files.iter().map(|file| &file.path);

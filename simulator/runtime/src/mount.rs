@@ -13,7 +13,7 @@ use scone_run::volume::Volume;
 pub struct Mount<'a> {
     grant: &'a VolumeGrant,
     volume: Volume,
-    /// The tag CAS has, from which it moves: without rollback protection that need not be what was opened.
+    /// The tag CAS holds. Without rollback protection it need not be the tag of what was opened.
     held: Option<String>,
 }
 

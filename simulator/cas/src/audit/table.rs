@@ -17,7 +17,7 @@ pub fn table(entries: &[Entry]) -> String {
         let cells = [&entry.sequence.to_string(), &utc(entry.time), &entry.event, subject];
         let cells = cells.into_iter().map(str::to_owned);
         let cells = cells.chain([short(&entry.who), short(&entry.measurement), entry.outcome.clone()]);
-        // Whatever stands in an entry, it stays one line and cannot command a terminal.
+        // Whatever stands in an entry, it stays on one line and cannot control a terminal.
         cells.map(|cell| cell.replace(char::is_control, "\u{fffd}")).collect::<Vec<_>>()
     };
     let header = ["ENTRY", "TIME", "EVENT", "SUBJECT", "WHO", "MEASUREMENT", "OUTCOME"].map(str::to_owned).to_vec();

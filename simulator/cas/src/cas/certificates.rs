@@ -70,8 +70,8 @@ impl Secrets<'_> {
         Ok(bytes)
     }
 
-    /// Makes a certificate valid from now on, for so many seconds. Gives the time to make the next one, in seconds since the
-    /// epoch.
+    /// Makes a certificate valid from now on, for this many seconds. Gives the time at which to make the next one, in seconds
+    /// since the epoch.
     fn set_validity(&self, parameters: &mut CertificateParams, seconds: Option<u64>) -> Result<Option<u64>> {
         let no_time = |_| CasError::Certificate("its time is out of range".into());
         parameters.not_before = OffsetDateTime::from_unix_timestamp(self.now.cast_signed()).map_err(no_time)?;
@@ -148,7 +148,7 @@ pub(super) fn draw_key(key_type: KeyType) -> std::result::Result<Vec<u8>, CasErr
     Ok(key.serialize_der())
 }
 
-/// Of what a certificate is made of.
+/// A hash of what a certificate is made from: its key and its issuer.
 fn fingerprint(key: &[u8], issuer: Option<&Value>) -> String {
     let mut hash = Context::new(&SHA256);
     for part in [key, issuer.map_or(&[], |issuer| issuer.bytes.as_slice())] {

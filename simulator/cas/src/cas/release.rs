@@ -62,7 +62,7 @@ impl Refusal {
         Refusal::new("Failed to retrieve service attestation configuration", [detail.into()], reason)
     }
 
-    /// What is configured does not fit together: our own words, and nothing secret in them.
+    /// What is configured does not fit together. The words are our own and hold nothing secret.
     pub fn misconfigured(problem: String) -> Stop<Refusal> {
         Stop::Refused(Refusal::no_configuration(problem.clone(), problem))
     }
@@ -71,8 +71,8 @@ impl Refusal {
 impl Cas {
     /// Gives a service its configuration, or the lines of SCONE's error frame.
     ///
-    /// The order: what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
-    /// attestation); then the evidence is judged. All of it is durable before anything is answered.
+    /// First, what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
+    /// attestation); then the evidence is judged. All of it is durable before CAS answers.
     pub fn configure(&self, claim: &Claim<'_>) -> Result<Result<Configuration, Vec<String>>, CasError> {
         let now = self.clock.now()?;
         self.store.write(|tx| {
@@ -88,7 +88,8 @@ impl Cas {
 }
 
 fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
-    // Unknown session and unknown service sound alike (our own words): names are not confidential, but need not be fished for.
+    // An unknown session and an unknown service get the same answer (our own words): names are not secret, but CAS does not
+    // help to find them out.
     let unknown = |reason| Stop::Refused(Refusal::no_configuration("Session or service does not exist", reason));
     let (session_name, service_name) = claim.service.rsplit_once('/').ok_or_else(|| unknown("no service named"))?;
     let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
@@ -111,8 +112,8 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     Ok(configuration)
 }
 
-/// The service access token (section 2.10): first of all factors, so that who lacks it can neither try codes nor use them up.
-/// Gives CAS's own proof, for the runtime to check. Our own words: SCONE's are not documented.
+/// Checks the service access token (section 2.10) before all else, so that a caller without it can neither try codes nor use
+/// them up. Gives CAS's own proof, for the runtime to check. The messages are our own: SCONE's are not documented.
 fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>, Stop<Refusal>> {
     let Access { proof, exporter, nonce } = access;
     let Some(token) = &session.security.service_access_token else { return Ok(None) };

@@ -1,4 +1,4 @@
-//! What a session's secrets are worth at the moment a service starts: explicit, drawn, imported, or a certificate that CAS
+//! The values of a session's secrets at the moment a service starts: explicit, drawn, imported, or a certificate that CAS
 //! makes. Keys and certificates are drawn at their first use and kept until an update, or the certificate's end, asks for new
 //! ones (`reference/scone.md` section 2.9).
 
@@ -16,7 +16,7 @@ use crate::tls;
 
 pub(super) type Result<T> = std::result::Result<T, Stop<Refusal>>;
 
-/// What all texts of one configuration may come to, in bytes: placeholders are short, what they stand for is not.
+/// The largest size of all texts of one configuration, in bytes. Placeholders are short; what they stand for need not be.
 pub(super) const MAX_CONFIGURATION: usize = 256 * 1024;
 
 /// The secrets of all sessions, now.

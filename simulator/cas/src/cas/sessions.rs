@@ -31,13 +31,13 @@ pub enum ClientRefusal {
     /// SCONE's words (section 4.2).
     #[error("Session already exists, please specify predecessor hash")]
     Exists,
-    /// Somebody else was faster, or the hash is of another session.
+    /// Somebody else updated the session first, or the hash is another session's.
     #[error("The given predecessor is not the active session's hash")]
     WrongPredecessor,
     /// A predecessor was given for a new name.
     #[error("A predecessor was given, but session '{0}' does not exist")]
     NoPredecessor(String),
-    /// The policy says who its creator is, and it is not who uploads it.
+    /// The policy names a creator, and it is not the client that uploads it.
     #[error("The session names another creator")]
     WrongCreator,
 }
@@ -85,7 +85,7 @@ impl Cas {
             };
             let outcome = match &result {
                 Ok((hash, _)) => format!("accepted: {hash}"),
-                // What is wrong with a policy is told to who wrote it, not written down: it may repeat a value.
+                // The policy's author is told what is wrong with it; the log is not, since that may repeat a value.
                 Err(ClientRefusal::Invalid(_)) => "refused: the session is not valid".into(),
                 Err(refusal) => format!("refused: {refusal}"),
             };
@@ -122,7 +122,7 @@ impl Cas {
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
         let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
         let mut readable = Vec::new();
-        // Some at a time: anybody may ask for this, and others wait for the store.
+        // A hundred at a time: anybody may ask for this, while others wait for the store.
         while !names.is_empty() {
             let some: Vec<String> = names.drain(..names.len().min(100)).collect();
             self.store.write::<_, CasError>(|tx| {
@@ -197,9 +197,9 @@ fn upload(
     if before.as_ref().is_none_or(|before| before.hash != hash || before.creator != new.creator) {
         store::activate(tx, &new)?;
     }
-    // Who may update a session owns its codes: an upload ends the wait after wrong ones.
+    // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
-        // A secret that cannot be had now (its owner is not there yet) has no wait to lift.
+        // A secret that is not available now (its owner does not exist yet) has no wait to lift.
         if let Ok(secret) = settle(Secrets { tx, now }.shared_secret(&new.session, text))? {
             codes::lift_wait(tx, &secret)?;
         }

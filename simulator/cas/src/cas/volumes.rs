@@ -48,7 +48,7 @@ pub(super) fn grant(tx: &Connection, session: &Session, mount: &Mount) -> Result
     })
 }
 
-/// An imported volume: its owner, its name there, and what becomes of changes, which is `wanted` as far as the owner allows.
+/// An imported volume: its owner, its name there, and what becomes of changes. That is `wanted`, if the owner allows it.
 fn imported(
     tx: &Connection,
     session: &Session,
@@ -82,7 +82,7 @@ fn set_tag(tx: &Connection, request: &SetTag) -> Result<(), Stop<Refusal>> {
     let no = |cause: &str, reason: &str| {
         Stop::Refused(Refusal { causes: vec![cause.to_owned()], reason: reason.to_owned() })
     };
-    // An unknown volume and a wrong key sound alike (our own words).
+    // An unknown volume and a wrong key get the same answer (our own words).
     let volume = store::volume(tx, &request.session, &request.volume)?
         .filter(|volume| request.is_authorised_by(&volume.key))
         .ok_or_else(|| no("The volume's key was not proven", "unknown volume or wrong key"))?;

@@ -106,7 +106,8 @@ impl Source {
         let filled = variables::substitute(text.clone(), &self.variables, self.use_env).map_err(failed)?;
         let problem = |text: &str| Session::parse_as(text, self.name.as_deref()).map_err(|error| error.to_string());
         problem(&filled).map_err(|error| {
-            // Filled in, a file has other lines: those of the file are said, if it has the same error, or none.
+            // The filled-in text has other lines than the file. The error names the file's, if the file has the same error, and
+            // otherwise none.
             let bare = |error: &str| error.rsplit_once(" at line ").map_or(error, |(bare, _)| bare).to_owned();
             let written = problem(&text).err().filter(|written| bare(written) == bare(&error));
             failed(written.unwrap_or_else(|| bare(&error)))

@@ -1,4 +1,4 @@
-//! A CAS in the background: started, stopped, asked for.
+//! A CAS in the background: starting it, stopping it, asking where it serves.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, setsid};
 use super::{DaemonError, Endpoints, LOG, Options, PID_FILE, make_private_directory, open_private, take_turn};
 use crate::SOFTWARE_ONLY;
 
-/// Leaves the session of the terminal, so that its end is not this process's.
+/// Leaves the terminal's session, so that this process outlives the terminal.
 pub fn detach() -> Result<(), DaemonError> {
     setsid()
         .map(drop)
@@ -37,7 +37,7 @@ pub fn up(options: &Options) -> Result<Endpoints, DaemonError> {
     }
 }
 
-/// The CAS that runs already, unless it runs otherwise than asked for.
+/// The CAS that runs already, if its ports and its clock are those asked for.
 fn as_asked(running: Endpoints, options: &Options) -> Result<Endpoints, DaemonError> {
     let differs = |what| Err(DaemonError::Differs { data: options.data.clone(), what });
     let other = |port: Option<u16>, now| port.is_some_and(|port| port != 0 && port != now);

@@ -35,7 +35,7 @@ pub enum DaemonError {
     /// Another CAS serves this directory.
     #[error("a CAS is already running on '{}'", .0.display())]
     Running(PathBuf),
-    /// One runs, but otherwise than asked for.
+    /// One runs, but with another port or clock than asked for.
     #[error("a CAS is already running on '{}' with another {what}", data.display())]
     Differs {
         /// The data directory.

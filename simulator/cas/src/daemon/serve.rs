@@ -81,7 +81,7 @@ async fn listen(port: u16, option: &'static str) -> Result<tokio::net::TcpListen
     server::listen(port).await.map_err(|source| DaemonError::Listen { port, option, source })
 }
 
-/// Both ports' connections may be more files than the usual soft limit has. What cannot be had shows when it is missed.
+/// The connections of both ports may need more open files than the usual soft limit allows.
 fn allow_connections() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {

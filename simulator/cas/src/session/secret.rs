@@ -129,10 +129,10 @@ pub enum KeyType {
     P384,
     /// EdDSA on Curve25519.
     Ed25519,
-    /// Known, not drawn: see the rules.
+    /// Known, but CAS draws no such key.
     #[serde(rename = "RSA-2048")]
     Rsa2048,
-    /// Known, not drawn: see the rules.
+    /// Known, but CAS draws no such key.
     #[serde(rename = "RSA-3072")]
     Rsa3072,
 }

@@ -68,13 +68,13 @@ pub struct Signer {
     pub mrsigner: String,
     /// The product.
     pub isvprodid: u16,
-    /// Its security version: this one,
+    /// The one security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isvsvn: Option<u16>,
-    /// or this and later ones,
+    /// The lowest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isvsvn_min: Option<u16>,
-    /// or this and earlier ones.
+    /// The highest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isvsvn_max: Option<u16>,
 }

@@ -45,7 +45,7 @@ pub struct InjectionFile {
 }
 
 impl InjectionFile {
-    /// The permission as a number. A session in normal form has no other permission than one.
+    /// The permission as a number. In a valid session it always is one.
     pub fn mode(&self) -> Option<u32> {
         let digits = self.permission.strip_prefix("0o").filter(|digits| digits.bytes().all(|c| c.is_ascii_digit()))?;
         u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777)

@@ -34,7 +34,7 @@ pub struct Store {
     path: String,
     directory: OwnedFd,
     keys: Keys,
-    /// What is sealed already, by its hash. Of no use any more once nobody else has it.
+    /// What is sealed already, by its hash. An entry is of no more use once no one else holds it.
     contents: HashMap<String, Rc<Content>>,
     /// The directory as it was when nothing was missing.
     seen: Option<Stat>,
@@ -164,7 +164,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets and deletes the contents that nobody has any more, and the manifests of these tags.
+    /// Forgets and deletes the contents that no one holds any more, and the manifests of these tags.
     pub fn delete<'a>(&mut self, manifests: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         let stale: Vec<_> = self.contents.extract_if(|_, content| Rc::strong_count(content) == 1).collect();
         for name in manifests.map(manifest_name).chain(stale.iter().map(|(_, content)| blob_name(&content.blob))) {
