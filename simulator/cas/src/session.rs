@@ -118,7 +118,7 @@ pub struct Security {
     /// How it is judged.
     #[serde(default)]
     pub attestation: Attestation,
-    /// Whether an enclave must be one that was never used before. Here each start is one: kept, without further effect.
+    /// Whether an enclave must never have been used before. Here every start makes a new one: kept, without further effect.
     #[serde(default, skip_serializing_if = "is_default")]
     pub singleton_enclaves: bool,
     /// What the service's caller must know (section 2.10).
@@ -133,10 +133,10 @@ pub struct Attestation {
     /// Whether evidence is judged at all.
     #[serde(default)]
     pub mode: Mode,
-    /// Weaknesses of the platform that are put up with. The simulator has no platform: kept, without effect.
+    /// Weaknesses of the platform that are tolerated. The simulator has no platform: kept, without effect.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub tolerate: Vec<String>,
-    /// Advisories that are put up with: as `tolerate`.
+    /// Advisories that are ignored. Kept, without effect, as `tolerate` is.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub ignore_advisories: Vec<String>,
     /// The secret whose codes start the session's services.

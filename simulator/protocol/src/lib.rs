@@ -170,7 +170,7 @@ pub enum Response {
     },
 }
 
-/// All that reaches the program: nothing comes from the caller but what is named here.
+/// All that reaches the program. Nothing comes from the caller except what is named here.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Configuration {
@@ -202,7 +202,7 @@ pub struct Configuration {
 pub struct InjectionFile {
     /// Where the program sees it: an absolute path.
     pub path: String,
-    /// Lower-case hex: it may be no text.
+    /// Lower-case hex, since it need not be text.
     pub content: Secret,
     /// Its permissions.
     pub mode: u32,

@@ -87,7 +87,7 @@ impl Config {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(path, error)),
         };
-        // What the parser says could repeat a part of the private key.
+        // The parser's message could repeat a part of the private key.
         let config: Option<Config> = serde_json::from_slice(&text).ok();
         match config {
             Some(config) if config.format == FORMAT => Ok(Some(config)),

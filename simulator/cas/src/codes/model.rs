@@ -1,4 +1,4 @@
-//! Every interleaving of a few clients, a few moments and a few crashes, searched. [`judge`] is the real one; locks, transactions
+//! Searches every interleaving of a few clients, a few moments and a few crashes. [`judge`] is the real one; locks, transactions
 //! and the disk are modelled, and each can be taken out, to see that the search would notice.
 
 use std::collections::HashSet;

@@ -61,7 +61,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     ended.map_err(|source| DaemonError::System { what: "cannot serve", source })
 }
 
-/// The file whose lock tells that a CAS serves the directory, with this process's id in it.
+/// Locks the file that says which process serves the directory, and writes this process's id to it.
 fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
     let mut pid_file = open_private(&data.join(PID_FILE), OpenOptions::new().read(true).write(true).create(true))?;
     match pid_file.try_lock() {
@@ -89,7 +89,7 @@ fn allow_connections() {
     }
 }
 
-/// SQLite makes its files with the process's umask.
+/// Keeps others out of the files that SQLite creates: it applies the process's umask.
 fn private_umask() {
     rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
 }

@@ -1,5 +1,5 @@
 //! The normal form of a session (`reference/scone.md` sections 2 and 8): defaults written out, short spellings spelled out,
-//! references absolute. What is wrong in other ways passes here and is refused in `validate`.
+//! references absolute. `validate` refuses what is wrong in any other way.
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;

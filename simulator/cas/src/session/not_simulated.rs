@@ -41,7 +41,7 @@ pub const NOT_SIMULATED: &[&str] = &[
     "security.attestation.must_be_sgx_local",
 ];
 
-/// A documented value that the simulator does not serve, with the path of its key: as above.
+/// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
 pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
     ("secrets.kind", "public-key"),
     ("secrets.kind", "aad-token"),
@@ -77,8 +77,8 @@ const DYNAMIC: &[&str] = &[
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
 
-/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would else
-/// become the text `~`.
+/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would
+/// otherwise become the text `~`.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
 }

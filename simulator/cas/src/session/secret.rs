@@ -12,51 +12,51 @@ use super::{is_default, syntax};
 pub struct Secret {
     /// What placeholders call it.
     pub name: String,
-    /// Mandatory but for an import, where it is a check.
+    /// Mandatory, except for an import: there it is optional, and checked against the owner's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
-    /// Of ascii and binary, in bytes; 20 unless told. For an import: a check.
+    /// For ascii and binary: in bytes, 20 by default. For an import: optional, and checked against the owner's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<usize>,
     /// An explicit value: text for ascii, hex for binary, PEM for keys and certificates. Absent: CAS draws one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// Of a private key that CAS draws.
+    /// For a private key that CAS draws: its type.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key_type: Option<KeyType>,
-    /// Of a private key that CAS draws: whether it survives an update.
+    /// For a private key that CAS draws: whether it survives an update.
     #[serde(default, skip_serializing_if = "is_default")]
     pub migrate: bool,
-    /// Of a certificate: the secret that is its private key.
+    /// For a certificate: the secret that is its private key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_key: Option<String>,
-    /// Of a certificate: the secret that is the certificate it is signed with. Absent: self-signed.
+    /// For a certificate: the secret that is its issuer's certificate. Absent: self-signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub issuer: Option<String>,
-    /// Of a certificate. Absent: the first DNS name, else the secret's name.
+    /// For a certificate: its common name. Absent: the first DNS name, else the secret's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub common_name: Option<String>,
-    /// Of a certificate: its extended key usage.
+    /// For a certificate: its extended key usage.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<Endpoint>,
     /// The old spelling of `san: dns:…`; empty in normal form.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
     pub(super) dns: Vec<String>,
-    /// Of a certificate: `dns:NAME` and `ip:ADDRESS`.
+    /// For a certificate: its names, `dns:NAME` and `ip:ADDRESS`.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub san: Vec<String>,
-    /// Of a certificate: how long it is valid. Absent: virtually for ever.
+    /// For a certificate: how long it is valid. Absent: virtually for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_for: Option<String>,
     /// Who may import it.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub export: Vec<SecretExport>,
-    /// Whose it is, if not this session's.
+    /// The secret it is, if another session owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<SecretImport>,
 }
 
-/// Who may import a secret: a session, or all in a namespace and the namespace's own.
+/// Who may import a secret: a session, or every session in a namespace, including the namespace's own.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretExport {
@@ -199,8 +199,8 @@ pub fn decode_shared_secret(text: &str) -> Option<Vec<u8>> {
     (bytes.len() >= 16).then_some(bytes)
 }
 
-/// The seconds of `90 days`, `59d`, `1 year 6 months`. Assumption, since SCONE shows examples only: a month and a year are
-/// the twelfth of, and 365.25 days.
+/// The seconds of `90 days`, `59d`, `1 year 6 months`. Assumption, since SCONE shows examples only: a year is 365.25 days, and a
+/// month a twelfth of that.
 fn duration(text: &str) -> Option<u64> {
     let mut seconds: u64 = 0;
     let mut rest = text.trim();
@@ -221,6 +221,6 @@ fn duration(text: &str) -> Option<u64> {
         };
         seconds = seconds.checked_add(number.parse::<u64>().ok()?.checked_mul(each)?)?;
     }
-    // Beyond that no certificate could say when it ends.
+    // A certificate could not state a later end.
     (1..=2000 * 31_557_600).contains(&seconds).then_some(seconds)
 }

@@ -30,7 +30,7 @@ pub struct Service {
     /// The deprecated spelling of `attestation`; empty in normal form.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
     pub(super) mrenclaves: Vec<String>,
-    /// The secret whose codes start this service; beats the session's.
+    /// The secret whose codes start this service; takes precedence over the session's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,
 }
@@ -52,7 +52,7 @@ impl Service {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
-    /// The measurements accepted, 64 lower-case hex digits each. None: any.
+    /// The measurements accepted, 64 lower-case hex digits each. Empty: any.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub mrenclave: Vec<String>,
     /// Who must have signed the enclave.
@@ -60,7 +60,7 @@ pub struct Variant {
     pub signer: Option<Signer>,
 }
 
-/// Who must have signed an enclave, as what. No simulated program is signed: checked and kept, and never met.
+/// Who must have signed an enclave, and as what. No simulated program is signed, so this is checked and kept, but never met.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {

@@ -1,5 +1,5 @@
-//! Reads YAML that may come from an enemy: as a tree whose size is bounded before it is built, aliases expanded, in which no
-//! key stands twice. Errors carry line and column.
+//! Reads YAML that may come from an attacker, into a tree with its aliases expanded. The tree's size is bounded before it is
+//! built, and no key stands twice. Errors carry line and column.
 
 use std::cell::Cell;
 use std::fmt;
@@ -15,8 +15,8 @@ const MAX_DEPTH: usize = 32;
 /// Brackets that may be open, wherever they stand: the parser's work grows with the square of it.
 const MAX_OPEN: usize = 256;
 
-/// What a tree may weigh, aliases expanded: its texts' bytes, and [`NODE`] for each value. A file without aliases, however
-/// dense, comes to less.
+/// The largest weight of a tree with its aliases expanded: the bytes of its texts, and [`NODE`] for each value. A file without
+/// aliases, however dense, weighs less.
 const MAX_WEIGHT: usize = MAX_TEXT * NODE;
 const NODE: usize = 4;
 

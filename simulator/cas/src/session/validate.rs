@@ -20,7 +20,7 @@ const TOLERABLE: &[&str] = &[
 ];
 
 impl Session {
-    /// Language, name and predecessor: looked at first, since references depend on the name.
+    /// Checks language, name and predecessor. These come first, since references depend on the name.
     pub(super) fn validate_head(&self) -> Result<(), SessionError> {
         let minor = self.version.strip_prefix("0.3").map(|rest| rest.strip_prefix('.').unwrap_or(rest));
         let known = |minor: &str| (0..=10).any(|n| minor == n.to_string());
@@ -44,7 +44,7 @@ impl Session {
         Ok(())
     }
 
-    /// Everything else.
+    /// Checks everything else.
     pub(super) fn validate(&self) -> Result<(), SessionError> {
         self.check_access()?;
         self.check_secrets()?;
@@ -129,7 +129,7 @@ impl Session {
         for (j, file) in image.injection_files.iter().enumerate() {
             let path = format!("{path}.injection_files[{j}]");
             check_image_path(&file.path, &path)?;
-            // Neither can a file be a directory to another, nor be kept with a volume.
+            // A file cannot be another file's directory, nor can it be kept with a volume.
             let within = |outer: &str| Path::new(&file.path).starts_with(outer);
             let others = image.injection_files.iter().enumerate().filter(|(k, _)| *k != j);
             if others.map(|(_, other)| &other.path).any(|other| within(other)) {
@@ -298,7 +298,7 @@ impl Session {
             }
             Some(Kind::Ascii) if secret.import.is_none() => match &secret.value {
                 Some(value) => decode_shared_secret(value).map(drop).ok_or_else(weak),
-                // Printable characters at random are not base32.
+                // Random printable characters are not base32.
                 None => Err(weak()),
             },
             Some(Kind::PrivateKey | Kind::X509 | Kind::X509Ca) => Err(weak()),

@@ -39,7 +39,7 @@ pub struct InjectionFile {
     pub path: String,
     /// What is in it; placeholders stand for secrets.
     pub content: String,
-    /// Its mode, `0o` and octal digits; `0o700` unless told.
+    /// Its mode, `0o` and octal digits; `0o700` by default.
     #[serde(default)]
     pub permission: String,
 }
@@ -61,7 +61,7 @@ pub struct Volume {
     /// Who may import it.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub export: Vec<VolumeExport>,
-    /// Whose it is, if not this session's.
+    /// The volume it is, if another session owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<VolumeImport>,
 }

@@ -167,10 +167,10 @@ impl Tree {
         }
     }
 
-    /// Looks what has changed, seals new content on the way and adds to `changes`.
+    /// Finds what has changed, seals new content on the way and adds to `changes`.
     ///
-    /// Files may come and go meanwhile, and a look can miss one that moves from where it has yet to go to where it has been:
-    /// after it, no directory may have changed.
+    /// Files may come and go meanwhile, and a look can miss a file that moves from a directory it has yet to read to one it has
+    /// read already. So the look counts only if no directory has changed by its end.
     pub fn look(&mut self, store: &mut Store, changes: &mut Entries) -> Result<(), Error> {
         let device = fstat(&self.directory).map_err(failed("read", &self.path))?.st_dev;
         for _ in 0..ATTEMPTS {

@@ -11,7 +11,7 @@ use crate::tls::key_hash;
 /// The largest secret CAS draws, in bytes.
 const MAX_SIZE: usize = 4096;
 
-/// The certificates above a certificate.
+/// How many certificates there may be above a certificate.
 const MAX_CHAIN: usize = 8;
 
 impl Session {
@@ -45,7 +45,7 @@ impl Session {
         Ok(())
     }
 
-    /// A certificate's private key and issuer are declared, and no certificate is signed with itself in the end.
+    /// Checks that a certificate's private key and issuer are declared, and that its chain of issuers ends.
     fn check_signers(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
         let of_kind = |name: &str, kind: Kind| {
             // An import may leave the kind to the owner: then it is checked when it is used.

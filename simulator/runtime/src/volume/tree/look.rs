@@ -20,14 +20,14 @@ pub(super) struct Look<'a> {
     pub volume: &'a str,
     pub store: &'a mut Store,
     pub changes: &'a mut Entries,
-    /// What changed as late as this may have changed after it was looked at.
+    /// When the look began. What changed about then or later may have changed after it was looked at.
     pub began: SystemTime,
     /// `None`: cannot be told.
     pub mapped: Option<HashSet<u64>>,
 }
 
 impl Look<'_> {
-    /// `false`: something went, or became another, since it was found.
+    /// `false`: something was removed or replaced since it was found.
     pub fn look_into(
         &mut self,
         directory: BorrowedFd,
@@ -199,7 +199,7 @@ impl Look<'_> {
     }
 }
 
-/// Whether an error says that a thing went, or became another, since it was found.
+/// Whether an error says that a thing was removed or replaced since it was found.
 fn went(errno: Errno) -> bool {
     matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL)
 }
