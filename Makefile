@@ -36,8 +36,8 @@ bench-run: sim ## the runtime's part of it: the start of a program, stage by sta
 # The instrumentation is the stable compiler's own, but not one that it offers.
 fuzz: ## what strangers can send, made up by libFuzzer: each target for SECONDS=60
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz --version 0.13.2
-	for target in $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))); do \
-	  mkdir -p fuzz/corpus/$$target && (cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none $$target \
+	for target in $(notdir $(basename $(wildcard simulator/fuzz/fuzz_targets/*.rs))); do \
+	  mkdir -p simulator/fuzz/corpus/$$target && (cd simulator/fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run --fuzz-dir . --sanitizer none $$target \
 	    corpus/$$target seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -timeout=10 -print_final_stats=1) || exit; \
 	done
 
@@ -46,7 +46,7 @@ check: ## the gate: formatting, lints, documentation
 	cargo fmt --manifest-path otpqr/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-run -p scone-sim --lib
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim --lib
 
 # The image is what `sim` built, so that container and host run the very same files, and measure the same.
 image: sim ## the container image otpqr:sim
@@ -83,4 +83,4 @@ bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: t
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
-	rm -rf otpqr/target fuzz/target simulator/bin bin
+	rm -rf otpqr/target simulator/fuzz/target simulator/bin bin

@@ -485,7 +485,7 @@ fn a_code_presented_by_the_wrong_program_is_spent() {
 // --- The line to CAS
 
 /// What a genuine start sent, said again by another: it belongs to the TLS connection it was made for. (That evidence inside
-/// is bound to its connection as well is tested where it can be forged: simulator/tests/cas.rs.)
+/// is bound to its connection as well is tested where it can be forged: simulator/cas/tests/cas.rs.)
 #[test]
 fn recorded_evidence_is_replayed() {
     on_each_platform(|bundle| {

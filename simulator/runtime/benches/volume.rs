@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
 
 const ROUNDS: usize = 101;

@@ -2,7 +2,7 @@
 //!
 //! It is a seccomp filter that the program inherits. The calls that say "now it is safe" are held and announced to the
 //! runtime, which seals and lets them continue. Calls that promise the same but cannot be held are refused, in ways that
-//! programs already know from kernels and file systems that lack them. Allowed is all else; this is no sandbox.
+//! programs already know from kernels and file systems that lack them. Everything else is allowed: this is not a sandbox.
 
 use libc::{
     BPF_ABS, BPF_JEQ, BPF_JMP, BPF_JSET, BPF_K, BPF_LD, BPF_RET, BPF_W, SECCOMP_RET_ALLOW, SECCOMP_RET_ERRNO,

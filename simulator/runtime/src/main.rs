@@ -2,6 +2,9 @@
 //! `SCONE_CONFIG_ID` names, opens the volumes and runs the program with that configuration alone.
 //!
 //! Software only: whoever is root on the host can read and change everything. What it simulates is who gets what, when.
+#![cfg_attr(not(test), warn(clippy::too_many_lines))]
+
+mod mount;
 
 use std::env;
 use std::ffi::OsString;
@@ -10,17 +13,16 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
 use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
 
-use scone_run::cas::{self, Address, Cas};
+use mount::{Mount, refuse_disk, seal_all};
+use scone_protocol::connection::{self, Address, Connection};
+use scone_protocol::{Configuration, InjectionFile, unhex};
 use scone_run::failure::{self, Failure};
 use scone_run::program::Program;
-use scone_run::protocol::{self, Configuration, SetTag, UpdatePolicy, VolumeGrant, unhex};
 use scone_run::root::{self, Image};
 use scone_run::supervise::{self, Signals};
 use scone_run::sys;
-use scone_run::volume::Volume;
 
 const WARNING: &str = "[SCONE|WARN] scone-run: Application runs in SGX simulation mode. Its memory can be read by the \
                        untrusted system! This is not secure! (scone-sim: software only)";
@@ -57,7 +59,7 @@ struct Args {
 }
 
 fn parse_bind(text: &str) -> Result<(PathBuf, PathBuf), String> {
-    // The last colon: a path in an image is ours to choose, the host's is not.
+    // At the last colon: a path in an image can be chosen without colons, the host's cannot.
     match text.rsplit_once(':') {
         Some((host, path)) if !host.is_empty() && path.starts_with('/') => Ok((host.into(), path.into())),
         _ => Err("expected HOSTDIR:PATH, PATH being absolute".to_owned()),
@@ -98,12 +100,12 @@ fn main() -> ExitCode {
 fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
     let mut text = format!("{failure}\n");
     if let Some(ConfigId { text: id, address }) = config_id {
-        // With the code, as SCONE has it: whoever keeps this line must mask it.
+        // With the code, as on SCONE: whoever keeps this line must mask it.
         let (host, id) = (failure::one_line(&address.host), failure::one_line(id));
         text += &format!("Note: Connecting to CAS at {host} (port {}) using service ID {id}\n", address.port);
     }
     match io::stderr().write_all(text.as_bytes()) {
-        // Where standard error is gone, the status has to say it alone.
+        // If standard error is gone, only the exit status is left to tell of the failure.
         Ok(()) | Err(_) => ExitCode::from(failure::EXIT_STATUS),
     }
 }
@@ -125,7 +127,7 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
         writeln!(io::stdout(), "{}", program.mrenclave).map_err(starting("Printing the measurement failed"))?;
         return Ok(0);
     }
-    // Not run where it cannot be said.
+    // A program does not run where the warning cannot be given.
     writeln!(io::stderr(), "{WARNING}").map_err(starting("Writing to standard error failed"))?;
 
     let signals = Signals::block().map_err(starting("Taking over signals failed"))?;
@@ -162,9 +164,9 @@ fn run_protected(
     host_arguments: &[OsString],
     signals: &Signals,
 ) -> Result<u8, Failure> {
-    let (service, code) = cas::config_id_parts(&config_id.text);
-    let attestation = |error: cas::Error| Failure::attestation(error.causes());
-    let cas = Cas::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let (service, code) = connection::config_id_parts(&config_id.text);
+    let attestation = |error: connection::Error| Failure::attestation(error.causes());
+    let cas = Connection::connect(&config_id.address, cas_key()?).map_err(attestation)?;
     let mut cas = cas.with_access_token(access_token()?);
     let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
@@ -185,36 +187,16 @@ fn run_protected(
             }
         }
     }
-    let mut volumes = Vec::new();
-    for grant in &configuration.volumes {
-        let opening = |causes| Failure::while_starting(format!("Opening volume {} failed", grant.name), causes);
-        if in_container {
-            refuse_disk(grant.path.as_ref()).map_err(|cause| opening(vec![cause]))?;
-        }
-        let sealed = format!("/.sealed{}", grant.path);
-        let to_open = openable(grant, sealed.as_ref()).map_err(|cause| opening(vec![cause]))?;
-        let volume = Volume::open(sealed.as_ref(), grant.path.as_ref(), &to_open);
-        let mut volume = volume.map_err(|error| opening(error.causes()))?;
-        // CAS's tag moves from what CAS holds: without rollback protection that need not be what was opened.
-        let mut held = grant.tag.clone();
-        let may_change = grant.update_policy != UpdatePolicy::Ephemeral;
-        // The first start brings the volume into being, before the program can do anything with it.
-        if held.is_none() && may_change {
-            let sealed = volume.seal(&mut |_, new| set_tag(&mut cas, grant, &mut held, new));
-            sealed.map_err(|error| opening(error.causes()))?;
-        }
-        volumes.push((grant, volume, held, may_change));
-    }
-    let mut seal = || {
-        volumes.iter_mut().filter(|(.., may_change)| *may_change).try_for_each(|(grant, volume, held, _)| {
-            let sealed = volume.seal(&mut |_, new| set_tag(&mut cas, grant, held, new));
-            sealed.map_err(|error| {
-                Failure::while_running(format!("Sealing volume {} failed", grant.name), error.causes())
-            })
-        })
-    };
+    let open = |grant| Mount::open(grant, in_container, &mut cas);
+    let mut mounts = configuration.volumes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
 
-    let [argv0, arguments @ ..] = &command[..] else {
+    let command = program_command(program, &configuration, &command)?;
+    supervised(command, signals, &mut || seal_all(&mut mounts, &mut cas))
+}
+
+/// The program, as the configuration has it run: with nothing of the caller's but what the policy asks for.
+fn program_command(program: &Program, configuration: &Configuration, words: &[OsString]) -> Result<Command, Failure> {
+    let [argv0, arguments @ ..] = words else {
         return Err(Failure::while_starting("CAS sent no command", vec![]));
     };
     let directory = configuration.pwd.as_deref().unwrap_or("/");
@@ -225,12 +207,12 @@ fn run_protected(
     let mut command = program.command(argv0);
     command.args(arguments).current_dir(directory).env_clear();
     command.envs(configuration.environment.iter().map(|(name, value)| (name, value.expose())));
-    // The caller's, where the policy says so; one he does not have is empty (reference/scone.md section 2.12).
+    // The caller's variables, where the policy asks for them; one the caller lacks is empty (reference/scone.md section 2.12).
     command.envs(configuration.host_environment.iter().map(|name| (name, env::var_os(name).unwrap_or_default())));
-    supervised(command, signals, &mut seal)
+    Ok(command)
 }
 
-/// The program's arguments, with the caller's in the places that the policy leaves to him.
+/// The program's arguments, with the caller's in the places that the policy leaves to them.
 fn command_line(configuration: &Configuration, host: &[OsString]) -> Result<Vec<OsString>, Failure> {
     let mut command: Vec<OsString> = configuration.command.iter().map(OsString::from).collect();
     for &(at, position) in &configuration.host_arguments {
@@ -256,7 +238,7 @@ fn access_token() -> Result<Option<String>, Failure> {
 type File = (PathBuf, Vec<u8>, u32);
 
 fn injection_files(configuration: &Configuration) -> Result<Vec<File>, Failure> {
-    let decode = |file: &protocol::InjectionFile| {
+    let decode = |file: &InjectionFile| {
         let content = unhex(file.content.expose());
         let unusable = || Failure::while_starting(format!("CAS sent {} in no usable form", file.path), vec![]);
         Ok((PathBuf::from(&file.path), content.ok_or_else(unusable)?, file.mode & 0o777))
@@ -270,25 +252,6 @@ fn inject(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
     let directory = path.parent().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
     refuse_disk(directory)?;
     root::write_new(path, content, mode).map_err(failed)
-}
-
-/// The grant by which the volume is opened. Without rollback protection that is the state found on disk, the latest one if a
-/// seal was interrupted.
-fn openable(grant: &VolumeGrant, sealed: &Path) -> Result<VolumeGrant, String> {
-    let mut tag = grant.tag.clone();
-    if grant.update_policy == UpdatePolicy::NoRollbackProtection {
-        let cannot = |error: io::Error| format!("cannot read '{}': {error}", sealed.display());
-        let mut latest = None;
-        for entry in std::fs::read_dir(sealed).map_err(cannot)? {
-            let entry = entry.map_err(cannot)?;
-            let name = entry.file_name();
-            let Some(found) = name.to_str().and_then(|name| name.strip_suffix(".manifest")) else { continue };
-            let found = (entry.metadata().and_then(|data| data.modified()).map_err(cannot)?, found.to_owned());
-            latest = latest.max(Some(found));
-        }
-        tag = latest.map(|(_, tag)| tag);
-    }
-    Ok(VolumeGrant { tag, ..grant.clone() })
 }
 
 /// Runs the program to its end. What it left unsynced is sealed before its exit status is believed.
@@ -314,16 +277,6 @@ fn starting<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failu
     move |error| Failure::while_starting(what, vec![error.to_string()])
 }
 
-/// Moves CAS's tag from `held`, what CAS has, to `new`.
-fn set_tag(cas: &mut Cas, grant: &VolumeGrant, held: &mut Option<String>, new: &str) -> Result<(), Vec<String>> {
-    // Volume::open has refused a key that is not hex.
-    let key = unhex(grant.key.expose()).unwrap_or_default();
-    let request = SetTag::new(&grant.session, &grant.name, held.as_deref(), new, &key);
-    cas.set_tag(request).map_err(cas::Error::causes)?;
-    *held = Some(new.to_owned());
-    Ok(())
-}
-
 fn cas_key() -> Result<Option<String>, Failure> {
     let Some(key) = env::var_os("SCONE_SIM_CAS_KEY") else { return Ok(None) };
     let key = key.into_string().ok().filter(|key| unhex(key).is_some_and(|key| key.len() == 32));
@@ -332,7 +285,7 @@ fn cas_key() -> Result<Option<String>, Failure> {
     key.map(Some).ok_or_else(unusable)
 }
 
-/// Paths of volumes and injected files are absolute and plain, and none lies within another, whose file it would seem to be.
+/// Refuses paths of volumes and injected files that are not absolute and plain, or that lie within one another.
 fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
     let volumes = configuration.volumes.iter().map(|grant| &grant.path);
     let files = configuration.injection_files.iter().map(|file| &file.path);
@@ -353,20 +306,10 @@ fn refuse_unusable_paths(configuration: &Configuration) -> Result<(), Failure> {
     Ok(())
 }
 
-/// In a container plain files must be in memory, or they would reach the host's disk.
-fn refuse_disk(path: &Path) -> Result<(), String> {
-    const TMPFS_MAGIC: i64 = 0x0102_1994;
-    let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
-    let path = path.display();
-    let kind = directory.and_then(fstatfs).map_err(|errno| format!("cannot open '{path}': {errno}"))?.f_type;
-    match kind == TMPFS_MAGIC {
-        true => Ok(()),
-        false => Err(format!("'{path}' is not in memory: mount a tmpfs there (docker run --tmpfs {path}:mode=0700)")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use scone_protocol::VolumeGrant;
+
     use super::*;
 
     #[test]

@@ -1,4 +1,4 @@
-//! The program: found, judged, measured. What is measured is what is run: the same open file.
+//! Finds, checks and measures the program. What is measured is what runs: the same open file.
 
 use std::env;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use std::process::Command;
 use ring::digest::{Context, SHA256};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
 
-use crate::protocol::hex;
+use scone_protocol::hex;
 
 /// The settings that change MRENCLAVE on SCONE (`reference/scone.md` section 5.1) and so change the measurement here.
 /// Assumption: as texts; `64M` and `65536K` differ.
@@ -79,7 +79,7 @@ impl Program {
 }
 
 impl Program {
-    /// The command that runs this program under the name `argv0`. By descriptor: nothing can take its place in between.
+    /// The command that runs this program under the name `argv0`. It names the open file, so nothing can take its place.
     pub fn command(&self, argv0: &OsStr) -> Command {
         let mut command = Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
         command.arg0(argv0);
@@ -87,13 +87,13 @@ impl Program {
     }
 }
 
-/// Each part with its length before it, so that parts cannot run together.
+/// Adds a part with its length before it, so that parts cannot run together.
 fn add(hash: &mut Context, part: &[u8]) {
     hash.update(&(part.len() as u64).to_be_bytes());
     hash.update(part);
 }
 
-/// Likewise, but piece by piece: the runtime's own binary is not small, and its memory is paid for in page faults.
+/// As [`add`], for a file, piece by piece: the runtime's own binary is large, and reading it whole costs page faults.
 fn add_file(hash: &mut Context, path: &Path) -> io::Result<()> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();

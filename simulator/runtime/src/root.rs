@@ -210,7 +210,7 @@ fn bind(from: impl AsFd, to: &Path) -> Result<(), Error> {
 fn make_read_only(at: &Path) -> Result<(), Error> {
     let show = || format!("make '{}' read-only", at.display());
     let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
-    // A user namespace may not lift what the host's mount forbids.
+    // In a user namespace, restrictions of the host's mount cannot be lifted.
     if statvfs(at).map_err(failed(show()))?.f_flag.contains(StatVfsMountFlags::NOEXEC) {
         flags |= MountFlags::NOEXEC;
     }

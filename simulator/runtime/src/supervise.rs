@@ -163,7 +163,7 @@ fn start(mut command: Command) -> io::Result<(Pid, OwnedFd)> {
 fn drop_capabilities() -> Result<(), Errno> {
     for capability in CapabilitySet::all().iter() {
         match remove_capability_from_bounding_set(capability) {
-            // Not permitted where there is none to lose; not known to an older kernel.
+            // Not permitted where the process has no capabilities; not known to an older kernel.
             Ok(()) | Err(Errno::PERM | Errno::INVAL) => {}
             Err(errno) => return Err(errno),
         }

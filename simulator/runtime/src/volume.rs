@@ -3,8 +3,8 @@
 //! On disk lie immutable files. A *blob* is one file's content, `ID.blob`; a *manifest* lists paths, modes and blobs, or what
 //! differs from an earlier manifest, `TAG.manifest`, its tag being the first 16 bytes of the SHA-256 of its (encrypted) bytes.
 //!
-//! The order of a seal is what everything rests on: new blobs durable, manifest durable, tag taken by CAS, and only then is
-//! deleted what the new state does not need. Killed anywhere, CAS's tag still names a complete state.
+//! Everything rests on the order of a seal: new blobs are durable, then the manifest is durable, then CAS has taken the tag, and
+//! only then is anything deleted that the new state does not need. Wherever a seal is cut off, CAS's tag names a complete state.
 //!
 //! Limits: owners, timestamps, extended attributes and hard links are not kept. A changed file is sealed whole.
 
@@ -20,16 +20,17 @@ use std::path::Path;
 use rustix::fs::{FileType, RawDir, SeekFrom, Stat, seek};
 use rustix::io::Errno;
 
-use crate::protocol::VolumeGrant;
+use scone_protocol::VolumeGrant;
 pub use store::tag_of;
 
 use manifest::{Bytes, Entries, Entry, Manifest, is_id};
 use store::Store;
 use tree::Tree;
 
-/// A manifest that lists fewer differences than this share of all entries may rest on an earlier one,
+/// A manifest may rest on an earlier one if it lists fewer differences than this share of all entries, and the volume has more
+/// than [`SMALL`] entries.
 const SHARE: usize = 8;
-/// if the volume has more entries than this.
+/// A volume with at most this many entries is always listed in full.
 const SMALL: usize = 64;
 
 /// Moves CAS's tag from the first (`None`: no tag yet) to the second. On failure: SCONE's `Caused by:` lines.
@@ -56,7 +57,7 @@ pub enum Error {
         /// Last byte.
         to: u64,
     },
-    /// Own wording, as are all that follow.
+    /// Own wording, as is that of all variants below.
     #[error("'{0}' is not part of this volume, which was never used: its directory must be empty")]
     Foreign(String),
     /// The program's side must be empty, too.
@@ -71,7 +72,7 @@ pub enum Error {
     /// What could be sealed but not opened again.
     #[error("'{0}' has too long a path to be sealed")]
     PathTooLong(String),
-    /// Some other thread never stops creating and renaming.
+    /// Another thread creates and renames files all the time.
     #[error("files are created and renamed faster than the volume can be sealed")]
     Restless,
     /// CAS did not take the tag.
@@ -121,7 +122,7 @@ pub struct Volume {
     tree: Tree,
     store: Store,
     tag: Option<String>,
-    /// The tag of the manifest that lists everything. The one of `tag` either is it, or lists the differences from it.
+    /// The tag of the manifest that lists everything. The manifest of `tag` is that one, or lists the differences from it.
     base: Option<String>,
     /// What differs between the manifests of `base` and `tag`.
     differences: Entries,
@@ -133,7 +134,7 @@ pub struct Volume {
 
 impl Volume {
     /// Opens the state that `grant` names, found encrypted in the directory `sealed`, into the empty directory `plain`.
-    /// A volume without a tag is opened empty, and exists only once it was sealed.
+    /// A volume without a tag is opened empty, and exists only once it has been sealed.
     pub fn open(sealed: &Path, plain: &Path, grant: &VolumeGrant) -> Result<Volume, Error> {
         if grant.tag.as_deref().is_some_and(|tag| !is_id(tag)) {
             return Err(Error::BadGrant("volume tag"));

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
-use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
 use support::Cas;
 use tempfile::TempDir;

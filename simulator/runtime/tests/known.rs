@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
 use tempfile::TempDir;
 

@@ -17,7 +17,7 @@ use ring::digest::{SHA256, digest};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use scone_run::protocol::*;
+use scone_protocol::*;
 use tempfile::TempDir;
 
 const NOBODY: u32 = 65534;

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 
-use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
 
 /// Of the same length, written out.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use scone_run::protocol::{Secret, VolumeGrant, hex};
+use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::{Error, Volume};
 use tempfile::TempDir;
 

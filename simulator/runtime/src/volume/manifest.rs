@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize, de};
 
-use crate::protocol::{hex, unhex};
+use scone_protocol::{hex, unhex};
 
 /// Counts up when what follows changes.
 const VERSION: u32 = 2;

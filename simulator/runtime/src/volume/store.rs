@@ -1,7 +1,7 @@
 //! The sealed side of a volume: a directory of immutable encrypted files, added and deleted but never changed.
 //!
 //! Each file starts with a random ID, which with the volume's key gives the file's own key; then follow its chunks, numbered by
-//! the nonce. So no nonce serves twice with a key.
+//! the nonce. So no nonce is used twice with the same key.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -21,7 +21,7 @@ use rustix::io::Errno;
 
 use super::manifest::{Content, Manifest, is_id};
 use super::{Error, failed, io_failed, is_unchanged, names, show};
-use crate::protocol::{VolumeGrant, hex, unhex};
+use scone_protocol::{VolumeGrant, hex, unhex};
 
 /// Bytes of a file that are encrypted together.
 const CHUNK: usize = 64 * 1024;
@@ -34,7 +34,7 @@ pub struct Store {
     path: String,
     directory: OwnedFd,
     keys: Keys,
-    /// What is sealed already, by its hash. Of no use any more once nobody else has it.
+    /// What is sealed already, by its hash. An entry is of no more use once no one else holds it.
     contents: HashMap<String, Rc<Content>>,
     /// The directory as it was when nothing was missing.
     seen: Option<Stat>,
@@ -128,7 +128,7 @@ impl Store {
         let blob = hex(&id);
         let mut hashing = Hashing::new(plain);
         self.add(&blob_name(&blob), |to| self.keys.encrypt("blob", &id, &mut hashing, to))?;
-        // Of the bytes that were sealed, should the file have changed since it was hashed.
+        // Size and hash of the bytes that were sealed: the file may have changed since it was hashed.
         let (size, hash) = hashing.finish();
         let content = Rc::new(Content { size, hash: hash.clone(), blob });
         self.contents.insert(hash, content.clone());
@@ -149,7 +149,7 @@ impl Store {
     }
 
     /// Whether these manifests, and all contents that were sealed or restored, are still there. Looked up only if the directory
-    /// has changed, by another hand than ours.
+    /// was changed by somebody else.
     pub fn refuse_missing_files<'a>(&mut self, manifests: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         let now = self.stat()?;
         if self.seen.is_some_and(|seen| is_unchanged(&seen, &now)) {
@@ -164,7 +164,7 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets and deletes the contents that nobody has any more, and the manifests of these tags.
+    /// Forgets and deletes the contents that no one holds any more, and the manifests of these tags.
     pub fn delete<'a>(&mut self, manifests: impl Iterator<Item = &'a str>) -> Result<(), Error> {
         let stale: Vec<_> = self.contents.extract_if(|_, content| Rc::strong_count(content) == 1).collect();
         for name in manifests.map(manifest_name).chain(stale.iter().map(|(_, content)| blob_name(&content.blob))) {
@@ -213,7 +213,7 @@ impl Store {
     }
 
     fn open_file(&self, name: &str) -> Result<File, Error> {
-        // Whatever was put there must not be waited for.
+        // NONBLOCK: if somebody put a pipe there, opening it must not wait.
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         match openat(&self.directory, name, flags, Mode::empty()) {
             Err(Errno::NOENT) => Err(Error::Removed(self.name(name))),
@@ -302,7 +302,7 @@ fn random_id() -> Result<[u8; ID], Error> {
 /// The volume's key, and what is derived from it.
 struct Keys {
     extracted: Prk,
-    /// Goes into every derivation: a file of another volume opens here under no circumstances.
+    /// Goes into every derivation, so that a file of another volume never opens here.
     volume: Vec<u8>,
 }
 

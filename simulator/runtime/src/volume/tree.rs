@@ -3,25 +3,26 @@
 //! A file is read only if its inode, size or times moved, or if these might not tell: it had changed within a tick of the
 //! clock, or some process has it mapped. A directory is listed only if its times moved, or might not tell.
 
+mod look;
+mod mappings;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, File};
-use std::io;
-use std::mem;
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, SeekFrom, Stat, chmodat, fchmod, fstat, major, makedev, minor, mkdirat,
-    openat, readlinkat, seek, statat, symlinkat,
+    AtFlags, CWD, FileType, Mode, OFlags, Stat, chmodat, fchmod, fstat, mkdirat, openat, statat, symlinkat,
 };
 use rustix::io::Errno;
 
 use super::manifest::{Bytes, Content, Entries, Entry};
 use super::store::Store;
-use super::{Error, Name, each_name, failed, is_unchanged, names, show};
+use super::{Error, Name, each_name, failed, names, show};
+use look::Look;
+use mappings::shared_mappings;
 
 /// What changed as recently as this may change again under the same timestamp: those move with the timer tick.
 ///
@@ -166,10 +167,10 @@ impl Tree {
         }
     }
 
-    /// Looks what has changed, seals new content on the way and adds to `changes`.
+    /// Finds what has changed, seals new content on the way and adds to `changes`.
     ///
-    /// Files may come and go meanwhile, and a look can miss one that moves from where it has yet to go to where it has been:
-    /// after it, no directory may have changed.
+    /// Files may come and go meanwhile, and a look can miss a file that moves from a directory it has yet to read to one it has
+    /// read already. So the look counts only if no directory has changed by its end.
     pub fn look(&mut self, store: &mut Store, changes: &mut Entries) -> Result<(), Error> {
         let device = fstat(&self.directory).map_err(failed("read", &self.path))?.st_dev;
         for _ in 0..ATTEMPTS {
@@ -249,160 +250,6 @@ impl Tree {
     }
 }
 
-/// One look at all there is.
-struct Look<'a> {
-    /// The path by which the program knows the volume; for messages.
-    volume: &'a str,
-    store: &'a mut Store,
-    changes: &'a mut Entries,
-    /// What changed as late as this may have changed after it was looked at.
-    began: SystemTime,
-    /// `None`: cannot be told.
-    mapped: Option<HashSet<u64>>,
-}
-
-impl Look<'_> {
-    /// `false`: something went, or became another, since it was found.
-    fn look_into(
-        &mut self,
-        directory: BorrowedFd,
-        path: &mut Vec<u8>,
-        slot: &mut Option<Box<Known>>,
-    ) -> Result<bool, Error> {
-        let stat = fstat(directory).map_err(failed("read", self.name(path)))?;
-        let listed = slot
-            .as_ref()
-            .is_some_and(|known| known.is_directory() && !known.doubtful && is_unchanged(&known.stat, &stat));
-        if !listed {
-            let before = match slot.as_deref_mut() {
-                Some(Known { what: What::Directory(children), .. }) => mem::take(children),
-                _ => Vec::new(),
-            };
-            let mut before = before.into_iter().peekable();
-            // Those that are not at the same place as before.
-            let mut moved = HashMap::new();
-            let mut children = Vec::with_capacity(before.len());
-            let listing = each_name(directory, |name, inode, kind| {
-                let (name, known) = match before.next_if(|child| *child.name.name == *name) {
-                    Some(child) => (child.name.name, child.known),
-                    None => {
-                        moved.extend(before.by_ref().map(|child| (child.name.name, child.known)));
-                        moved.remove_entry(name).unwrap_or_else(|| (name.into(), None))
-                    }
-                };
-                children.push(Child { name: Name { name, inode, kind }, known });
-            });
-            listing.map_err(failed("list", self.name(path)))?;
-            let gone = before.map(|child| (child.name.name, child.known)).chain(moved);
-            for (name, known) in gone {
-                below(path, &name, |path| self.forget(path, known.as_deref()));
-            }
-            let doubtful = is_recent(&stat, self.began);
-            self.know(path, slot, Known { stat, doubtful, what: What::Directory(children) });
-        }
-        let mut complete = true;
-        if let Some(Known { what: What::Directory(children), .. }) = slot.as_deref_mut() {
-            for child in children {
-                complete &= below(path, &child.name.name, |path| {
-                    self.look_at(directory, &child.name.name, path, &mut child.known)
-                })?;
-            }
-        }
-        Ok(complete)
-    }
-
-    fn look_at(
-        &mut self,
-        directory: BorrowedFd,
-        name: &[u8],
-        path: &mut Vec<u8>,
-        slot: &mut Option<Box<Known>>,
-    ) -> Result<bool, Error> {
-        let stat = match statat(directory, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Err(Errno::NOENT) => return Ok(false),
-            stat => stat.map_err(|errno| failed("read", self.name(path))(errno))?,
-        };
-        let kind = FileType::from_raw_mode(stat.st_mode);
-        let is_mapped = self.mapped.as_ref().is_none_or(|mapped| mapped.contains(&stat.st_ino));
-        if let Some(known) = slot
-            && kind != FileType::Directory
-            && !known.doubtful
-            && !(is_mapped && kind == FileType::RegularFile)
-            && is_unchanged(&known.stat, &stat)
-        {
-            return Ok(true);
-        }
-        if path.len() >= libc::PATH_MAX as usize {
-            return Err(Error::PathTooLong(self.name(path)));
-        }
-        let went = |errno| matches!(errno, Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::INVAL);
-        match kind {
-            FileType::Directory => match open_readable(directory, name, &stat, OFlags::DIRECTORY) {
-                Err(errno) if went(errno) => Ok(false),
-                inner => {
-                    let inner = inner.map_err(failed("open", self.name(path)))?;
-                    self.look_into(inner.as_fd(), path, slot)
-                }
-            },
-            FileType::Symlink => match readlinkat(directory, name, Vec::new()) {
-                Err(errno) if went(errno) => Ok(false),
-                target => {
-                    let target = Bytes(target.map_err(failed("read", self.name(path)))?.into_bytes());
-                    let doubtful = is_recent(&stat, self.began);
-                    self.know(path, slot, Known { stat, doubtful, what: What::Symlink(target) });
-                    Ok(true)
-                }
-            },
-            FileType::RegularFile => match open_readable(directory, name, &stat, OFlags::empty()) {
-                Err(errno) if went(errno) => Ok(false),
-                plain => {
-                    let plain = plain.map_err(failed("open", self.name(path)))?;
-                    // Before the content is read: what is written meanwhile moves the timestamps past these.
-                    let stat = fstat(&plain).map_err(failed("read", self.name(path)))?;
-                    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-                        return Ok(false);
-                    }
-                    // But a write moves them first of all. One that has begun holds a lock that this waits for; whether there is
-                    // any data does not matter.
-                    let _ = seek(&plain, SeekFrom::Data(0));
-                    seek(&plain, SeekFrom::Start(0)).map_err(failed("read", self.name(path)))?;
-                    let content = self.store.add_content(&self.name(path), &mut File::from(plain))?;
-                    let doubtful = is_recent(&stat, self.began) || is_mapped;
-                    self.know(path, slot, Known { stat, doubtful, what: What::File(content) });
-                    Ok(true)
-                }
-            },
-            _ => Err(Error::Unsealable(self.name(path))),
-        }
-    }
-
-    fn know(&mut self, path: &mut Vec<u8>, slot: &mut Option<Box<Known>>, known: Known) {
-        let entry = known.entry();
-        if slot.as_ref().is_none_or(|before| before.entry() != entry) {
-            // A directory that became something else takes with it what was in it.
-            if !known.is_directory() {
-                self.forget(path, slot.as_deref());
-            }
-            // The root's mode is not the volume's.
-            if !path.is_empty() {
-                self.changes.insert(Bytes(path.clone()), Some(entry));
-            }
-        }
-        *slot = Some(Box::new(known));
-    }
-
-    fn forget(&mut self, path: &mut Vec<u8>, gone: Option<&Known>) {
-        let Some(gone) = gone else { return };
-        let mut forget = |path: &[u8]| drop(self.changes.insert(Bytes(path.to_owned()), None));
-        forget(path);
-        gone.each_inside(path, &mut |path, _| forget(path));
-    }
-
-    fn name(&self, path: &[u8]) -> String {
-        name(self.volume, path)
-    }
-}
-
 /// As the program knows it; for messages.
 fn name(volume: &str, path: &[u8]) -> String {
     format!("{volume}/{}", show(path))
@@ -453,37 +300,4 @@ fn is_recent(stat: &Stat, now: SystemTime) -> bool {
         UNIX_EPOCH.checked_add(since)?.checked_add(TICK)
     };
     changed().is_none_or(|quiet| quiet > now)
-}
-
-/// The files of `device` that some process has mapped shared, by inode: a store through a mapping moves no timestamp but the
-/// first time. Read-only mappings count, since they may have been writable. `None`: cannot be told.
-fn shared_mappings(device: u64) -> Option<HashSet<u64>> {
-    let mut mapped = HashSet::new();
-    for process in fs::read_dir("/proc").ok()? {
-        let process = process.ok()?;
-        if !process.file_name().as_bytes().iter().all(u8::is_ascii_digit) {
-            continue;
-        }
-        // By bytes: a mapped file may have any name.
-        let maps = match fs::read(process.path().join("maps")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH) => {
-                continue;
-            }
-            maps => maps.ok()?,
-        };
-        for line in maps.split(|&byte| byte == b'\n') {
-            // address, permissions, offset, device, inode, name
-            let fields: Vec<&str> =
-                line.split(|&byte| byte == b' ').take(5).map_while(|field| std::str::from_utf8(field).ok()).collect();
-            let [_, permissions, _, on, inode] = fields[..] else { continue };
-            if permissions.ends_with('s')
-                && let Some((one, two)) = on.split_once(':')
-                && let (Ok(one), Ok(two)) = (u32::from_str_radix(one, 16), u32::from_str_radix(two, 16))
-                && makedev(one, two) == makedev(major(device), minor(device))
-            {
-                mapped.insert(inode.parse().ok()?);
-            }
-        }
-    }
-    Some(mapped)
 }

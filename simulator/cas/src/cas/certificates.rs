@@ -1,0 +1,159 @@
+//! Keys and certificates that CAS makes for a session (`reference/scone.md` section 2.9).
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+use ring::digest::{Context, SHA256};
+use rustls::pki_types::CertificateDer;
+use scone_protocol::hex;
+use time::OffsetDateTime;
+
+use super::CasError;
+use super::release::Refusal;
+use super::secrets::{Result, Secrets, Value, exports_secret};
+use crate::session::{Endpoint, KeyType, Kind, Secret, Session};
+use crate::store::StoreError;
+
+impl Secrets<'_> {
+    /// A certificate that `owner` does not import, for `reader`.
+    pub fn certificate(
+        &self,
+        owner: &Session,
+        name: &str,
+        explicit: Option<Vec<u8>>,
+        reader: &Session,
+    ) -> Result<Value> {
+        let damaged = || StoreError::Damaged(format!("certificate '{name}' is not declared as it must be"));
+        let secret = owner.secret(name).ok_or_else(damaged)?;
+        let kind = secret.kind.ok_or_else(damaged)?;
+        let key = secret.private_key.as_ref().map(|key| self.value(owner, key)).transpose()?;
+        let key = key.filter(|key| key.kind == Kind::PrivateKey).map(|key| key.bytes);
+        let issuer = secret.issuer.as_ref().map(|issuer| self.value(owner, issuer)).transpose()?;
+
+        let bytes = match explicit {
+            Some(bytes) => bytes,
+            None => {
+                self.current_certificate(owner, secret, kind, key.as_ref().ok_or_else(damaged)?, issuer.as_ref())?
+            }
+        };
+        // Who imports a certificate gets its private key only if that is exported, too.
+        let may_have_key = owner.name == reader.name
+            || secret.private_key.as_ref().is_some_and(|key| exports_secret(owner, key, reader));
+        let chain = issuer.map_or(Vec::new(), |issuer| [vec![issuer.bytes], issuer.chain].concat());
+        Ok(Value { kind, bytes, private_key: key.filter(|_| may_have_key), chain })
+    }
+
+    /// The certificate made before, or a new one if that does not fit its key and issuer any more, or is about to expire.
+    fn current_certificate(
+        &self,
+        owner: &Session,
+        secret: &Secret,
+        kind: Kind,
+        key: &[u8],
+        issuer: Option<&Value>,
+    ) -> Result<Vec<u8>> {
+        let made_of = fingerprint(key, issuer);
+        let kept = self.kept(&owner.name, &secret.name)?.filter(|(label, _)| {
+            let mut words = label.split(' ').skip(1);
+            let fits = words.next() == Some(&made_of);
+            fits && words.next().is_none_or(|renew| renew.parse().is_ok_and(|renew: u64| self.now < renew))
+        });
+        if let Some((_, bytes)) = kept {
+            return Ok(bytes);
+        }
+        let mut parameters = parameters(secret, kind)?;
+        let renew = self.set_validity(&mut parameters, secret.validity())?;
+        let bytes = sign(parameters, secret, key, issuer)?;
+        let renew = renew.map_or(String::new(), |renew| format!(" {renew}"));
+        self.keep(&owner.name, &secret.name, &format!("{} {made_of}{renew}", kind.text()), &bytes)?;
+        Ok(bytes)
+    }
+
+    /// Makes a certificate valid from now on, for this many seconds. Gives the time at which to make the next one, in seconds
+    /// since the epoch.
+    fn set_validity(&self, parameters: &mut CertificateParams, seconds: Option<u64>) -> Result<Option<u64>> {
+        let no_time = |_| CasError::Certificate("its time is out of range".into());
+        parameters.not_before = OffsetDateTime::from_unix_timestamp(self.now.cast_signed()).map_err(no_time)?;
+        let Some(seconds) = seconds else { return Ok(None) };
+        let end = self.now.saturating_add(seconds);
+        parameters.not_after = OffsetDateTime::from_unix_timestamp(end.cast_signed()).map_err(no_time)?;
+        // Assumption: after two thirds of its life. SCONE says "before they expire".
+        Ok(Some(self.now + seconds / 3 * 2))
+    }
+}
+
+fn failed(error: rcgen::Error) -> CasError {
+    CasError::Certificate(error.to_string())
+}
+
+/// Names and usages of a certificate.
+fn parameters(secret: &Secret, kind: Kind) -> Result<CertificateParams> {
+    let dns = secret.san.iter().find_map(|name| name.strip_prefix("dns:"));
+    let mut parameters = CertificateParams::new(Vec::new()).map_err(failed)?;
+    parameters.distinguished_name = DistinguishedName::new();
+    let common_name = secret.common_name.as_deref().or(dns).unwrap_or(&secret.name);
+    parameters.distinguished_name.push(DnType::CommonName, common_name);
+    for name in &secret.san {
+        let invalid = || CasError::Certificate(format!("'{name}' is no name"));
+        parameters.subject_alt_names.push(match name.split_once(':') {
+            Some(("dns", name)) => SanType::DnsName(name.try_into().map_err(failed)?),
+            Some(("ip", address)) => SanType::IpAddress(address.parse().map_err(|_| invalid())?),
+            _ => return Err(invalid().into()),
+        });
+    }
+    if kind == Kind::X509Ca {
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        parameters.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    } else {
+        parameters.is_ca = IsCa::ExplicitNoCa;
+        parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        parameters.extended_key_usages = match secret.endpoint {
+            Some(Endpoint::Server) => vec![ExtendedKeyUsagePurpose::ServerAuth],
+            Some(Endpoint::Client) => vec![ExtendedKeyUsagePurpose::ClientAuth],
+            None => Vec::new(),
+        };
+    }
+    Ok(parameters)
+}
+
+/// Signs a certificate with its issuer's key, or with its own.
+fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: Option<&Value>) -> Result<Vec<u8>> {
+    parameters.use_authority_key_identifier_extension = issuer.is_some();
+    let key = KeyPair::try_from(key).map_err(failed)?;
+    let Some(issuer) = issuer else {
+        return Ok(parameters.self_signed(&key).map_err(failed)?.der().to_vec());
+    };
+    let name = secret.issuer.as_deref().unwrap_or_default();
+    let issuers_key = issuer.private_key.as_deref().filter(|_| issuer.kind == Kind::X509Ca);
+    let issuers_key = issuers_key.ok_or_else(|| {
+        Refusal::misconfigured(format!("Certificate '{name}' cannot sign: its private key is not there"))
+    })?;
+    let issuers_key = KeyPair::try_from(issuers_key).map_err(failed)?;
+    let certificate = CertificateDer::from(issuer.bytes.as_slice());
+    let issuer = Issuer::from_ca_cert_der(&certificate, issuers_key).map_err(failed)?;
+    Ok(parameters.signed_by(&key, &issuer).map_err(failed)?.der().to_vec())
+}
+
+pub(super) fn draw_key(key_type: KeyType) -> std::result::Result<Vec<u8>, CasError> {
+    let algorithm = match key_type {
+        KeyType::P256 => &rcgen::PKCS_ECDSA_P256_SHA256,
+        KeyType::P384 => &rcgen::PKCS_ECDSA_P384_SHA384,
+        KeyType::Ed25519 => &rcgen::PKCS_ED25519,
+        KeyType::Rsa2048 | KeyType::Rsa3072 => {
+            return Err(StoreError::Damaged("an RSA key cannot be drawn".into()).into());
+        }
+    };
+    let key = KeyPair::generate_for(algorithm).map_err(|error| CasError::Certificate(error.to_string()))?;
+    Ok(key.serialize_der())
+}
+
+/// A hash of what a certificate is made from: its key and its issuer.
+fn fingerprint(key: &[u8], issuer: Option<&Value>) -> String {
+    let mut hash = Context::new(&SHA256);
+    for part in [key, issuer.map_or(&[], |issuer| issuer.bytes.as_slice())] {
+        hash.update(&(part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hex(hash.finish().as_ref())
+}

@@ -1,0 +1,178 @@
+//! What CAS decides on the enclave API: which program gets which configuration.
+
+use rusqlite::Connection;
+use scone_protocol::{Configuration, End, InjectionFile, Secret, access_proof, hex, proves_access};
+
+use super::evidence::judge_evidence;
+use super::secrets::{self, Secrets};
+use super::volumes::grant;
+use super::{Cas, CasError, Stop, refuse, settle};
+use crate::audit::{self, Event, Record};
+use crate::codes;
+use crate::session::{Mode, Service, Session, host_argument, host_variable};
+use crate::store::{self, StoreError};
+
+/// Who asks for a configuration, and with what.
+pub struct Claim<'a> {
+    /// `session/service`.
+    pub service: &'a str,
+    /// What followed the `@`.
+    pub code: Option<&'a str>,
+    /// The measurement.
+    pub mrenclave: &'a str,
+    /// Whether the evidence was made for the connection it came on.
+    pub bound: bool,
+    /// What shows on this connection that a service access token is known.
+    pub access: Access<'a>,
+}
+
+/// A connection's part in proving that a service access token is known, by either end.
+#[derive(Clone, Copy, Default)]
+pub struct Access<'a> {
+    /// The runtime's proof.
+    pub proof: Option<&'a str>,
+    /// The connection's exporter value.
+    pub exporter: [u8; 32],
+    /// CAS's nonce.
+    pub nonce: &'a str,
+}
+
+impl<'a> Claim<'a> {
+    fn record(&self, event: Event, outcome: &'a str) -> Record<'a> {
+        Record { event, subject: self.service, who: "", measurement: self.mrenclave, outcome }
+    }
+}
+
+/// Why the enclave API says no.
+pub(super) struct Refusal {
+    /// What the runtime prints after `Caused by:`, outermost first.
+    pub causes: Vec<String>,
+    /// The true reason, for the audit log.
+    pub reason: String,
+}
+
+impl Refusal {
+    pub fn new(headline: &str, details: impl IntoIterator<Item = String>, reason: impl Into<String>) -> Refusal {
+        let headline = format!("CAS sent an attestation/configuration error: {headline}");
+        Refusal { causes: std::iter::once(headline).chain(details).collect(), reason: reason.into() }
+    }
+
+    /// A refusal before any evidence was judged.
+    pub fn no_configuration(detail: impl Into<String>, reason: impl Into<String>) -> Refusal {
+        Refusal::new("Failed to retrieve service attestation configuration", [detail.into()], reason)
+    }
+
+    /// What is configured does not fit together. The words are our own and hold nothing secret.
+    pub fn misconfigured(problem: String) -> Stop<Refusal> {
+        Stop::Refused(Refusal::no_configuration(problem.clone(), problem))
+    }
+}
+
+impl Cas {
+    /// Gives a service its configuration, or the lines of SCONE's error frame.
+    ///
+    /// First, what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
+    /// attestation); then the evidence is judged. All of it is durable before CAS answers.
+    pub fn configure(&self, claim: &Claim<'_>) -> Result<Result<Configuration, Vec<String>>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(configure(tx, claim, now))?;
+            let outcome = match &result {
+                Ok(_) => "accepted".to_owned(),
+                Err(refusal) => format!("refused: {}", refusal.reason),
+            };
+            audit::append(tx, now, &claim.record(Event::ServiceAttested, &outcome))?;
+            Ok(result.map_err(|refusal| refusal.causes))
+        })
+    }
+}
+
+fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
+    // An unknown session and an unknown service get the same answer (our own words): names are not secret, but CAS does not
+    // help to find them out.
+    let unknown = |reason| Stop::Refused(Refusal::no_configuration("Session or service does not exist", reason));
+    let (session_name, service_name) = claim.service.rsplit_once('/').ok_or_else(|| unknown("no service named"))?;
+    let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
+    let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
+
+    let secrets = Secrets { tx, now };
+    let mut configuration = prepare(&secrets, &session, service)?;
+    configuration.access_proof = check_access(&session, &claim.access)?;
+    if let Some(text) = session.code_secret(service) {
+        let secret = secrets.shared_secret(&session, text)?;
+        let verdict = codes::check(tx, &secret, claim.code, now)?;
+        audit::append(tx, now, &claim.record(Event::CodeChecked, &verdict.record()))?;
+        if let Some(detail) = verdict.refusal() {
+            return refuse(Refusal::no_configuration(detail, "the code"));
+        }
+    }
+    if session.security.attestation.mode == Mode::Hardware {
+        judge_evidence(service, claim)?;
+    }
+    Ok(configuration)
+}
+
+/// Checks the service access token (section 2.10) before all else, so that a caller without it can neither try codes nor use
+/// them up. Gives CAS's own proof, for the runtime to check. The messages are our own: SCONE's are not documented.
+fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>, Stop<Refusal>> {
+    let Access { proof, exporter, nonce } = access;
+    let Some(token) = &session.security.service_access_token else { return Ok(None) };
+    let Some(proof) = proof else {
+        return refuse(Refusal::no_configuration(
+            "A service access token is required to access this session",
+            "no service access token",
+        ));
+    };
+    if !proves_access(proof, End::Runtime, token, exporter, nonce) {
+        return refuse(Refusal::no_configuration(
+            "The given service access token is invalid",
+            "wrong service access token",
+        ));
+    }
+    Ok(Some(access_proof(End::Cas, token, exporter, nonce)))
+}
+
+/// Puts together what the service would get.
+fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
+    let mut configuration = Configuration { pwd: service.pwd.clone(), ..Configuration::default() };
+    let mut size = 0;
+    for (at, word) in service.command.iter().enumerate() {
+        let word = match host_argument(word).and_then(|position| position.parse().ok()) {
+            Some(position) => {
+                configuration.host_arguments.push((at, position));
+                String::new()
+            }
+            None => secrets.text(session, word)?,
+        };
+        size += word.len();
+        configuration.command.push(word);
+    }
+    for (name, value) in &service.environment {
+        match host_variable(name) {
+            Some(name) => configuration.host_environment.push(name.to_owned()),
+            None => {
+                let value = secrets.text(session, value)?;
+                size += value.len();
+                configuration.environment.insert(name.clone(), Secret::new(value));
+            }
+        }
+    }
+    if let Some(image) = session.image(service) {
+        for mount in &image.volumes {
+            configuration.volumes.push(grant(secrets.tx, session, mount)?);
+        }
+        for file in &image.injection_files {
+            let content = secrets.bytes(session, &file.content)?;
+            size += content.len();
+            configuration.injection_files.push(InjectionFile {
+                path: file.path.clone(),
+                content: Secret::new(hex(&content)),
+                mode: file.mode().ok_or_else(|| StoreError::Damaged("a permission is not valid".into()))?,
+            });
+        }
+    }
+    match size > secrets::MAX_CONFIGURATION {
+        true => Err(secrets::too_large()),
+        false => Ok(configuration),
+    }
+}

@@ -1,0 +1,221 @@
+//! The values of a session's secrets at the moment a service starts: explicit, drawn, imported, or a certificate that CAS
+//! makes. Keys and certificates are drawn at their first use and kept until an update, or the certificate's end, asks for new
+//! ones (`reference/scone.md` section 2.9).
+
+use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
+use rusqlite::{Connection, OptionalExtension, params};
+use scone_protocol::hex;
+
+use super::Stop;
+use super::certificates::draw_key;
+use super::release::Refusal;
+use crate::session::placeholder::{Format, Part, Placeholder, parts};
+use crate::session::{Kind, SecretImport, Session, SessionId, decode_shared_secret};
+use crate::store::{self, StoreError};
+use crate::tls;
+
+pub(super) type Result<T> = std::result::Result<T, Stop<Refusal>>;
+
+/// The largest size of all texts of one configuration, in bytes. Placeholders are short; what they stand for need not be.
+pub(super) const MAX_CONFIGURATION: usize = 256 * 1024;
+
+/// The secrets of all sessions, now.
+pub(super) struct Secrets<'a> {
+    pub tx: &'a Connection,
+    /// Seconds since the epoch.
+    pub now: u64,
+}
+
+/// A secret's value.
+pub(super) struct Value {
+    pub kind: Kind,
+    /// Of a key (PKCS#8) and of a certificate, the DER.
+    pub bytes: Vec<u8>,
+    /// Of a certificate, as far as it can be had.
+    pub private_key: Option<Vec<u8>>,
+    /// Of a certificate: those above it, the root last.
+    pub chain: Vec<Vec<u8>>,
+}
+
+impl Value {
+    fn plain(kind: Kind, bytes: Vec<u8>) -> Value {
+        Value { kind, bytes, private_key: None, chain: Vec::new() }
+    }
+
+    /// `None`: it has no such form.
+    fn written(&self, format: Format) -> Option<Vec<u8>> {
+        let Value { kind, bytes, private_key, chain } = self;
+        if !format.suits(*kind) {
+            return None;
+        }
+        let certificate = |der: &[u8]| tls::pem(tls::CERTIFICATE, der).into_bytes();
+        let key = |der: &[u8]| tls::pem("PRIVATE KEY", der).into_bytes();
+        Some(match format {
+            Format::Plain => match kind {
+                Kind::Ascii | Kind::Binary => bytes.clone(),
+                Kind::PrivateKey => key(bytes),
+                Kind::X509 | Kind::X509Ca => certificate(bytes),
+            },
+            Format::Bin | Format::Der | Format::CrtDer => bytes.clone(),
+            Format::Hex => hex(bytes).into_bytes(),
+            Format::Base64 => BASE64.encode(bytes).into_bytes(),
+            Format::Base64Url => BASE64URL.encode(bytes).into_bytes(),
+            Format::Base32 => BASE32.encode(bytes).into_bytes(),
+            Format::Base32NoPad => BASE32_NOPAD.encode(bytes).into_bytes(),
+            Format::Pem => key(bytes),
+            Format::Crt => certificate(bytes),
+            Format::CrtKey => key(private_key.as_ref()?),
+            Format::CrtKeyDer => private_key.clone()?,
+            Format::Chain => chain.iter().flat_map(|der| certificate(der)).collect(),
+        })
+    }
+}
+
+impl Secrets<'_> {
+    /// Puts secrets in the place of placeholders, where only text will do.
+    pub fn text(&self, session: &Session, text: &str) -> Result<String> {
+        let filled = String::from_utf8(self.bytes(session, text)?).ok().filter(|text| !text.contains('\0'));
+        filled.ok_or_else(|| Refusal::misconfigured("A secret is in binary form where only text will do".into()))
+    }
+
+    /// Puts secrets in the place of placeholders.
+    pub fn bytes(&self, session: &Session, text: &str) -> Result<Vec<u8>> {
+        let mut filled = Vec::new();
+        for part in parts(text).map_err(StoreError::Damaged)? {
+            match part {
+                Part::Text(text) => filled.extend_from_slice(text.as_bytes()),
+                Part::Secret(Placeholder { name, format, json }) => {
+                    let written = self.value(session, name)?.written(format);
+                    let written = if json { written.and_then(escape_json) } else { written };
+                    filled.extend(written.ok_or_else(|| {
+                        Refusal::misconfigured(format!("Secret '{name}' does not have the format it is asked for"))
+                    })?);
+                }
+            }
+            if filled.len() > MAX_CONFIGURATION {
+                return Err(too_large());
+            }
+        }
+        Ok(filled)
+    }
+
+    /// A shared secret of one-time passwords.
+    pub fn shared_secret(&self, session: &Session, text: &str) -> Result<Vec<u8>> {
+        decode_shared_secret(&self.text(session, text)?).ok_or_else(|| {
+            Refusal::misconfigured("The One-time Password's shared secret is not base32 of at least 128 bits".into())
+        })
+    }
+
+    /// The value of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
+    pub fn value(&self, session: &Session, name: &str) -> Result<Value> {
+        let declared =
+            session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
+        let Some(import) = &declared.import else { return self.own_value(session, name, session) };
+        let SecretImport { session: from, session_hash, secret: there } = import;
+        let owner = owner(self.tx, from, session_hash.as_deref())?;
+        let offered = owner.as_ref().filter(|owner| exports_secret(owner, there, session));
+        let offered = offered.and_then(|owner| Some((owner, owner.secret(there)?)));
+        let (owner, original) = offered.ok_or_else(|| {
+            Refusal::misconfigured(format!("Session '{from}' does not export secret '{there}' to '{}'", session.name))
+        })?;
+        let agrees = declared.kind.is_none_or(|kind| original.kind == Some(kind))
+            && declared.size.is_none_or(|size| original.size == Some(size));
+        if !agrees {
+            let problem = format!("Secret '{there}' of session '{from}' has another kind or size than its import");
+            return Err(Refusal::misconfigured(problem));
+        }
+        self.own_value(owner, there, session)
+    }
+
+    /// The value of a secret that `owner` does not import, for `reader`.
+    fn own_value(&self, owner: &Session, name: &str, reader: &Session) -> Result<Value> {
+        let damaged = || StoreError::Damaged(format!("secret '{name}' has no kind or no valid value"));
+        let secret = owner.secret(name).ok_or_else(damaged)?;
+        let kind = secret.kind.ok_or_else(damaged)?;
+        let explicit = match secret.explicit_value() {
+            Some(value) => Some(value.ok_or_else(damaged)?),
+            None => None,
+        };
+        match kind {
+            Kind::Ascii | Kind::Binary => {
+                let bytes = match explicit {
+                    Some(bytes) => bytes,
+                    None => store::drawn_secret(self.tx, &owner.name, name)?,
+                };
+                Ok(Value::plain(kind, bytes))
+            }
+            Kind::PrivateKey => {
+                let bytes = match (explicit, self.kept(&owner.name, name)?) {
+                    (Some(bytes), _) => bytes,
+                    (None, Some((label, bytes))) if label == secret.label() => bytes,
+                    (None, _) => {
+                        let key = draw_key(secret.key_type.ok_or_else(damaged)?)?;
+                        self.keep(&owner.name, name, &secret.label(), &key)?;
+                        key
+                    }
+                };
+                Ok(Value::plain(kind, bytes))
+            }
+            Kind::X509 | Kind::X509Ca => self.certificate(owner, name, explicit, reader),
+        }
+    }
+
+    pub fn kept(&self, session: &str, name: &str) -> std::result::Result<Option<(String, Vec<u8>)>, rusqlite::Error> {
+        self.tx
+            .prepare_cached("SELECT kind, value FROM secret WHERE session = ?1 AND name = ?2")?
+            .query_row([session, name], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+    }
+
+    pub fn keep(
+        &self,
+        session: &str,
+        name: &str,
+        label: &str,
+        value: &[u8],
+    ) -> std::result::Result<(), rusqlite::Error> {
+        self.tx
+            .prepare_cached("INSERT OR REPLACE INTO secret (session, name, kind, value) VALUES (?1, ?2, ?3, ?4)")?
+            .execute(params![session, name, label, value])
+            .map(drop)
+    }
+}
+
+/// The active session of that name; a refusal if it is not the version that an import pins.
+pub(super) fn owner(tx: &Connection, name: &str, hash: Option<&str>) -> Result<Option<Session>> {
+    let owner = store::active(tx, name)?;
+    if owner.as_ref().is_some_and(|owner| hash.is_some_and(|hash| owner.hash != hash)) {
+        return Err(Refusal::misconfigured(format!("Session '{name}' is not the version that its import names")));
+    }
+    Ok(owner.map(|owner| owner.session))
+}
+
+/// Whether a reference means this session, and this version of it.
+pub(super) fn is_meant(id: &SessionId, session: &Session) -> bool {
+    id.session == session.name && id.session_hash.as_ref().is_none_or(|hash| *hash == session.hash())
+}
+
+pub(super) fn exports_secret(owner: &Session, name: &str, to: &Session) -> bool {
+    owner.secret(name).is_some_and(|secret| {
+        secret.export.iter().any(|export| match (&export.session, &export.namespace) {
+            (Some(name), None) => {
+                let id = SessionId { session: name.clone(), session_hash: export.session_hash.clone() };
+                is_meant(&id, to)
+            }
+            (None, Some(namespace)) => {
+                to.name.strip_prefix(namespace.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            }
+            _ => false,
+        })
+    })
+}
+
+pub(super) fn too_large() -> Stop<Refusal> {
+    Refusal::misconfigured(format!("The configuration is larger than {MAX_CONFIGURATION} bytes"))
+}
+
+/// Escaped for use inside a JSON string; `None` if it is no text.
+fn escape_json(written: Vec<u8>) -> Option<Vec<u8>> {
+    let quoted = serde_json::Value::from(String::from_utf8(written).ok()?).to_string();
+    Some(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
+}

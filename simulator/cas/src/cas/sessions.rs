@@ -1,0 +1,225 @@
+//! What CAS decides on the client API: who may upload, read and list which session.
+
+use rusqlite::Connection;
+
+use super::secrets::Secrets;
+use super::{Cas, CasError, Stop, refuse, settle};
+use crate::audit::{self, Event, Record};
+use crate::codes;
+use crate::session::{Session, SessionError};
+use crate::store::{self, Stored};
+use crate::tls;
+
+/// Why the client API says no.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientRefusal {
+    /// Not a session. Nothing of the policy is repeated but the key that is wrong.
+    #[error("Session is not valid: {0}")]
+    Invalid(SessionError),
+    /// No client certificate, where one is needed.
+    #[error("A client certificate is required")]
+    Anonymous,
+    /// The access policy grants it to others.
+    #[error("Permission denied: the access policy of session '{0}' does not grant it")]
+    Denied(String),
+    /// There is no such session, or no such version of it.
+    #[error("Session '{0}' does not exist")]
+    Unknown(String),
+    /// The name's namespace is missing.
+    #[error("Parent session '{0}' does not exist")]
+    NoParent(String),
+    /// SCONE's words (section 4.2).
+    #[error("Session already exists, please specify predecessor hash")]
+    Exists,
+    /// Somebody else updated the session first, or the hash is another session's.
+    #[error("The given predecessor is not the active session's hash")]
+    WrongPredecessor,
+    /// A predecessor was given for a new name.
+    #[error("A predecessor was given, but session '{0}' does not exist")]
+    NoPredecessor(String),
+    /// The policy names a creator, and it is not the client that uploads it.
+    #[error("The session names another creator")]
+    WrongCreator,
+}
+
+impl ClientRefusal {
+    /// The reason without the peer's own words.
+    fn class(&self) -> &'static str {
+        match self {
+            ClientRefusal::Invalid(_) => "the session is not valid",
+            ClientRefusal::Anonymous => "no client certificate",
+            ClientRefusal::Denied(_) => "permission denied",
+            ClientRefusal::Unknown(_) => "no such session",
+            ClientRefusal::NoParent(_) => "no such parent session",
+            ClientRefusal::Exists => "it exists, and no predecessor was given",
+            ClientRefusal::WrongPredecessor => "wrong predecessor",
+            ClientRefusal::NoPredecessor(_) => "a predecessor was given for a new name",
+            ClientRefusal::WrongCreator => "it names another creator",
+        }
+    }
+}
+
+/// What the client API says of a session.
+pub struct SessionAnswer {
+    /// The session hash.
+    pub hash: String,
+    /// The policy's text in normal form.
+    pub text: String,
+}
+
+impl Cas {
+    /// Creates a session, or replaces it if the policy names its predecessor. Answers the hash, and whether the name is new.
+    pub fn upload(
+        &self,
+        text: &str,
+        client: Option<&tls::Client>,
+    ) -> Result<Result<(String, bool), ClientRefusal>, CasError> {
+        let now = self.clock.now()?;
+        let parsed = Session::parse(text);
+        self.store.write(|tx| {
+            let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
+            let replaces = parsed.as_ref().is_ok_and(|session| session.predecessor.is_some());
+            let result = match parsed {
+                Ok(session) => settle(upload(tx, session, client, now))?,
+                Err(error) => Err(ClientRefusal::Invalid(error)),
+            };
+            let outcome = match &result {
+                Ok((hash, _)) => format!("accepted: {hash}"),
+                // The policy's author is told what is wrong with it; the log is not, since that may repeat a value.
+                Err(ClientRefusal::Invalid(_)) => "refused: the session is not valid".into(),
+                Err(refusal) => format!("refused: {refusal}"),
+            };
+            let event = if replaces { Event::SessionUpdated } else { Event::SessionCreated };
+            let record = Record { event, subject: &subject, who: key_hash(client), measurement: "", outcome: &outcome };
+            audit::append(tx, now, &record)?;
+            Ok(result)
+        })
+    }
+
+    /// The active session of that name, or the version with that hash.
+    pub fn read(
+        &self,
+        name: &str,
+        hash: Option<&str>,
+        client: Option<&tls::Client>,
+    ) -> Result<Result<SessionAnswer, ClientRefusal>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(read(tx, name, hash, client))?;
+            let outcome =
+                result.as_ref().map_or_else(|refusal| format!("refused: {}", refusal.class()), |_| "accepted".into());
+            let event = Event::SessionRead;
+            let record = Record { event, subject: name, who: key_hash(client), measurement: "", outcome: &outcome };
+            audit::append(tx, now, &record)?;
+            Ok(match result {
+                Ok(Stored { hash, session, .. }) => Ok(SessionAnswer { hash, text: session.to_yaml()? }),
+                Err(refusal) => Err(refusal),
+            })
+        })
+    }
+
+    /// The names of the sessions that the client may read.
+    pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
+        let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
+        let mut readable = Vec::new();
+        // A hundred at a time: anybody may ask for this, while others wait for the store.
+        while !names.is_empty() {
+            let some: Vec<String> = names.drain(..names.len().min(100)).collect();
+            self.store.write::<_, CasError>(|tx| {
+                for name in some {
+                    if settle(read(tx, &name, None, client))?.is_ok() {
+                        readable.push(name);
+                    }
+                }
+                Ok(())
+            })?;
+        }
+        Ok(readable)
+    }
+}
+
+fn key_hash(client: Option<&tls::Client>) -> &str {
+    client.map_or("", |client| &client.key_hash)
+}
+
+/// Whether `who`, an entry list of the access policy, admits the client.
+fn admits(who: &[String], creator: &str, client: Option<&tls::Client>) -> bool {
+    who.iter().any(|entry| match (entry.as_str(), client) {
+        ("ANY", _) => true,
+        ("NONE", _) | (_, None) => false,
+        ("CREATOR", Some(client)) => client.key_hash == creator,
+        (hash, Some(client)) => client.key_hash == hash,
+    })
+}
+
+fn upload(
+    tx: &Connection,
+    mut session: Session,
+    client: Option<&tls::Client>,
+    now: u64,
+) -> Result<(String, bool), Stop<ClientRefusal>> {
+    let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
+    let predecessor = session.predecessor.take();
+    let before = store::active(tx, &session.name)?;
+    match (&before, predecessor) {
+        (Some(active), predecessor) => {
+            if !admits(&active.session.access_policy.update, &active.creator, Some(client)) {
+                return refuse(ClientRefusal::Denied(session.name));
+            }
+            match predecessor {
+                None => return refuse(ClientRefusal::Exists),
+                Some(hash) if hash != active.hash => return refuse(ClientRefusal::WrongPredecessor),
+                Some(_) => {}
+            }
+        }
+        (None, Some(_)) => return refuse(ClientRefusal::NoPredecessor(session.name)),
+        (None, None) => {
+            if let Some(parent_name) = session.parent() {
+                let Some(parent) = store::active(tx, parent_name)? else {
+                    return refuse(ClientRefusal::NoParent(parent_name.to_owned()));
+                };
+                if !admits(&parent.session.access_policy.create_sessions, &parent.creator, Some(client)) {
+                    return refuse(ClientRefusal::Denied(parent_name.to_owned()));
+                }
+            }
+        }
+    }
+    let creator = session.refers_to_creator().then(|| client.certificate.clone());
+    if session.creator.is_some() && session.creator != creator {
+        return refuse(ClientRefusal::WrongCreator);
+    }
+    session.creator = creator;
+
+    let hash = session.hash();
+    let version = before.as_ref().map_or(1, |before| before.version + 1);
+    let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
+    // The same content again makes no new version.
+    if before.as_ref().is_none_or(|before| before.hash != hash || before.creator != new.creator) {
+        store::activate(tx, &new)?;
+    }
+    // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
+    for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
+        // A secret that is not available now (its owner does not exist yet) has no wait to lift.
+        if let Ok(secret) = settle(Secrets { tx, now }.shared_secret(&new.session, text))? {
+            codes::lift_wait(tx, &secret)?;
+        }
+    }
+    Ok((hash, before.is_none()))
+}
+
+fn read(
+    tx: &Connection,
+    name: &str,
+    hash: Option<&str>,
+    client: Option<&tls::Client>,
+) -> Result<Stored, Stop<ClientRefusal>> {
+    let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
+    let active = store::active(tx, name)?.ok_or_else(unknown)?;
+    if !admits(&active.session.access_policy.read, &active.creator, client) {
+        return refuse(ClientRefusal::Denied(name.to_owned()));
+    }
+    match hash {
+        None => Ok(active),
+        Some(hash) => store::with_hash(tx, name, hash)?.ok_or_else(unknown),
+    }
+}

@@ -1,0 +1,100 @@
+//! What CAS decides about volumes: whose key and tag a service gets, and when a tag moves.
+
+use rusqlite::Connection;
+use scone_protocol::{Secret, SetTag, UpdatePolicy, VolumeGrant, hex, unhex};
+
+use super::release::Refusal;
+use super::{Cas, CasError, Stop, secrets, settle};
+use crate::audit::{self, Event, Record};
+use crate::session::{Mount, Session, VolumeImport};
+use crate::store::{self, StoreError};
+
+impl Cas {
+    /// Moves a volume's tag, or gives the lines of SCONE's error frame.
+    pub fn set_tag(&self, request: &SetTag) -> Result<Result<(), Vec<String>>, CasError> {
+        let now = self.clock.now()?;
+        self.store.write(|tx| {
+            let result = settle(set_tag(tx, request))?;
+            let outcome = match &result {
+                Ok(()) => format!("accepted: {}", request.new),
+                Err(refusal) => format!("refused: {}", refusal.reason),
+            };
+            let subject = format!("{}/{}", request.session, request.volume);
+            let event = Event::VolumeTagUpdated;
+            audit::append(tx, now, &Record { event, subject: &subject, who: "", measurement: "", outcome: &outcome })?;
+            Ok(result.map_err(|refusal| refusal.causes))
+        })
+    }
+}
+
+/// The key and tag of a mounted volume, here or where it is imported from; both sides must agree.
+pub(super) fn grant(tx: &Connection, session: &Session, mount: &Mount) -> Result<VolumeGrant, Stop<Refusal>> {
+    let Mount { name, path, update_policy } = mount;
+    let declared =
+        session.volume(name).ok_or_else(|| StoreError::Damaged(format!("volume '{name}' is not declared")))?;
+    let (owner, name, update_policy) = match &declared.import {
+        None => (session.name.clone(), name.clone(), *update_policy),
+        Some(import) => imported(tx, session, import, *update_policy)?,
+    };
+    let volume =
+        store::volume(tx, &owner, &name)?.ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
+    Ok(VolumeGrant {
+        session: owner,
+        name,
+        path: path.clone(),
+        key: Secret::new(hex(&volume.key)),
+        tag: volume.tag,
+        update_policy,
+    })
+}
+
+/// An imported volume: its owner, its name there, and what becomes of changes. That is `wanted`, if the owner allows it.
+fn imported(
+    tx: &Connection,
+    session: &Session,
+    import: &VolumeImport,
+    wanted: UpdatePolicy,
+) -> Result<(String, String, UpdatePolicy), Stop<Refusal>> {
+    let (from, there) = (&import.session, &import.volume);
+    let owner = secrets::owner(tx, from, import.session_hash.as_deref())?;
+    let exported = owner.iter().flat_map(|owner| &owner.volumes).find_map(|volume| {
+        let meant = volume.export.iter().find(|export| {
+            let called = export.volume_alias.as_ref().unwrap_or(&volume.name);
+            called == there && secrets::is_meant(&export.to, session)
+        })?;
+        Some((volume.name.clone(), meant.update_policy))
+    });
+    let (original, most) = exported.ok_or_else(|| {
+        Refusal::misconfigured(format!("Session '{from}' does not export volume '{there}' to '{}'", session.name))
+    })?;
+    // Section 2.7: an ephemeral export makes the import ephemeral; more than was granted is an error.
+    if most == UpdatePolicy::Ephemeral {
+        return Ok((from.clone(), original, UpdatePolicy::Ephemeral));
+    }
+    if wanted > most {
+        let problem = format!("Session '{from}' does not allow volume '{there}' the update policy it is used with");
+        return Err(Refusal::misconfigured(problem));
+    }
+    Ok((from.clone(), original, wanted))
+}
+
+fn set_tag(tx: &Connection, request: &SetTag) -> Result<(), Stop<Refusal>> {
+    let no = |cause: &str, reason: &str| {
+        Stop::Refused(Refusal { causes: vec![cause.to_owned()], reason: reason.to_owned() })
+    };
+    // An unknown volume and a wrong key get the same answer (our own words).
+    let volume = store::volume(tx, &request.session, &request.volume)?
+        .filter(|volume| request.is_authorised_by(&volume.key))
+        .ok_or_else(|| no("The volume's key was not proven", "unknown volume or wrong key"))?;
+    if unhex(&request.new).is_none_or(|tag| tag.len() != 16) {
+        return Err(no("The FSPF tag is not 32 lower-case hex digits", "malformed tag"));
+    }
+    // The answer to an earlier request may have been lost: asking again is no replay.
+    if volume.tag.as_deref() == Some(&request.new) {
+        return Ok(());
+    }
+    if !store::move_tag(tx, &request.session, &request.volume, request.old.as_deref(), &request.new)? {
+        return Err(no("The FSPF tag is not fresh - suspected replay attack", "stale tag"));
+    }
+    Ok(())
+}

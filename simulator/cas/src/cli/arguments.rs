@@ -1,0 +1,246 @@
+//! The command line's subcommands and options.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// SCONE's command line, simulated: software only, protects nobody from root
+#[derive(Parser)]
+#[command(name = "scone-sim", bin_name = "scone", version)]
+pub(super) struct Cli {
+    /// The file with this user's identity and the CASes attested
+    #[arg(short, long, value_name = "FILE", env = "SCONE_CLI_CONFIG")]
+    pub config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Command {
+    /// Create, update, read and verify sessions (policies)
+    #[command(subcommand)]
+    Session(SessionCommand),
+    /// Attest CASes and list them
+    #[command(subcommand)]
+    Cas(CasCommand),
+    /// Show this user's identity
+    #[command(subcommand, name = "self")]
+    Own(OwnCommand),
+    /// Look at certificates
+    #[command(subcommand)]
+    Cert(CertCommand),
+    /// Print the version
+    Version,
+}
+
+#[derive(Subcommand)]
+pub(super) enum CertCommand {
+    /// Print a certificate's key hash, as access policies name it
+    ShowKeyHash {
+        /// The certificate (PEM)
+        file: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum SessionCommand {
+    /// Check a session file, and print the session
+    Check {
+        #[command(flatten)]
+        source: Source,
+    },
+    /// Create a session; with the right predecessor, replace it. Prints the session hash
+    Create {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Replace a session; fills the predecessor in if the file has none. Prints the session hash
+    Update {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Compare a file with the active session. Prints the session hash if they are the same
+    Verify {
+        #[command(flatten)]
+        source: Source,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the active session
+    Read {
+        /// The session's name
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the names of the sessions this user may read
+    List {
+        /// Only this session and those below its name
+        path: Option<String>,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Print the session hash of a file, without asking CAS
+    CalculateHash {
+        #[command(flatten)]
+        source: Source,
+        /// As if this user had created the session
+        #[arg(long, value_enum)]
+        with_self_as_creator: Option<CreatorKind>,
+        /// A certificate (PEM) to use instead of this user's
+        #[arg(long, value_name = "FILE")]
+        identity: Option<PathBuf>,
+    },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(super) enum CreatorKind {
+    /// By the TLS client certificate
+    Tls,
+    /// By the key that sessions are signed with: not simulated
+    Signer,
+}
+
+#[derive(Args)]
+pub(super) struct Source {
+    /// The session file (YAML)
+    pub file: PathBuf,
+    /// Give a variable of the file ($VAR) a value
+    #[arg(short = 'e', value_name = "VAR=VALUE")]
+    pub variables: Vec<String>,
+    /// Take other variables from the environment
+    #[arg(long)]
+    pub use_env: bool,
+    /// Another name for the session than the file's
+    #[arg(short, long)]
+    pub name: Option<String>,
+    /// As in SCONE. What it warns of is an error here anyway
+    #[arg(long)]
+    pub fail_on_warning: bool,
+}
+
+#[derive(Args)]
+pub(super) struct Target {
+    /// The CAS, as it was attested; otherwise the default one
+    #[arg(short, long)]
+    pub cas: Option<String>,
+    /// Private key and certificate (PEM) to use instead of this user's
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// How often to try to connect
+    #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
+    pub retries: u32,
+    /// Talk to a CAS that was never attested
+    #[arg(long = "only_for_testing-disable-attestation-verification")]
+    pub unattested: bool,
+}
+
+#[derive(Subcommand)]
+pub(super) enum CasCommand {
+    /// Look at a CAS's key, and remember it: from then on only that key is this CAS
+    Attest {
+        /// `host[:port]`
+        address: String,
+        /// The measurement of SCONE's CAS: not simulated
+        mrenclave: Option<String>,
+        /// The key hash it must have
+        #[arg(short)]
+        cas_key_hash: Option<String>,
+        /// Take whatever key it shows
+        #[arg(long = "only_for_testing-trust-any")]
+        trust_any: bool,
+        /// As in SCONE; a software CAS has nothing to tolerate
+        #[arg(short = 'C', long)]
+        accept_configuration_needed: bool,
+        /// As in SCONE; without effect here
+        #[arg(short = 'G', long)]
+        accept_group_out_of_date: bool,
+        /// As in SCONE; without effect here
+        #[arg(short = 'S', long)]
+        accept_sw_hardening_needed: bool,
+        /// As in SCONE; without effect here
+        #[arg(long = "only_for_testing-debug")]
+        debug: bool,
+        /// As in SCONE; without effect here
+        #[arg(long = "only_for_testing-ignore-signer")]
+        ignore_signer: bool,
+        /// How often to try to connect
+        #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
+        retries: u32,
+    },
+    /// List the CASes attested; the default one has a star
+    List,
+    /// Choose the default CAS
+    SetDefault {
+        /// The CAS
+        cas: String,
+    },
+    /// Print what identifies a CAS: its certificate, unless told otherwise
+    ShowIdentification {
+        /// Its key hash
+        #[arg(short = 'c', long, group = "what")]
+        cas_key_hash: bool,
+        /// Its certificate
+        #[arg(short = 'C', long, group = "what")]
+        cas_certificate: bool,
+        /// The certificates above it, too: here there are none
+        #[arg(short = 'T', long, group = "what")]
+        certificate_chain: bool,
+        /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+    /// Print the certificate a CAS shows now
+    ShowCertificate {
+        /// The CAS; otherwise the default one
+        cas: Option<String>,
+    },
+    /// Check an audit log that `scone-sim log --json` wrote: whole, unchanged, and what its CAS has. The exit code says what is
+    /// wrong: 20 not authentic, 19 of another CAS, 18 CAS was rolled back, 17 entries are missing in between, 16 CAS cannot be
+    /// asked, 15 older or 14 recent entries are missing
+    VerifyAuditLog(VerifyAuditLog),
+    /// Print a CAS's version
+    Version {
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct VerifyAuditLog {
+    /// The log
+    pub file: PathBuf,
+    /// The key hash that the CAS must have, instead of the one it had when it was attested
+    #[arg(short, long, value_name = "HASH", requires = "cas")]
+    pub cas_key_hash: Option<String>,
+    /// The CAS; otherwise the default one
+    #[arg(long)]
+    pub cas: Option<String>,
+    /// Private key and certificate (PEM) to use instead of this user's
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// Of a part of a log: the hash of its last entry. Otherwise the last one that CAS has should be there
+    #[arg(long, value_name = "HASH")]
+    pub last: Option<String>,
+    /// Of a part of a log: the hash of the entry before its first one. Otherwise CAS's first one should be there
+    #[arg(long, value_name = "HASH")]
+    pub predecessor: Option<String>,
+    /// Print the log as a table
+    #[arg(short, long)]
+    pub print_log: bool,
+}
+
+#[derive(Subcommand)]
+pub(super) enum OwnCommand {
+    /// Print key hash and certificate
+    Show,
+    /// Print the key hash, as access policies name it
+    ShowKeyHash,
+    /// Print the certificate
+    ShowCertificate,
+    /// Print the SHA-256 of the certificate. Deprecated by SCONE: access policies name the key hash
+    ShowCertificateHash,
+}

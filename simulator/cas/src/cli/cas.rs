@@ -1,0 +1,119 @@
+//! `scone cas`: which CASes are trusted, and what they say of themselves.
+
+use std::path::Path;
+
+use super::arguments::{CasCommand, VerifyAuditLog};
+use super::client::{Peer, accepted};
+use super::config::{Address, Config};
+use super::{CliError, Result, identity, print};
+use crate::SOFTWARE_ONLY;
+use crate::audit::{self, Export, Flaw};
+
+/// What is to be printed.
+pub(super) fn run(command: CasCommand, path: &Path) -> Result<String> {
+    match command {
+        CasCommand::Attest { mrenclave: Some(_), .. } => Err(CliError::new(
+            "not simulated: the measurement of a CAS",
+            "This CAS is software and has none: give its key hash with -c",
+        )),
+        CasCommand::Attest { address, cas_key_hash, trust_any, retries, .. } => {
+            eprintln!("{SOFTWARE_ONLY}");
+            attest(path, &address, cas_key_hash.as_deref(), trust_any, retries)
+                .map_err(|error| error.during("Error during attestation of CAS"))
+        }
+        CasCommand::List => {
+            let config = Config::load(path)?;
+            let line = |(name, url): (&str, String)| {
+                let mark = if config.default_cas() == Some(name) { "*" } else { " " };
+                format!("{mark} {name}: {url}\n")
+            };
+            Ok(config.list()?.into_iter().map(line).collect())
+        }
+        CasCommand::SetDefault { cas } => {
+            Config::change(path, |config| config.set_default(&cas))?;
+            Ok(String::new())
+        }
+        CasCommand::ShowIdentification { cas_key_hash: true, cas, .. } => {
+            Ok(Config::load(path)?.cas(cas.as_deref())?.1 + "\n")
+        }
+        CasCommand::ShowIdentification { cas, .. } | CasCommand::ShowCertificate { cas } => {
+            let config = Config::load(path)?;
+            let (address, key) = config.cas(cas.as_deref())?;
+            Peer { address, key: Some(key), identity: config.identity()?, retries: 1 }.certificate()
+        }
+        CasCommand::VerifyAuditLog(arguments) => {
+            let what = format!("Verifying audit log '{}' failed", arguments.file.display());
+            let last = verify_audit_log(arguments, path, &what)?;
+            eprintln!("{last}");
+            Ok(String::new())
+        }
+        CasCommand::Version { target } => {
+            let peer = target.peer(path)?;
+            let body = accepted(&peer, peer.get("/v1/version")?)?;
+            match (body["name"].as_str(), body["version"].as_str()) {
+                (Some(name), Some(version)) => Ok(format!("{name} {version}\n")),
+                _ => Err(CliError::new("CAS's answer is not understood", "no version in it")),
+            }
+        }
+    }
+}
+
+/// What is said of a log that is right.
+fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Result<String> {
+    let VerifyAuditLog { file, cas_key_hash, cas, identity: own, last, predecessor, print_log } = arguments;
+    let config = Config::load(path)?;
+    let (address, key) = match (cas_key_hash, &cas) {
+        (Some(key), Some(cas)) => (Address::parse(cas)?, key),
+        _ => config.cas(cas.as_deref())?,
+    };
+    let wrong =
+        |flaw: Flaw| CliError { what: what.to_owned(), causes: vec![flaw.to_string()], exit_code: flaw.exit_code() };
+    let text = std::fs::read_to_string(&file).map_err(|error| CliError::new(what, error.to_string()))?;
+    let export = Export::read(&text, &key).map_err(wrong)?;
+    if print_log {
+        print(&audit::table(&export.entries))?;
+    }
+    let (sequence, hash) = export.end();
+    let peer = Peer { address, key: Some(key), identity: identity(&config, own.as_deref())?, retries: 1 };
+    let said = peer.get(&format!("/v1/audit-log/{sequence}")).and_then(|reply| accepted(&peer, reply));
+    let said = said.and_then(|body| {
+        serde_json::from_value(body).map_err(|error| CliError::new("CAS's answer is not understood", error.to_string()))
+    });
+    let said = said.map_err(|error| [vec![error.what], error.causes].concat().join(": "));
+    export.verify(said, predecessor.as_deref(), last.as_deref()).map_err(wrong)?;
+    Ok(format!("{} entries, the last one's hash is {hash}", export.entries.len()))
+}
+
+fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, retries: u32) -> Result<String> {
+    let address = Address::parse(address)?;
+    if expected.is_none() && !trust_any {
+        return Err(CliError::new(
+            "Nothing is known that the CAS could be compared with",
+            "Give its key hash with -c, or --only_for_testing-trust-any",
+        ));
+    }
+    let config = Config::load(path)?;
+    let peer = Peer { address, key: None, identity: config.identity()?, retries };
+    let key = peer.key_hash()?;
+    if let Some(expected) = expected
+        && expected != key
+    {
+        return Err(CliError::new("CAS key hash does not match expectation:", key));
+    }
+    if let Some(known) = config.known_key(&peer.address)
+        && known != key
+        && expected.is_none()
+    {
+        return Err(CliError::new(
+            "The CAS has another key than when it was attested before",
+            format!("It was {known}, it is {key}. If that is right, give the new one with -c"),
+        ));
+    }
+    let Peer { address, .. } = peer;
+    let text = format!("CAS {} at {} is trustworthy\n", address.name(), address.url());
+    Config::change(path, |config| {
+        config.remember(&address, key);
+        Ok(())
+    })?;
+    Ok(text)
+}

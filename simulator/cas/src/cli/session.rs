@@ -1,0 +1,145 @@
+//! `scone session`: session files, and the sessions of a CAS.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::arguments::{CreatorKind, SessionCommand, Source};
+use super::client::{Peer, accepted};
+use super::config::Config;
+use super::{CliError, Result, certificate, variables};
+use crate::server::SessionReply;
+use crate::session::{MAX_TEXT, Session, is_session_name};
+use crate::tls;
+
+/// What is to be printed.
+pub(super) fn run(command: SessionCommand, config: &Path) -> Result<String> {
+    match command {
+        SessionCommand::Check { source } => yaml(&source.load()?),
+        SessionCommand::CalculateHash { source, with_self_as_creator, identity } => {
+            let mut session = source.load()?;
+            if session.refers_to_creator() && session.creator.is_none() {
+                session.creator = Some(creator(with_self_as_creator, identity, config)?);
+            }
+            Ok(session.hash() + "\n")
+        }
+        SessionCommand::Create { source, target } => {
+            let session = source.load()?;
+            let create = || upload(&target.peer(config)?, session);
+            create().map_err(|error| error.during("Creating session failed"))
+        }
+        SessionCommand::Update { source, target } => {
+            let session = source.load()?;
+            let update = || update(&target.peer(config)?, session);
+            update().map_err(|error| error.during("Updating session failed"))
+        }
+        SessionCommand::Verify { source, target } => {
+            let session = source.load()?;
+            let verify = || verify(&target.peer(config)?, session);
+            verify().map_err(|error| error.during("Verifying session failed"))
+        }
+        SessionCommand::Read { name, target } => {
+            let read = || read(&target.peer(config)?, &name);
+            Ok(read().map_err(|error| error.during("Reading session failed"))?.session)
+        }
+        SessionCommand::List { path, target } => {
+            let list = || list(&target.peer(config)?, path.as_deref());
+            list().map_err(|error| error.during("Listing sessions failed"))
+        }
+    }
+}
+
+/// The certificate (PEM) to calculate a session hash with.
+fn creator(kind: Option<CreatorKind>, identity: Option<PathBuf>, config: &Path) -> Result<String> {
+    match (kind, identity) {
+        (Some(CreatorKind::Tls), None) => Ok(Config::load(config)?.identity()?.certificate_pem),
+        (Some(CreatorKind::Tls), Some(file)) => Ok(tls::pem(tls::CERTIFICATE, &certificate(&file)?)),
+        (Some(CreatorKind::Signer), _) => Err(CliError::not_simulated("--with-self-as-creator signer")),
+        (None, _) => Err(CliError::alone(
+            "Cannot calculate session hash! The session, explicitly or through the default access policy, references its creator. The creator is only known once the session was created. You may use --with-self-as-creator to pretend you created the session, or remove all creator references.",
+        )),
+    }
+}
+
+fn update(peer: &Peer, mut session: Session) -> Result<String> {
+    if session.predecessor.is_none() {
+        session.predecessor = Some(read(peer, &session.name)?.hash);
+    }
+    upload(peer, session)
+}
+
+fn verify(peer: &Peer, mut session: Session) -> Result<String> {
+    if session.refers_to_creator() && session.creator.is_none() {
+        // Not the active session's: somebody else's session with the same text is not this one.
+        session.creator = Some(peer.identity.certificate_pem.clone());
+    }
+    let active = read(peer, &session.name)?;
+    // The hash is computed here from what was read: CAS's word for it is not needed.
+    let actual = Session::parse(&active.session).map_err(|error| CliError::alone(error.to_string()))?.hash();
+    if actual != session.hash() {
+        return Err(CliError::alone(format!("The active session is another one, its hash is {actual}")));
+    }
+    Ok(actual + "\n")
+}
+
+fn list(peer: &Peer, path: Option<&str>) -> Result<String> {
+    let reply = accepted(peer, peer.get("/v1/sessions")?)?;
+    let names = reply["sessions"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let below = |name: &&str| match path.map(|path| path.trim_end_matches('/')) {
+        None | Some("") => true,
+        Some(path) => name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+    };
+    Ok(names.filter(below).map(|name| format!("{name}\n")).collect())
+}
+
+impl Source {
+    /// Reads, fills in and checks the session file.
+    fn load(&self) -> Result<Session> {
+        let failed = |cause: String| {
+            CliError::new(format!("Parsing session from session template file '{}' failed", self.file.display()), cause)
+        };
+        let length = std::fs::metadata(&self.file).map_err(|error| failed(error.to_string()))?.len();
+        if length > MAX_TEXT as u64 {
+            return Err(failed(format!("the session is longer than {MAX_TEXT} bytes")));
+        }
+        let text = std::fs::read_to_string(&self.file).map_err(|error| failed(error.to_string()))?;
+        let filled = variables::substitute(text.clone(), &self.variables, self.use_env).map_err(failed)?;
+        let problem = |text: &str| Session::parse_as(text, self.name.as_deref()).map_err(|error| error.to_string());
+        problem(&filled).map_err(|error| {
+            // The filled-in text has other lines than the file. The error names the file's, if the file has the same error, and
+            // otherwise none.
+            let bare = |error: &str| error.rsplit_once(" at line ").map_or(error, |(bare, _)| bare).to_owned();
+            let written = problem(&text).err().filter(|written| bare(written) == bare(&error));
+            failed(written.unwrap_or_else(|| bare(&error)))
+        })
+    }
+}
+
+fn yaml(session: &Session) -> Result<String> {
+    session.to_yaml().map_err(|error| CliError::new("Cannot print the session", error.to_string()))
+}
+
+fn upload(peer: &Peer, mut session: Session) -> Result<String> {
+    let reply = accepted(peer, peer.post("/session", yaml(&session)?)?)?;
+    if session.refers_to_creator() {
+        session.creator = Some(peer.identity.certificate_pem.clone());
+    }
+    let expected = session.hash();
+    match reply["hash"].as_str() {
+        Some(hash) if hash == expected => Ok(expected + "\n"),
+        _ => Err(CliError::new("CAS answers the hash of another session", format!("Expected {expected}"))),
+    }
+}
+
+fn read(peer: &Peer, name: &str) -> Result<SessionReply> {
+    if !is_session_name(name) {
+        return Err(CliError::new(
+            format!("'{name}' is not a session's name"),
+            "letters, digits and _-.~, components parted by /",
+        ));
+    }
+    let reply = peer.get(&format!("/v1/sessions/{name}"))?;
+    let not_found = reply.status == 404;
+    let body = accepted(peer, reply).map_err(|error| CliError { exit_code: if not_found { 2 } else { 1 }, ..error })?;
+    serde_json::from_value(body).map_err(|error| CliError::new("CAS's answer is not understood", error.to_string()))
+}

@@ -1,0 +1,95 @@
+//! Serving, until told to stop.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{
+    CLIENT_PORT, DaemonError, ENCLAVE_PORT, Endpoints, Options, PID_FILE, make_private_directory, open_private,
+};
+use crate::audit::Event;
+use crate::cas::Cas;
+use crate::clock::Clock;
+use crate::{server, tls};
+
+/// Serves until told to stop (SIGTERM, SIGINT). `ready` is called with the endpoints once both ports are open.
+pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Result<()>) -> Result<(), DaemonError> {
+    let Options { data, clock, .. } = options;
+    make_private_directory(data)?;
+    let _pid_file = lock_pid_file(data)?;
+
+    let before = Endpoints::load(data)?;
+    let client_port = options.client_port.or(before.as_ref().map(|e| e.client_port)).unwrap_or(CLIENT_PORT);
+    let enclave_port = options.enclave_port.or(before.as_ref().map(|e| e.enclave_port)).unwrap_or(ENCLAVE_PORT);
+    let clients = listen(client_port, "--client-port").await?;
+    let runtimes = listen(enclave_port, "--enclave-port").await?;
+
+    let time = clock.clone().map_or(Clock::System, Clock::File);
+    private_umask();
+    allow_connections();
+    let cas = Arc::new(Cas::open(data, time)?);
+    let identity = cas.identity()?;
+    let port = |listener: &tokio::net::TcpListener| {
+        let address = listener
+            .local_addr()
+            .map_err(|source| DaemonError::System { what: "the listener has no address", source })?;
+        Ok::<_, DaemonError>(address.port())
+    };
+    let endpoints = Endpoints {
+        client_port: port(&clients)?,
+        enclave_port: port(&runtimes)?,
+        key: identity.key_hash.clone(),
+        clock: clock.clone(),
+    };
+    endpoints.save(data)?;
+    cas.record(Event::CasStarted)?;
+
+    let handler = |kind| signal(kind).map_err(|source| DaemonError::System { what: "cannot wait for signals", source });
+    let (mut terminate, mut interrupt) = (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
+    ready(&endpoints).map_err(|source| DaemonError::System { what: "cannot say where the CAS serves", source })?;
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        result = server::serve_clients(clients, tls::client_api(&identity)?, cas.clone()) => result,
+        result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone()) => result,
+    };
+    cas.record(Event::CasExited)?;
+    ended.map_err(|source| DaemonError::System { what: "cannot serve", source })
+}
+
+/// Locks the file that says which process serves the directory, and writes this process's id to it.
+fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
+    let mut pid_file = open_private(&data.join(PID_FILE), OpenOptions::new().read(true).write(true).create(true))?;
+    match pid_file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(DaemonError::Running(data.to_owned())),
+        Err(TryLockError::Error(source)) => return Err(DaemonError::File { path: data.join(PID_FILE), source }),
+    }
+    let mut write_pid = || {
+        pid_file.set_len(0)?;
+        pid_file.write_all(std::process::id().to_string().as_bytes())
+    };
+    write_pid().map_err(|source| DaemonError::File { path: data.join(PID_FILE), source })?;
+    Ok(pid_file)
+}
+
+async fn listen(port: u16, option: &'static str) -> Result<tokio::net::TcpListener, DaemonError> {
+    server::listen(port).await.map_err(|source| DaemonError::Listen { port, option, source })
+}
+
+/// The connections of both ports may need more open files than the usual soft limit allows.
+fn allow_connections() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        eprintln!("scone-sim: cannot raise the limit of open files: {error}");
+    }
+}
+
+/// Keeps others out of the files that SQLite creates: it applies the process's umask.
+fn private_umask() {
+    rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+}

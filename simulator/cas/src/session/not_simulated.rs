@@ -1,0 +1,130 @@
+//! What SCONE documents and the simulator does not serve: found in the parsed file, before it is taken for a session.
+
+use yaml_serde::Value;
+
+use super::SessionError;
+use super::placeholder::OPEN;
+
+/// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
+pub const NOT_SIMULATED: &[&str] = &[
+    "salt",
+    "namespace_hash",
+    "secret_config",
+    "access_policy.list_sessions",
+    "access_policy.read.signer",
+    "access_policy.update.signer",
+    "access_policy.update.require-all",
+    "access_policy.create_sessions.signer",
+    "access_policy.create_sessions.require-all",
+    "services.fspf_path",
+    "services.fspf_key",
+    "services.fspf_tag",
+    "services.fspf_update_policy",
+    "services.platforms",
+    "services.persistency",
+    "images.provide_secrets",
+    "volumes.fspf_key",
+    "volumes.fspf_tag",
+    "volumes.files",
+    "volumes.import.cas_url",
+    "volumes.import.cas_key",
+    "volumes.import.cas_software_key",
+    "secrets.export_public",
+    "secrets.import_akv",
+    "secrets.export.cas_url",
+    "secrets.export.cas_key",
+    "secrets.export.cas_software_key",
+    "secrets.import.cas_url",
+    "secrets.import.cas_key",
+    "secrets.import.cas_software_key",
+    "security.attestation.trusted_scone_qe_pubkeys",
+    "security.attestation.must_be_sgx_local",
+];
+
+/// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
+pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
+    ("secrets.kind", "public-key"),
+    ("secrets.kind", "aad-token"),
+    ("secrets.kind", "config-fragment"),
+    ("secrets.kind", "pgp-key"),
+    ("secrets.kind", "jwt"),
+    ("security.attestation.mode", "maa"),
+    ("security.attestation.tolerate", "maa-managed-tcb"),
+    ("security.attestation.tolerate", "local-attestation-trust-cas-tcb"),
+];
+
+/// Sections in whose place SCONE takes a placeholder.
+const DYNAMIC: &[&str] = &[
+    "access_policy",
+    "access_policy.read",
+    "access_policy.update",
+    "access_policy.create_sessions",
+    "services.attestation",
+    "services.attestation.mrenclave",
+    "services.attestation.signer",
+    "services.attestation.signer.mrsigner",
+    "services.attestation.signer.isvprodid",
+    "services.attestation.signer.isvsvn",
+    "services.attestation.signer.isvsvn_min",
+    "services.attestation.signer.isvsvn_max",
+    "security",
+    "security.attestation",
+    "security.attestation.tolerate",
+    "security.attestation.ignore_advisories",
+];
+
+/// What takes a session in SCONE's one-line form.
+const SESSION_IDS: &[&str] =
+    &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
+
+/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would
+/// otherwise become the text `~`.
+pub fn refuse(tree: &Value) -> Result<(), SessionError> {
+    walk(tree, "", "")
+}
+
+/// `path` is for the reader, `key` the same without list positions.
+fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
+    let refuse = |path: String| Err(SessionError::NotSimulated(path));
+    match value {
+        Value::Mapping(mapping) => {
+            for (name, value) in mapping {
+                let Some(name) = name.as_str() else { continue };
+                let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
+                let (path, inner) = (join(path), join(key));
+                if key == "services.environment" {
+                    if value.is_null() {
+                        return Err(SessionError::Rule { path, problem: "the variable has no value".into() });
+                    }
+                    continue;
+                }
+                let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
+                if NOT_SIMULATED.contains(&inner.as_str()) || rule_of_several {
+                    return refuse(path);
+                }
+                walk(value, &path, &inner)?;
+            }
+        }
+        Value::Sequence(items) => {
+            for (i, item) in items.iter().enumerate() {
+                walk(item, &format!("{path}[{i}]"), key)?;
+            }
+        }
+        Value::String(text) => {
+            if VALUES_NOT_SIMULATED.contains(&(key, text.as_str())) {
+                return refuse(format!("{path}: {text}"));
+            }
+            if DYNAMIC.contains(&key) && text.contains(OPEN) {
+                return refuse(format!("{path}: a placeholder"));
+            }
+            if SESSION_IDS.contains(&key) {
+                return refuse(format!("{path}: the one-line form"));
+            }
+            if key == "images.injection_files" {
+                return refuse(format!("{path}: a file of the image with placeholders in it (give its content)"));
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}

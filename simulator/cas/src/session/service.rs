@@ -1,0 +1,90 @@
+//! Services in a policy: programs, and what they must show (`reference/scone.md` section 2.5).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::syntax;
+
+/// A program, and all that reaches it.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    /// One name component.
+    pub name: String,
+    /// The image whose volumes it sees.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image_name: Option<String>,
+    /// The program's arguments, `argv[0]` first.
+    #[serde(default, deserialize_with = "syntax::command")]
+    pub command: Vec<String>,
+    /// The program's environment.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// The program's working directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pwd: Option<String>,
+    /// Alternatives: a program that meets one of them is trusted.
+    #[serde(default, deserialize_with = "syntax::list")]
+    pub attestation: Vec<Variant>,
+    /// The deprecated spelling of `attestation`; empty in normal form.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
+    pub(super) mrenclaves: Vec<String>,
+    /// The secret whose codes start this service; takes precedence over the session's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub one_time_password_shared_secret: Option<String>,
+}
+
+impl Service {
+    /// The measurements that are trusted without a signature.
+    pub fn measurements(&self) -> BTreeSet<&str> {
+        let unsigned = self.attestation.iter().filter(|variant| variant.signer.is_none());
+        unsigned.flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
+    }
+
+    /// The signers that are asked for.
+    pub fn signers(&self) -> impl Iterator<Item = &Signer> {
+        self.attestation.iter().filter_map(|variant| variant.signer.as_ref())
+    }
+}
+
+/// One way to be trusted: all that it names must be met.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Variant {
+    /// The measurements accepted, 64 lower-case hex digits each. Empty: any.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
+    pub mrenclave: Vec<String>,
+    /// Who must have signed the enclave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<Signer>,
+}
+
+/// Who must have signed an enclave, and as what. No simulated program is signed, so this is checked and kept, but never met.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signer {
+    /// The signer, 64 lower-case hex digits.
+    pub mrsigner: String,
+    /// The product.
+    pub isvprodid: u16,
+    /// The one security version accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn: Option<u16>,
+    /// The lowest security version accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn_min: Option<u16>,
+    /// The highest security version accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isvsvn_max: Option<u16>,
+}
+
+/// The position `N` of a command's word `@@N` (section 2.12): the caller's N-th argument takes its place.
+pub fn host_argument(word: &str) -> Option<&str> {
+    word.strip_prefix("@@").filter(|digits| !digits.is_empty() && digits.bytes().all(|c| c.is_ascii_digit()))
+}
+
+/// The name of an environment entry `\@\@NAME` (section 2.12): the caller's variable takes its place.
+pub fn host_variable(name: &str) -> Option<&str> {
+    name.strip_prefix(r"\@\@")
+}

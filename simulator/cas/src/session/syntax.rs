@@ -1,0 +1,158 @@
+//! The spellings YAML policies may use: one thing or a list of them, commands as text, four ways to say "no predecessor".
+
+use std::fmt;
+use std::marker::PhantomData;
+
+use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
+use serde::de::{Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+use super::{SessionId, UpdatePolicy};
+
+/// A list, one thing, or nothing.
+pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct OneOrMany<T>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for OneOrMany<T> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("one or a list of them")
+        }
+
+        fn visit_unit<E>(self) -> Result<Vec<T>, E> {
+            Ok(Vec::new())
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+            Ok(vec![T::deserialize(text.into_deserializer())?])
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<T>, A::Error> {
+            Ok(vec![T::deserialize(MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<T>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+
+    deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
+/// A predecessor: absent, `~`, `null` and empty are the same (section 2.4).
+pub fn predecessor<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    Ok(text.filter(|text| !text.is_empty() && text != "~" && text != "null"))
+}
+
+/// A command: a list, or a text that is split at white space, single and double quotes respected (section 2.5).
+pub fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Command;
+
+    impl<'de> Visitor<'de> for Command {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a command, as text or as a list")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+            split(text).ok_or_else(|| E::custom("a quote in the command is not closed"))
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Vec<String>, A::Error> {
+            Vec::deserialize(SeqAccessDeserializer::new(seq))
+        }
+    }
+
+    deserializer.deserialize_any(Command)
+}
+
+/// `None`: a quote is not closed.
+fn split(text: &str) -> Option<Vec<String>> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    for c in text.chars() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) => word.get_or_insert_default().push(c),
+            None if c == '"' || c == '\'' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            None => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    quote.is_none().then_some(words)
+}
+
+/// A volume's export as files have it: a session, or `to:` a session and more.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeExport {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_hash: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<SessionId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    update_policy: Option<UpdatePolicy>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume_alias: Option<String>,
+}
+
+impl TryFrom<VolumeExport> for super::VolumeExport {
+    type Error = &'static str;
+
+    fn try_from(export: VolumeExport) -> Result<Self, &'static str> {
+        let VolumeExport { session, session_hash, to, update_policy, volume_alias } = export;
+        let to = match (session, to) {
+            (Some(session), None) if update_policy.is_none() && volume_alias.is_none() => {
+                SessionId { session, session_hash }
+            }
+            (None, Some(to)) if session_hash.is_none() => to,
+            _ => return Err("an export needs either session, or to (with update_policy or volume_alias beside it)"),
+        };
+        Ok(super::VolumeExport { to, update_policy: update_policy.unwrap_or_default(), volume_alias })
+    }
+}
+
+impl From<super::VolumeExport> for VolumeExport {
+    fn from(export: super::VolumeExport) -> VolumeExport {
+        let super::VolumeExport { to, update_policy, volume_alias } = export;
+        if update_policy == UpdatePolicy::default() && volume_alias.is_none() {
+            let SessionId { session, session_hash } = to;
+            return VolumeExport {
+                session: Some(session),
+                session_hash,
+                to: None,
+                update_policy: None,
+                volume_alias: None,
+            };
+        }
+        VolumeExport {
+            session: None,
+            session_hash: None,
+            to: Some(to),
+            update_policy: Some(update_policy),
+            volume_alias,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::split;
+
+    #[test]
+    fn commands_are_split_at_white_space_with_quotes_respected() {
+        assert_eq!(split("a 'b"), None);
+        assert_eq!(split(r#" a  'b c' "d 'e'"f '' "#).unwrap(), ["a", "b c", "d 'e'f", ""]);
+        assert!(split("  ").unwrap().is_empty());
+    }
+}

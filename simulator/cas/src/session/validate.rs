@@ -1,0 +1,369 @@
+//! The rules that a session in normal form must keep (`reference/scone.md` sections 2 and 8).
+
+mod secrets;
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use super::placeholder::{Format, Part, Placeholder, parts};
+use super::{Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
+use super::{decode_shared_secret, host_argument, host_variable, is_component, is_session_name};
+
+const TOLERABLE: &[&str] = &[
+    "debug-mode",
+    "hyperthreading",
+    "insecure-igpu",
+    "software-hardening-needed",
+    "aepic-leak",
+    "insecure-configuration",
+    "outdated-tcb",
+];
+
+impl Session {
+    /// Checks language, name and predecessor. These come first, since references depend on the name.
+    pub(super) fn validate_head(&self) -> Result<(), SessionError> {
+        let minor = self.version.strip_prefix("0.3").map(|rest| rest.strip_prefix('.').unwrap_or(rest));
+        let known = |minor: &str| (0..=10).any(|n| minor == n.to_string());
+        match minor {
+            Some("") if self.version == "0.3" => {}
+            Some(minor) if self.version.starts_with("0.3.") && known(minor) => {}
+            _ if self.version.is_empty() => {
+                return Err(SessionError::NotSimulated("version: absent, which means 0.1".into()));
+            }
+            _ => return Err(SessionError::NotSimulated(format!("version: {}", self.version))),
+        }
+        if self.name == "/" {
+            return Err(SessionError::NotSimulated("name: the root namespace".into()));
+        }
+        if !is_session_name(&self.name) {
+            return Err(rule("name", "not a session name (letters, digits and _-.~, at most 128 in a component)"));
+        }
+        if self.predecessor.as_deref().is_some_and(|hash| !is_digest(hash)) {
+            return Err(rule("predecessor", "not a session hash (64 lower-case hex digits)"));
+        }
+        Ok(())
+    }
+
+    /// Checks everything else.
+    pub(super) fn validate(&self) -> Result<(), SessionError> {
+        self.check_access()?;
+        self.check_secrets()?;
+        self.check_volumes()?;
+        self.check_images()?;
+        check_names("services", self.services.iter().map(|service| &service.name))?;
+        for (i, service) in self.services.iter().enumerate() {
+            self.check_service(&format!("services[{i}]"), service)?;
+        }
+        self.check_security()
+    }
+
+    fn check_access(&self) -> Result<(), SessionError> {
+        let policy = &self.access_policy;
+        for (key, who) in
+            [("read", &policy.read), ("update", &policy.update), ("create_sessions", &policy.create_sessions)]
+        {
+            let path = format!("access_policy.{key}");
+            let alone = who.len() == 1;
+            for entry in who {
+                match entry.as_str() {
+                    "CREATOR" => {}
+                    "ANY" | "NONE" if alone => {}
+                    "ANY" | "NONE" => return Err(rule(&path, format!("{entry} must stand alone"))),
+                    hash if is_digest(hash) => {}
+                    other => return Err(rule(&path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_volumes(&self) -> Result<(), SessionError> {
+        check_names("volumes", self.volumes.iter().map(|volume| &volume.name))?;
+        for (i, volume) in self.volumes.iter().enumerate() {
+            let path = format!("volumes[{i}]");
+            for (j, export) in volume.export.iter().enumerate() {
+                let path = format!("{path}.export[{j}]");
+                check_reference(&export.to.session, &format!("{path}.session"))?;
+                check_pin(export.to.session_hash.as_deref(), &path)?;
+                if export.volume_alias.as_deref().is_some_and(|alias| !is_component(alias)) {
+                    return Err(rule(&format!("{path}.volume_alias"), "not a volume's name"));
+                }
+            }
+            if let Some(import) = &volume.import {
+                let path = format!("{path}.import");
+                check_reference(&import.session, &format!("{path}.session"))?;
+                check_pin(import.session_hash.as_deref(), &path)?;
+                if !is_component(&import.volume) {
+                    return Err(rule(&format!("{path}.volume"), "not a volume's name"));
+                }
+            }
+            if volume.import.is_some() && !volume.export.is_empty() {
+                return Err(rule(&path, "an imported volume has no export"));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_images(&self) -> Result<(), SessionError> {
+        for (i, image) in self.images.iter().enumerate() {
+            self.check_injection_files(&format!("images[{i}]"), image)?;
+        }
+        check_names("images", self.images.iter().map(|image| &image.name))?;
+        for (i, image) in self.images.iter().enumerate() {
+            let mut paths = HashSet::new();
+            for (j, mount) in image.volumes.iter().enumerate() {
+                let path = format!("images[{i}].volumes[{j}]");
+                if self.volume(&mount.name).is_none() {
+                    return Err(rule(&format!("{path}.name"), format!("no volume '{}' is declared", mount.name)));
+                }
+                check_image_path(&mount.path, &path)?;
+                if !paths.insert(&mount.path) {
+                    return Err(rule(&format!("{path}.path"), "used twice in this image"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_injection_files(&self, path: &str, image: &Image) -> Result<(), SessionError> {
+        for (j, file) in image.injection_files.iter().enumerate() {
+            let path = format!("{path}.injection_files[{j}]");
+            check_image_path(&file.path, &path)?;
+            // A file cannot be another file's directory, nor can it be kept with a volume.
+            let within = |outer: &str| Path::new(&file.path).starts_with(outer);
+            let others = image.injection_files.iter().enumerate().filter(|(k, _)| *k != j);
+            if others.map(|(_, other)| &other.path).any(|other| within(other)) {
+                return Err(rule(&format!("{path}.path"), "used twice in this image"));
+            }
+            if image.volumes.iter().any(|mount| within(&mount.path)) {
+                return Err(SessionError::NotSimulated(format!("{path}.path: a file in a volume")));
+            }
+            if file.mode().is_none() {
+                return Err(rule(&format!("{path}.permission"), "not 0o and octal digits, 0o777 at most"));
+            }
+            self.check_placeholders(&format!("{path}.content"), &file.content)?;
+        }
+        Ok(())
+    }
+
+    fn check_service(&self, path: &str, service: &Service) -> Result<(), SessionError> {
+        if let Some(image) = &service.image_name
+            && !self.images.iter().any(|declared| &declared.name == image)
+        {
+            return Err(rule(&format!("{path}.image_name"), format!("no image '{image}' is declared")));
+        }
+        self.check_command(path, &service.command)?;
+        self.check_environment(path, service)?;
+        if service.pwd.as_deref().is_some_and(|pwd| !is_plain_absolute(pwd)) {
+            return Err(rule(&format!("{path}.pwd"), "not an absolute path without . and .."));
+        }
+        for variant in &service.attestation {
+            variant.check(&format!("{path}.attestation"))?;
+        }
+        if service.attestation.is_empty() && self.security.attestation.mode != Mode::None {
+            return Err(rule(
+                path,
+                "at least one attestation variant is needed unless security.attestation.mode is none",
+            ));
+        }
+        match &service.one_time_password_shared_secret {
+            Some(secret) => self.check_shared_secret(&format!("{path}.one_time_password_shared_secret"), secret),
+            None => Ok(()),
+        }
+    }
+
+    fn check_command(&self, path: &str, command: &[String]) -> Result<(), SessionError> {
+        if command.first().is_none_or(String::is_empty) {
+            return Err(SessionError::NotSimulated(format!("{path}: a service without command")));
+        }
+        let path = format!("{path}.command");
+        let mut positions = HashSet::new();
+        for word in command {
+            match host_argument(word) {
+                Some(position) if position.starts_with('0') => {
+                    return Err(rule(&path, format!("'{word}': the caller's arguments are counted from 1")));
+                }
+                Some(position) if position.parse::<u16>().is_err() => {
+                    return Err(rule(&path, format!("'{word}': there are not that many arguments")));
+                }
+                Some(position) if !positions.insert(position) => {
+                    return Err(rule(&path, format!("'{word}' stands twice")));
+                }
+                Some(_) => {}
+                None if word.contains("@@") => {
+                    return Err(SessionError::NotSimulated(format!("{path}: @@ inside a word")));
+                }
+                None => self.check_text(&path, word)?,
+            }
+        }
+        if command.first().is_some_and(|word| host_argument(word).is_some()) {
+            return Err(rule(&path, "the program's name cannot be the caller's"));
+        }
+        Ok(())
+    }
+
+    fn check_environment(&self, path: &str, service: &Service) -> Result<(), SessionError> {
+        for (name, value) in &service.environment {
+            let path = format!("{path}.environment.{name}");
+            let host = host_variable(name);
+            let plain = host.unwrap_or(name);
+            if plain.is_empty() || plain.contains(['=', '\0']) {
+                return Err(rule(&path, "not a variable's name"));
+            }
+            if host.is_some_and(|name| service.environment.contains_key(name)) {
+                return Err(rule(&path, "both the caller's and the policy's"));
+            }
+            self.check_text(&path, value)?;
+        }
+        Ok(())
+    }
+
+    fn check_security(&self) -> Result<(), SessionError> {
+        let attestation = &self.security.attestation;
+        let path = "security.attestation";
+        if let Some(unknown) = attestation.tolerate.iter().find(|name| !TOLERABLE.contains(&name.as_str())) {
+            return Err(rule(&format!("{path}.tolerate"), format!("'{unknown}' is not known")));
+        }
+        let debug = attestation.tolerate.iter().any(|name| name == "debug-mode");
+        if attestation.ignore_advisories.iter().any(|name| name == "*") && !debug {
+            return Err(rule(&format!("{path}.ignore_advisories"), "\"*\" needs debug-mode to be tolerated"));
+        }
+        if self.security.service_access_token.as_deref().is_some_and(str::is_empty) {
+            return Err(rule("security.service_access_token", "empty"));
+        }
+        match &attestation.one_time_password_shared_secret {
+            Some(secret) => self.check_shared_secret(&format!("{path}.one_time_password_shared_secret"), secret),
+            None => Ok(()),
+        }
+    }
+
+    /// Text of a command or of the environment: no NUL, and only placeholders that give text.
+    fn check_text(&self, path: &str, text: &str) -> Result<(), SessionError> {
+        if text.contains('\0') {
+            return Err(rule(path, "holds a NUL"));
+        }
+        self.check_placeholders(path, text)?;
+        for part in parts(text).map_err(|problem| rule(path, problem))? {
+            if let Part::Secret(Placeholder { name, format, .. }) = part
+                && !format.is_text(self.secret(name).and_then(|secret| secret.kind))
+            {
+                return Err(rule(path, format!("'{name}' is in binary form here: give it a format such as :hex")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Placeholders name declared secrets in formats they have.
+    fn check_placeholders(&self, path: &str, text: &str) -> Result<(), SessionError> {
+        for part in parts(text).map_err(|problem| rule(path, problem))? {
+            let Part::Secret(Placeholder { name, format, json }) = part else { continue };
+            let Some(secret) = self.secret(name) else {
+                let old = [".hex", ".crt", ".key", ".chain"].iter().find_map(|suffix| name.strip_suffix(suffix));
+                if old.is_some_and(|name| self.secret(name).is_some()) {
+                    return Err(SessionError::NotSimulated(format!("{path}: the old format of '{name}'")));
+                }
+                return Err(rule(path, format!("no secret '{name}' is declared")));
+            };
+            // An import may leave the kind to the owner: then it is checked when it is used.
+            if let Some(kind) = secret.kind.filter(|kind| !format.suits(*kind)) {
+                return Err(rule(path, format!("'{name}' is {} and does not have that format", kind.text())));
+            }
+            if json && !format.is_text(secret.kind) {
+                return Err(rule(path, format!("'{name}' is in binary form and cannot be escaped")));
+            }
+            let key_is_there = secret.import.is_some() || secret.private_key.is_some();
+            if matches!(format, Format::CrtKey | Format::CrtKeyDer) && !key_is_there {
+                return Err(rule(path, format!("'{name}' has no private key")));
+            }
+        }
+        Ok(())
+    }
+
+    /// A shared secret: base32 of at least 128 bits, or the name of a secret that gives one (section 3.1).
+    fn check_shared_secret(&self, path: &str, text: &str) -> Result<(), SessionError> {
+        self.check_text(path, text)?;
+        let weak = || rule(path, "not base32 of at least 128 bits");
+        let (name, format) = match parts(text).map_err(|problem| rule(path, problem))?[..] {
+            [Part::Secret(Placeholder { name, format, json: false })] => (name, format),
+            [Part::Text(text)] => return decode_shared_secret(text).map(drop).ok_or_else(weak),
+            _ => return Err(rule(path, "neither base32 nor one placeholder")),
+        };
+        let Some(secret) = self.secret(name) else { return Ok(()) };
+        match secret.kind {
+            Some(Kind::Binary) if format != Format::Base32NoPad => {
+                Err(rule(path, format!("the binary secret '{name}' needs :base32nopad")))
+            }
+            Some(Kind::Binary) if secret.size.is_some_and(|size| size < 16) => {
+                Err(rule(path, format!("the secret '{name}' is shorter than 16 bytes")))
+            }
+            Some(Kind::Ascii) if secret.import.is_none() => match &secret.value {
+                Some(value) => decode_shared_secret(value).map(drop).ok_or_else(weak),
+                // Random printable characters are not base32.
+                None => Err(weak()),
+            },
+            Some(Kind::PrivateKey | Kind::X509 | Kind::X509Ca) => Err(weak()),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Variant {
+    fn check(&self, path: &str) -> Result<(), SessionError> {
+        if !self.mrenclave.iter().all(|m| is_digest(m)) {
+            return Err(rule(path, "a mrenclave is not 64 hex digits"));
+        }
+        match &self.signer {
+            None if self.mrenclave.is_empty() => Err(rule(path, "a variant names neither mrenclave nor signer")),
+            Some(signer) if !is_digest(&signer.mrsigner) => Err(rule(path, "a mrsigner is not 64 hex digits")),
+            Some(signer) if signer.isvsvn.and(signer.isvsvn_min.or(signer.isvsvn_max)).is_some() => {
+                Err(rule(path, "isvsvn and isvsvn_min or isvsvn_max exclude one another"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_names<'a>(list: &str, names: impl Iterator<Item = &'a String>) -> Result<(), SessionError> {
+    let mut seen = HashSet::new();
+    for (i, name) in names.enumerate() {
+        let path = format!("{list}[{i}].name");
+        if !is_component(name) {
+            return Err(rule(&path, "not a name (letters, digits and _-.~, at most 128)"));
+        }
+        if !seen.insert(name) {
+            return Err(rule(&path, format!("'{name}' is declared twice")));
+        }
+    }
+    Ok(())
+}
+
+/// A pinned session hash.
+fn check_pin(hash: Option<&str>, path: &str) -> Result<(), SessionError> {
+    match hash.is_none_or(is_digest) {
+        true => Ok(()),
+        false => Err(rule(&format!("{path}.session_hash"), "not a session hash (64 lower-case hex digits)")),
+    }
+}
+
+/// A reference to a session or namespace, made absolute.
+fn check_reference(name: &str, path: &str) -> Result<(), SessionError> {
+    if is_session_name(name) { Ok(()) } else { Err(rule(path, "not a session's name")) }
+}
+
+/// Where a volume or file may be in an image.
+fn check_image_path(image_path: &str, path: &str) -> Result<(), SessionError> {
+    match is_plain_absolute(image_path) && image_path != "/" {
+        true => Ok(()),
+        false => Err(rule(&format!("{path}.path"), "not an absolute path below / without . and ..")),
+    }
+}
+
+fn is_digest(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+fn is_plain_absolute(path: &str) -> bool {
+    path.starts_with('/')
+        && !path.contains('\0')
+        && (path == "/" || path[1..].split('/').all(|part| !matches!(part, "" | "." | "..")))
+}

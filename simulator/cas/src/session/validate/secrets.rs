@@ -1,0 +1,188 @@
+//! The rules for a session's secrets (`reference/scone.md` section 2.9).
+
+use std::net::IpAddr;
+
+use rustls::pki_types::CertificateDer;
+
+use super::{check_names, check_pin, check_reference};
+use crate::session::{Endpoint, KeyType, Kind, Secret, Session, SessionError, is_component, rule};
+use crate::tls::key_hash;
+
+/// The largest secret CAS draws, in bytes.
+const MAX_SIZE: usize = 4096;
+
+/// How many certificates there may be above a certificate.
+const MAX_CHAIN: usize = 8;
+
+impl Session {
+    pub(super) fn check_secrets(&self) -> Result<(), SessionError> {
+        check_names("secrets", self.secrets.iter().map(|secret| &secret.name))?;
+        for (i, secret) in self.secrets.iter().enumerate() {
+            let path = format!("secrets[{i}]");
+            for (j, export) in secret.export.iter().enumerate() {
+                let path = format!("{path}.export[{j}]");
+                match (&export.session, &export.namespace) {
+                    (Some(session), None) => {
+                        check_reference(session, &format!("{path}.session"))?;
+                        check_pin(export.session_hash.as_deref(), &path)?;
+                    }
+                    (None, Some(namespace)) if export.session_hash.is_none() => {
+                        check_reference(namespace, &format!("{path}.namespace"))?;
+                    }
+                    _ => {
+                        return Err(rule(&path, "needs either session (and session_hash, if you like) or namespace"));
+                    }
+                }
+            }
+            match &secret.import {
+                Some(_) => secret.check_import(&path)?,
+                None => secret.check_own(&path)?,
+            }
+        }
+        for (i, secret) in self.secrets.iter().enumerate() {
+            self.check_signers(&format!("secrets[{i}]"), secret)?;
+        }
+        Ok(())
+    }
+
+    /// Checks that a certificate's private key and issuer are declared, and that its chain of issuers ends.
+    fn check_signers(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
+        let of_kind = |name: &str, kind: Kind| {
+            // An import may leave the kind to the owner: then it is checked when it is used.
+            self.secret(name).is_some_and(|found| found.kind.is_none_or(|known| known == kind))
+        };
+        if let Some(key) = &secret.private_key
+            && !of_kind(key, Kind::PrivateKey)
+        {
+            return Err(rule(&format!("{path}.private_key"), format!("no private-key '{key}' is declared")));
+        }
+        let mut above = secret.issuer.as_deref();
+        let mut steps = 0;
+        while let Some(issuer) = above {
+            if !of_kind(issuer, Kind::X509Ca) {
+                return Err(rule(&format!("{path}.issuer"), format!("no x509-ca '{issuer}' is declared")));
+            }
+            steps += 1;
+            if steps > MAX_CHAIN {
+                return Err(rule(&format!("{path}.issuer"), format!("more than {MAX_CHAIN} certificates in a chain")));
+            }
+            above = self.secret(issuer).and_then(|issuer| issuer.issuer.as_deref());
+        }
+        Ok(())
+    }
+}
+
+impl Secret {
+    /// Which of its keys are given, and for which kinds they are.
+    fn given(&self) -> [(&'static str, bool, &'static [Kind]); 9] {
+        const CERTIFICATES: &[Kind] = &[Kind::X509, Kind::X509Ca];
+        [
+            ("size", self.size.is_some(), &[Kind::Ascii, Kind::Binary]),
+            ("key_type", self.key_type.is_some(), &[Kind::PrivateKey]),
+            ("migrate", self.migrate, &[Kind::PrivateKey]),
+            ("private_key", self.private_key.is_some(), CERTIFICATES),
+            ("issuer", self.issuer.is_some(), CERTIFICATES),
+            ("common_name", self.common_name.is_some(), CERTIFICATES),
+            ("endpoint", self.endpoint.is_some(), &[Kind::X509]),
+            ("san", !self.san.is_empty(), &[Kind::X509]),
+            ("valid_for", self.valid_for.is_some(), CERTIFICATES),
+        ]
+    }
+
+    fn check_import(&self, path: &str) -> Result<(), SessionError> {
+        if let Some(import) = &self.import {
+            let path = format!("{path}.import");
+            check_reference(&import.session, &format!("{path}.session"))?;
+            check_pin(import.session_hash.as_deref(), &path)?;
+            if !is_component(&import.secret) {
+                return Err(rule(&format!("{path}.secret"), "not a secret's name"));
+            }
+        }
+        if self.value.is_some() || !self.export.is_empty() {
+            return Err(rule(path, "an imported secret has neither value nor export"));
+        }
+        let is_check = |key: &str| key == "size" && self.kind.is_none_or(Kind::is_bytes);
+        match self.given().iter().find(|(key, given, _)| *given && !is_check(key)) {
+            Some((key, ..)) => Err(rule(&format!("{path}.{key}"), "not for an imported secret")),
+            None => Ok(()),
+        }
+    }
+
+    fn check_own(&self, path: &str) -> Result<(), SessionError> {
+        let Some(kind) = self.kind else { return Err(rule(&format!("{path}.kind"), "missing")) };
+        if let Some((key, ..)) = self.given().iter().find(|(_, given, kinds)| *given && !kinds.contains(&kind)) {
+            return Err(rule(&format!("{path}.{key}"), format!("not for a secret of kind {}", kind.text())));
+        }
+        let value = match self.explicit_value() {
+            None => None,
+            Some(Some(value)) => Some(value),
+            Some(None) => {
+                let wanted = match kind {
+                    Kind::Ascii => "not printable ASCII",
+                    Kind::Binary => "not hex",
+                    Kind::PrivateKey => "not a PKCS#8 private key in PEM",
+                    Kind::X509 | Kind::X509Ca => "not a certificate in PEM",
+                };
+                return Err(rule(&format!("{path}.value"), wanted));
+            }
+        };
+        match kind {
+            Kind::Ascii | Kind::Binary => self.check_size(path, value.as_deref()),
+            Kind::PrivateKey => self.check_private_key(path),
+            Kind::X509 | Kind::X509Ca => self.check_certificate(path, value.as_deref()),
+        }
+    }
+
+    fn check_size(&self, path: &str, value: Option<&[u8]>) -> Result<(), SessionError> {
+        let size = self.size.unwrap_or_default();
+        if value.is_some_and(|value| value.len() != size) {
+            return Err(rule(&format!("{path}.size"), "not the value's"));
+        }
+        if !(1..=MAX_SIZE).contains(&size) {
+            return Err(rule(&format!("{path}.size"), format!("not between 1 and {MAX_SIZE}")));
+        }
+        Ok(())
+    }
+
+    fn check_private_key(&self, path: &str) -> Result<(), SessionError> {
+        match &self.value {
+            Some(_) if self.key_type.is_some() || self.migrate => {
+                Err(rule(path, "an explicit private key has neither key_type nor migrate"))
+            }
+            Some(value) if rcgen::KeyPair::from_pem(value).is_err() => {
+                Err(rule(&format!("{path}.value"), "not a private key of a known type"))
+            }
+            None if matches!(self.key_type, Some(KeyType::Rsa2048 | KeyType::Rsa3072)) => {
+                Err(SessionError::NotSimulated(format!("{path}.key_type: drawing an RSA key")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_certificate(&self, path: &str, value: Option<&[u8]>) -> Result<(), SessionError> {
+        match value {
+            Some(value) if key_hash(&CertificateDer::from(value)).is_none() => {
+                return Err(rule(&format!("{path}.value"), "not a certificate in PEM"));
+            }
+            None if self.private_key.is_none() => return Err(rule(&format!("{path}.private_key"), "missing")),
+            _ => {}
+        }
+        for (j, name) in self.san.iter().enumerate() {
+            let known = match name.split_once(':') {
+                Some(("dns", name)) => !name.is_empty() && name.is_ascii(),
+                Some(("ip", address)) => address.parse::<IpAddr>().is_ok(),
+                _ => false,
+            };
+            if !known {
+                return Err(rule(&format!("{path}.san[{j}]"), "neither dns:NAME nor ip:ADDRESS"));
+            }
+        }
+        if self.endpoint == Some(Endpoint::Client) && self.san.iter().any(|name| name.starts_with("dns:")) {
+            return Err(rule(&format!("{path}.san"), "a client has no DNS name"));
+        }
+        if self.valid_for.is_some() && self.validity().is_none() {
+            return Err(rule(&format!("{path}.valid_for"), "not a duration such as 90 days or 1 year"));
+        }
+        Ok(())
+    }
+}

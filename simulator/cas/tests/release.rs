@@ -1,0 +1,520 @@
+//! What a service gets of its session when it starts: the words, files, volumes and secrets that CAS releases, and to whom.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use rcgen::KeyPair;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use scone_protocol::{Configuration, End, UpdatePolicy, access_proof, hex, proves_access, unhex};
+use scone_sim::cas::{Access, Cas, Claim};
+use scone_sim::clock::Clock;
+use scone_sim::session::decode_shared_secret;
+use scone_sim::tls::{Client, Identity};
+use tempfile::TempDir;
+use totp_rs::{Algorithm, TOTP};
+
+const MRENCLAVE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+const OTHER: &str = "bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+const NOW: u64 = 1_800_000_000;
+const DAY: u64 = 86_400;
+
+/// A CAS in this process, with a clock that stands where it is put.
+struct Rig {
+    home: TempDir,
+    cas: Cas,
+    alice: Client,
+    /// The active hashes, by name.
+    hashes: BTreeMap<String, String>,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let home = tempfile::tempdir().unwrap();
+        let clock = home.path().join("clock");
+        fs::write(&clock, NOW.to_string()).unwrap();
+        let cas = Cas::open(home.path(), Clock::File(clock)).unwrap();
+        Rig { home, cas, alice: client("alice"), hashes: BTreeMap::new() }
+    }
+
+    fn at(&self, now: u64) {
+        fs::write(self.home.path().join("clock"), now.to_string()).unwrap();
+    }
+
+    /// Creates or replaces a session, and gives its hash.
+    fn put(&mut self, name: &str, lines: &str) -> String {
+        let predecessor = self.hashes.get(name).map_or("~", String::as_str);
+        let text = format!("name: {name}\nversion: '0.3.10'\npredecessor: {predecessor}\n{lines}");
+        let (hash, _) =
+            self.cas.upload(&text, Some(&self.alice)).unwrap().unwrap_or_else(|why| panic!("{why}\n{text}"));
+        self.hashes.insert(name.to_owned(), hash.clone());
+        hash
+    }
+
+    /// A session whose service `s` prints these placeholders, as variables A, B, …
+    fn put_showing(&mut self, name: &str, placeholders: &[&str], lines: &str) -> String {
+        let variables =
+            placeholders.iter().zip('A'..).map(|(text, name)| format!("{name}: \"{text}\"")).collect::<Vec<_>>();
+        let service = format!("command: /p\n    environment: {{{}}}", variables.join(", "));
+        self.put(name, &format!("{}{lines}", service_with(&service)))
+    }
+
+    fn ask(&self, service: &str) -> Result<Configuration, Vec<String>> {
+        self.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, bound: true, access: Access::default() })
+    }
+
+    fn claim(&self, claim: &Claim<'_>) -> Result<Configuration, Vec<String>> {
+        self.cas.configure(claim).unwrap()
+    }
+
+    #[track_caller]
+    fn refuses(&self, service: &str, why: &str) {
+        let causes = self.ask(service).expect_err("a refusal");
+        assert!(causes.last().unwrap().contains(why), "{causes:?}");
+    }
+
+    /// The variables of service `s`, in order.
+    #[track_caller]
+    fn shown(&self, session: &str) -> Vec<String> {
+        let configuration = self.ask(&format!("{session}/s")).unwrap();
+        configuration.environment.values().map(|value| value.expose().to_owned()).collect()
+    }
+}
+
+fn client(name: &str) -> Client {
+    let identity = Identity::generate(name).unwrap();
+    Client { key_hash: identity.key_hash.clone(), certificate: identity.certificate_pem.clone() }
+}
+
+fn service_with(lines: &str) -> String {
+    format!("services:\n  - name: s\n    attestation: {{mrenclave: {MRENCLAVE}}}\n    {lines}\n")
+}
+
+// Words
+
+#[test]
+fn the_callers_arguments_and_variables_are_left_to_the_runtime() {
+    let mut rig = Rig::new();
+    rig.put(
+        "a",
+        &(service_with("command: /p @@2 $$SCONE::s$$ @@1\n    environment:\n      A: x\n      \\@\\@B: ignored")
+            + "secrets: [{name: s, kind: ascii, value: '@@3'}]\n"),
+    );
+    let configuration = rig.ask("a/s").unwrap();
+    // A secret that looks like one is none.
+    assert_eq!(configuration.command, ["/p", "", "@@3", ""]);
+    assert_eq!(configuration.host_arguments, [(1, 2), (3, 1)]);
+    assert_eq!(configuration.host_environment, ["B"]);
+    assert_eq!(configuration.environment.keys().collect::<Vec<_>>(), ["A"]);
+}
+
+#[test]
+fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_caller() {
+    let rig = Rig::new();
+    let text = include_str!("session/2fa-demo.yml");
+    rig.cas.upload(text, Some(&rig.alice)).unwrap().unwrap();
+    let secret = decode_shared_secret("BASE32SECRET3232BASE32SECRET3232").unwrap();
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let mrenclave = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
+    let claim =
+        Claim { service: "my_session_1234/service", code: None, mrenclave, bound: true, access: Access::default() };
+    assert_eq!(rig.claim(&claim).unwrap_err()[1], "An One-time Password is required to access this session");
+    let configuration = rig.claim(&Claim { code: Some(&code), ..claim }).unwrap();
+    assert_eq!(configuration.command, ["python3", "my_service.py", "-a", "4", "-b", "12", "-x", ""]);
+    assert_eq!(configuration.host_arguments, [(7, 1)]);
+    assert_eq!(configuration.pwd.as_deref(), Some("/app"));
+    assert_eq!(configuration.environment.len(), 3);
+}
+
+#[test]
+fn a_services_own_code_secret_beats_the_sessions() {
+    let mut rig = Rig::new();
+    let (own, sessions) = ("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "JJBFGV2ZGNCFARKIKBFTGUCYKBNFKVQK");
+    rig.put(
+        "a",
+        &(service_with(&format!("command: /p\n    one_time_password_shared_secret: {own}"))
+            + &format!("security: {{attestation: {{one_time_password_shared_secret: {sessions}}}}}\n")),
+    );
+    let code =
+        |secret| TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
+    let claim = |code: &str| {
+        rig.claim(&Claim {
+            service: "a/s",
+            code: Some(code),
+            mrenclave: MRENCLAVE,
+            bound: true,
+            access: Access::default(),
+        })
+    };
+    assert_eq!(claim(&code(sessions)).unwrap_err()[1], "The given One-time Password is invalid. Please try again.");
+    claim(&code(own)).unwrap();
+}
+
+#[test]
+fn any_variant_of_the_attestation_will_do() {
+    let mut rig = Rig::new();
+    let third = "cc".repeat(32);
+    let text = service_with("command: /p").replace(
+        &format!("{{mrenclave: {MRENCLAVE}}}"),
+        &format!("[{{mrenclave: [{OTHER}, {third}]}}, {{mrenclave: {MRENCLAVE}}}]"),
+    );
+    rig.put("a", &text);
+    let claim = |mrenclave: &str| {
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave, bound: true, access: Access::default() })
+    };
+    let causes = claim(&"dd".repeat(32)).unwrap_err();
+    assert!(causes.iter().any(|cause| cause.starts_with("Error 1 of 3: Unexpected enclave measurement")), "{causes:?}");
+    for mrenclave in [MRENCLAVE, OTHER, &third] {
+        claim(mrenclave).unwrap();
+    }
+}
+
+#[test]
+fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_be() {
+    let mut rig = Rig::new();
+    let signer = format!("signer: {{mrsigner: {OTHER}, isvprodid: 6}}");
+    let measured = format!("{{mrenclave: {MRENCLAVE}}}");
+    let ask = |rig: &mut Rig, attestation: &str| {
+        rig.put("a", &service_with("command: /p").replace(&measured, attestation));
+        let access = Access::default();
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, bound: true, access }).map(drop)
+    };
+    let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
+    for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
+        let causes = ask(&mut rig, &all_of).unwrap_err();
+        assert!(causes.last().unwrap().starts_with(unsigned), "{causes:?}");
+    }
+    ask(&mut rig, &format!("[{{mrenclave: {OTHER}, {signer}}}, {measured}]")).unwrap();
+    let causes = ask(&mut rig, &format!("[{{{signer}}}, {{mrenclave: {OTHER}}}]")).unwrap_err();
+    assert!(causes[4].starts_with("Error 1 of 2: Unexpected enclave measurement"), "{causes:?}");
+    assert!(causes[5].starts_with(&format!("Error 2 of 2: {unsigned}")), "{causes:?}");
+}
+
+#[test]
+fn without_attestation_anybody_may_start_the_service() {
+    let mut rig = Rig::new();
+    let any = |rig: &Rig| {
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: OTHER, bound: true, access: Access::default() })
+    };
+    rig.put("a", &service_with("command: /p"));
+    assert!(any(&rig).is_err());
+    rig.put("a", &(service_with("command: /p") + "security: {attestation: {mode: none}}\n"));
+    any(&rig).unwrap();
+}
+
+#[test]
+fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
+    let mut rig = Rig::new();
+    rig.put("a", &(service_with("command: /p") + "security: {service_access_token: j765WyMWTKksiqWbBuuc}\n"));
+    rig.refuses("a/s", "A service access token is required");
+    let (exporter, nonce) = ([7; 32], "nonce");
+    let claim = |proof: &str, exporter| {
+        let access = Access { proof: Some(proof), exporter, nonce };
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, bound: true, access })
+    };
+    let wrong = access_proof(End::Runtime, "another", &exporter, nonce);
+    let right = access_proof(End::Runtime, "j765WyMWTKksiqWbBuuc", &exporter, nonce);
+    for (proof, exporter) in [(&wrong, exporter), (&right, [8; 32]), (&String::new(), exporter)] {
+        assert_eq!(claim(proof, exporter).unwrap_err().last().unwrap(), "The given service access token is invalid");
+    }
+    let configuration = claim(&right, exporter).unwrap();
+    let proof = configuration.access_proof.unwrap();
+    assert!(proves_access(&proof, End::Cas, "j765WyMWTKksiqWbBuuc", &exporter, nonce));
+    // Who has to know nothing is told nothing.
+    rig.put("b", &service_with("command: /p"));
+    assert_eq!(rig.ask("b/s").unwrap().access_proof, None);
+}
+
+#[test]
+fn who_lacks_the_access_token_cannot_use_up_codes() {
+    let mut rig = Rig::new();
+    rig.put(
+        "a",
+        &(service_with("command: /p")
+            + "security:\n  service_access_token: token\n  attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}\n"),
+    );
+    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let proof = access_proof(End::Runtime, "token", &[0; 32], "");
+    let claim = |proof| {
+        let access = Access { proof, ..Access::default() };
+        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, bound: true, access })
+    };
+    assert!(claim(None).is_err());
+    claim(Some(&proof)).unwrap();
+}
+
+// Files and volumes
+
+#[test]
+fn an_injected_file_holds_secrets_in_whatever_form() {
+    let mut rig = Rig::new();
+    let service = service_with("command: /p\n    image_name: i");
+    let file = |content: &str| {
+        format!(
+            "{service}secrets: [{{name: b, kind: binary, value: 00ff}}, {{name: a, kind: ascii, value: 'x\"y'}}]\nimages:\n  - name: i\n    injection_files:\n      - {{path: /etc/c, content: \"{content}\", permission: 0o640}}\n"
+        )
+    };
+    // What is asked for is short, what it becomes is not.
+    let large = format!(
+        "{service}secrets: [{{name: b, kind: binary, size: 4096}}]\nimages: [{{name: i, injection_files: {{path: /f, content: '{}'}}}}]\n",
+        "$$SCONE::b:hex$$".repeat(40)
+    );
+    rig.put("a", &large);
+    rig.refuses("a/s", "The configuration is larger than");
+    rig.put("a", &file("b=$$SCONE::b$$ h=$$SCONE::b:hex$$ j=$$SCONE::a|escape(json)$$"));
+    let configuration = rig.ask("a/s").unwrap();
+    let [file] = &configuration.injection_files[..] else { panic!("one file") };
+    assert_eq!((file.path.as_str(), file.mode), ("/etc/c", 0o640));
+    assert_eq!(unhex(file.content.expose()).unwrap(), b"b=\x00\xff h=00ff j=x\\\"y");
+}
+
+#[test]
+fn an_export_says_how_much_an_import_may_do_with_a_volume() {
+    let mut rig = Rig::new();
+    let exporting = |policy: &str, alias: &str| {
+        format!("volumes: [{{name: v, export: [{{to: {{session: b}}, update_policy: {policy}{alias}}}]}}]\n")
+    };
+    let importing = |policy: &str, volume: &str| {
+        service_with("command: /p\n    image_name: i")
+            + &format!(
+                "volumes: [{{name: w, import: {{session: a, volume: {volume}}}}}]\nimages: [{{name: i, volumes: [{{name: w, path: /w, update_policy: {policy}}}]}}]\n"
+            )
+    };
+    use UpdatePolicy::*;
+    for (exported, used, granted) in [
+        ("rollback_protected", "no_rollback_protection", None),
+        ("rollback_protected", "rollback_protected", Some(RollbackProtected)),
+        ("rollback_protected", "ephemeral", Some(Ephemeral)),
+        ("ephemeral", "no_rollback_protection", Some(Ephemeral)),
+        ("ephemeral", "rollback_protected", Some(Ephemeral)),
+        ("no_rollback_protection", "no_rollback_protection", Some(NoRollbackProtection)),
+        ("no_rollback_protection", "rollback_protected", Some(RollbackProtected)),
+    ] {
+        rig.put("a", &exporting(exported, ""));
+        rig.put("b", &importing(used, "v"));
+        match granted {
+            None => rig.refuses("b/s", "does not allow volume 'v' the update policy it is used with"),
+            Some(policy) => assert_eq!(rig.ask("b/s").unwrap().volumes[0].update_policy, policy),
+        }
+    }
+    // By its alias, and by no other name.
+    rig.put("a", &exporting("rollback_protected", ", volume_alias: input"));
+    rig.refuses("b/s", "does not export volume 'v' to 'b'");
+    rig.put("b", &importing("rollback_protected", "input"));
+    let grant = &rig.ask("b/s").unwrap().volumes[0];
+    assert_eq!((grant.session.as_str(), grant.name.as_str(), grant.path.as_str()), ("a", "v", "/w"));
+}
+
+// Secrets
+
+#[test]
+fn formats_are_rfc_4648s() {
+    let mut rig = Rig::new();
+    rig.put_showing(
+        "a",
+        &[
+            "$$SCONE::b:hex$$",
+            "$$SCONE::b:base32$$",
+            "$$SCONE::b:base32nopad$$",
+            "$$SCONE::b:base64$$",
+            "$$SCONE::u:base64url$$",
+            "<$$SCONE::t$$>",
+        ],
+        "secrets: [{name: b, kind: binary, value: 666f6f62}, {name: u, kind: binary, value: FBFF}, {name: t, kind: ascii, value: 'a b'}]\n",
+    );
+    assert_eq!(rig.shown("a"), ["666f6f62", "MZXW6YQ=", "MZXW6YQ", "Zm9vYg==", "-_8=", "<a b>"]);
+}
+
+#[test]
+fn a_secret_goes_to_the_sessions_and_namespaces_it_is_exported_to() {
+    let mut rig = Rig::new();
+    let import = "secrets: [{name: s, import: {session: owner, secret: s}}]\n";
+    for name in ["owner", "ns", "ns/deep", "nse", "one"] {
+        rig.put(name, "");
+    }
+    for name in ["ns", "ns/deep", "ns/deep/er", "nse", "one", "one/nested"] {
+        rig.put_showing(name, &["$$SCONE::s$$"], import);
+        rig.refuses(&format!("{name}/s"), "does not export secret 's'");
+    }
+    rig.put("owner", "secrets: [{name: s, kind: ascii, value: x, export: [{namespace: ns}, {session: one}]}]\n");
+    for name in ["ns", "ns/deep", "ns/deep/er", "one"] {
+        assert_eq!(rig.shown(name), ["x"]);
+    }
+    for name in ["nse", "one/nested"] {
+        rig.refuses(&format!("{name}/s"), "does not export secret 's'");
+    }
+}
+
+#[test]
+fn a_pinned_session_is_the_pinned_version_or_none() {
+    let mut rig = Rig::new();
+    let owner = |to: &str| format!("secrets: [{{name: s, kind: ascii, value: x, export: {{session: b{to}}}}}]\n");
+    let first = rig.put("a", &owner(""));
+    let import =
+        |pin: &str| format!("secrets: [{{name: s, import: {{session: a, session_hash: {pin}, secret: s}}}}]\n");
+    rig.put_showing("b", &["$$SCONE::s$$"], &import(OTHER));
+    rig.refuses("b/s", "Session 'a' is not the version that its import names");
+    rig.put_showing("b", &["$$SCONE::s$$"], &import(&first));
+    assert_eq!(rig.shown("b"), ["x"]);
+    rig.put("a", &(owner("") + "volumes: [{name: v}]\n"));
+    rig.refuses("b/s", "is not the version");
+
+    let unpinned = "secrets: [{name: s, import: {session: a, secret: s}}]\n";
+    let importer = rig.put_showing("b", &["$$SCONE::s$$"], unpinned);
+    rig.put("a", &owner(&format!(", session_hash: {OTHER}")));
+    rig.refuses("b/s", "does not export");
+    rig.put("a", &owner(&format!(", session_hash: {importer}")));
+    assert_eq!(rig.shown("b"), ["x"]);
+}
+
+#[test]
+fn a_drawn_secret_survives_an_update_as_its_kind_says() {
+    let mut rig = Rig::new();
+    let secrets = |rest: &str| {
+        format!(
+            "secrets: [{{name: a, kind: ascii}}, {{name: b, kind: binary}}, {{name: k, kind: private-key, migrate: true}}, {{name: l, kind: private-key}}, {{name: c, kind: x509, private_key: k}}]\n{rest}"
+        )
+    };
+    let all = ["$$SCONE::a$$", "$$SCONE::b:hex$$", "$$SCONE::k$$", "$$SCONE::l$$", "$$SCONE::c$$"];
+    rig.put_showing("a", &all, &secrets(""));
+    let first = rig.shown("a");
+    assert_eq!(rig.shown("a"), first, "one start after the other");
+    rig.put_showing("a", &all, &secrets("volumes: [{name: v}]\n"));
+    let second = rig.shown("a");
+    let kept: Vec<bool> = first.iter().zip(&second).map(|(a, b)| a == b).collect();
+    assert_eq!(kept, [true, true, true, false, false]);
+    // `migrate` counts only if both the old and the new session have it.
+    rig.put_showing("a", &all, &secrets("").replace("key, migrate: true", "key"));
+    rig.put_showing("a", &all, &secrets(""));
+    assert_ne!(rig.shown("a")[2], second[2]);
+    // So does the size.
+    rig.put_showing("a", &all, &secrets("").replace("kind: binary", "kind: binary, size: 21"));
+    assert_ne!(rig.shown("a")[1], second[1]);
+}
+
+#[test]
+fn a_private_key_is_of_its_type_and_comes_as_pem_or_der() {
+    let mut rig = Rig::new();
+    for (key_type, algorithm) in [
+        ("P-256", &rcgen::PKCS_ECDSA_P256_SHA256),
+        ("P-384", &rcgen::PKCS_ECDSA_P384_SHA384),
+        ("Ed25519", &rcgen::PKCS_ED25519),
+    ] {
+        let lines = format!("secrets: [{{name: k, kind: private-key, key_type: {key_type}}}]\n");
+        rig.put_showing("a", &["$$SCONE::k$$", "$$SCONE::k:pkcs8:pem$$"], &lines);
+        let shown = rig.shown("a");
+        assert_eq!(shown[0], shown[1]);
+        assert!(KeyPair::from_pem(&shown[0]).unwrap().is_compatible(algorithm), "{key_type}");
+    }
+    let given = KeyPair::generate().unwrap();
+    let pem = given.serialize_pem().replace('\n', "\\n");
+    let lines = format!(
+        "secrets: [{{name: k, kind: private-key, value: \"{pem}\"}}]\nimages: [{{name: i, injection_files: [{{path: /k, content: '$$SCONE::k:der$$'}}]}}]\n"
+    );
+    rig.put("a", &(service_with("command: /p\n    image_name: i") + &lines));
+    let file = &rig.ask("a/s").unwrap().injection_files[0];
+    assert_eq!(file.content.expose(), hex(given.serialized_der()));
+}
+
+const PKI: &str = "secrets:
+  - {name: ca_key, kind: private-key, migrate: true}
+  - {name: ca, kind: x509-ca, private_key: ca_key, common_name: Root}
+  - {name: mid, kind: x509-ca, private_key: ca_key, issuer: ca}
+  - {name: key, kind: private-key, key_type: P-384, export: {session: b}}
+  - {name: crt, kind: x509, private_key: key, issuer: mid, endpoint: server, valid_for: 90 days, san: ['dns:db.example', 'ip:10.0.0.1'], export: [{session: b}, {session: c}]}
+";
+
+#[test]
+fn a_certificate_is_one_that_tls_takes_for_its_names_and_its_time() {
+    let mut rig = Rig::new();
+    rig.put_showing(
+        "a",
+        &["$$SCONE::crt$$", "$$SCONE::crt:chain$$", "$$SCONE::crt:privatekey$$", "$$SCONE::key$$"],
+        PKI,
+    );
+    let shown = rig.shown("a");
+    assert_eq!(shown[2], shown[3]);
+    PrivateKeyDer::from_pem_slice(shown[2].as_bytes()).unwrap();
+    let certificate = CertificateDer::from_pem_slice(shown[0].as_bytes()).unwrap();
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(shown[1].as_bytes()).map(Result::unwrap).collect();
+    let [mid, root] = &chain[..] else { panic!("an intermediate and a root") };
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = rustls::client::WebPkiServerVerifier::builder_with_provider(roots.into(), provider).build().unwrap();
+    let check = |name: &'static str, at: u64| {
+        let name = ServerName::try_from(name).unwrap();
+        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(at));
+        let chain = [mid.clone()];
+        use rustls::client::danger::ServerCertVerifier;
+        verifier.verify_server_cert(&certificate, &chain, &name, &[], at)
+    };
+    assert!(check("other.example", NOW).is_err());
+    assert!(check("db.example", NOW + 91 * DAY).is_err());
+    assert!(check("db.example", NOW - DAY).is_err());
+    check("db.example", NOW).unwrap();
+    check("10.0.0.1", NOW + 89 * DAY).unwrap();
+}
+
+#[test]
+fn a_certificate_is_made_anew_before_it_ends() {
+    let mut rig = Rig::new();
+    rig.put_showing("a", &["$$SCONE::crt$$", "$$SCONE::ca$$", "$$SCONE::key$$"], PKI);
+    let first = rig.shown("a");
+    rig.at(NOW + 59 * DAY);
+    assert_eq!(rig.shown("a"), first);
+    rig.at(NOW + 61 * DAY);
+    let later = rig.shown("a");
+    assert_ne!(later[0], first[0]);
+    assert_eq!(later[1..], first[1..], "what does not end stays");
+}
+
+#[test]
+fn an_imported_certificate_brings_its_key_only_if_that_is_exported_too() {
+    let mut rig = Rig::new();
+    rig.put_showing("a", &["$$SCONE::crt$$"], PKI);
+    let import = "secrets: [{name: x, kind: x509, import: {session: a, secret: crt}}]\n";
+    rig.put_showing("c", &["$$SCONE::x:privatekey$$"], import);
+    rig.refuses("c/s", "Secret 'x' does not have the format it is asked for");
+    rig.put_showing("c", &["$$SCONE::x$$"], import);
+    assert_eq!(rig.shown("c"), rig.shown("a"));
+    rig.put_showing("b", &["$$SCONE::x:privatekey$$", "$$SCONE::x$$"], import);
+    let shown = rig.shown("b");
+    let certificate = CertificateDer::from_pem_slice(shown[1].as_bytes()).unwrap();
+    let spki = ParsedCertificate::try_from(&certificate).unwrap().subject_public_key_info();
+    let key = KeyPair::from_pem(&shown[0]).unwrap();
+    assert_eq!(spki.as_ref(), rcgen::PublicKeyData::subject_public_key_info(&key));
+}
+
+#[test]
+fn a_certificate_in_the_access_policy_admits_its_key() {
+    let rig = Rig::new();
+    let (bob, mallory) = (client("bob"), client("mallory"));
+    let pem = bob.certificate.replace('\n', "\n      ");
+    let text = format!("name: a\nversion: 0.3\naccess_policy:\n  read:\n    - |\n      {pem}\n  update: NONE\n");
+    rig.cas.upload(&text, Some(&rig.alice)).unwrap().unwrap();
+    for other in [Some(&mallory), Some(&rig.alice), None] {
+        assert!(rig.cas.read("a", None, other).unwrap().is_err());
+    }
+    assert!(rig.cas.read("a", None, Some(&bob)).unwrap().is_ok());
+    // Nobody may update it, its creator neither.
+    let again = text.replace("version: 0.3", "version: 0.3.1");
+    assert!(rig.cas.upload(&again, Some(&rig.alice)).unwrap().is_err());
+}
+
+#[test]
+fn an_earlier_version_is_read_by_name_and_hash_as_the_active_ones_policy_grants() {
+    let mut rig = Rig::new();
+    let mallory = client("mallory");
+    let open = rig.put("a", "access_policy: {read: ANY}\n");
+    let other = rig.put("b", "volumes: [{name: v}]\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_ok());
+    rig.put("a", "access_policy: {read: CREATOR}\n");
+    assert!(rig.cas.read("a", Some(&open), Some(&mallory)).unwrap().is_err());
+    assert!(rig.cas.read("a", Some(&other), Some(&rig.alice)).unwrap().is_err());
+    let earlier = rig.cas.read("a", Some(&open), Some(&rig.alice)).unwrap().ok().unwrap();
+    assert!(earlier.hash == open && earlier.text.contains("- ANY\n"), "{}", earlier.text);
+}
