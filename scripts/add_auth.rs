@@ -79,7 +79,7 @@ fn add_auth(args: &Args) -> Result<String, Failure> {
         let presentation = Presentation {
             account: &account,
             source: &source,
-            prompt: format!("Code for {}, {}", account.state.issuer, account.state.label()),
+            prompt: format!("Code for '{}', '{}'", account.state.issuer, account.state.label()),
             start_takes: start_took,
             spent: None,
             remains: "nothing was changed and no code was spent".to_owned(),

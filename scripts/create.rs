@@ -73,7 +73,7 @@ struct Args {
 enum CreateError {
     #[error("account '{account}' has {what} '{known}', not '{given}'; '--account' names another account")]
     Differs { account: String, what: &'static str, known: String, given: String },
-    #[error("a roll-forward of account '{account}' was begun and not finished")]
+    #[error("a roll-forward of account '{account}' was begun but not finished")]
     RollForwardBegun { account: String },
     #[error("'--cas' is for SCONE: the simulator's CAS is found by itself")]
     CasOfSimulator,
@@ -81,11 +81,11 @@ enum CreateError {
     NoCas,
     #[error("the CAS at '{address}' is not the one account '{account}' was created on")]
     AnotherCas { address: String, account: String },
-    #[error("whose code it is to be is not known: '--login NAME'")]
+    #[error("the login name is not known: give '--login NAME'")]
     NoLogin,
-    #[error("the login name cannot be used: '--login': {why}")]
+    #[error("the login name cannot be used, give '--login NAME': {why}")]
     LoginUnusable { why: String },
-    #[error("no random name for the namespace: {0}")]
+    #[error("cannot draw a random name for the namespace: {0}")]
     NoRandomName(io::Error),
     #[error("'{volumes}' cannot be moved: {cause}")]
     NotMoved { volumes: String, cause: io::Error },

@@ -70,9 +70,9 @@ struct Args {
 
 #[derive(Debug, thiserror::Error)]
 enum DoctorError {
-    #[error("no JSON: {0}")]
+    #[error("the report cannot be written as JSON: {0}")]
     NoJson(serde_json::Error),
-    #[error("no temporary directory: {0}")]
+    #[error("cannot make a temporary directory: {0}")]
     NoTemporaryDirectory(std::io::Error),
 }
 
@@ -248,7 +248,7 @@ fn files(found: &Found) -> Vec<Finding> {
         for entry in fs::read_dir(&place).into_iter().flatten().flatten() {
             let path = entry.path();
             if is_qr_code(&path) {
-                let finding = format!("a QR code lies about: '{}'", path.display());
+                let finding = format!("a QR code was left in '{}'", path.display());
                 findings.push(Finding::wrong("files", finding, shred(&path)));
             }
         }

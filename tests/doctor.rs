@@ -272,7 +272,7 @@ fn what_is_wrong_with_the_state_is_said() {
         patient.mended_by(&mend);
     }
     fs::write(patient.0.root.join("it's left.svg"), "<svg shape-rendering=\"crispEdges\"></svg>\n").expect("a picture");
-    let mend = patient.suffers_from("wrong files     a QR code lies about:", "shred -n 3 -z -u '");
+    let mend = patient.suffers_from("wrong files     a QR code was left in", "shred -n 3 -z -u '");
     patient.mended_by(&mend);
 
     fs::write(&file, "format: 1\nplat").expect("damage");

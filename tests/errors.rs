@@ -254,7 +254,7 @@ create: error: '--cas' is for SCONE: the simulator's CAS is found by itself
     create.env("LOGNAME", "a:b");
     host.says(run(create), 2, "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-create: error: the login name cannot be used: '--login': must not be empty, hold ':' or '$' or a control character, nor begin or end with a space
+create: error: the login name cannot be used, give '--login NAME': must not be empty, hold ':' or '$' or a control character, nor begin or end with a space
 ");
     let mut create = host.script_command("create", &["--platform", "sim-native"]);
     create.env_remove("LOGNAME").env_remove("USER");
@@ -263,7 +263,7 @@ create: error: the login name cannot be used: '--login': must not be empty, hold
         2,
         "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-create: error: whose code it is to be is not known: '--login NAME'
+create: error: the login name is not known: give '--login NAME'
 ",
     );
 }
@@ -283,7 +283,7 @@ create: attesting CAS
 create: policy 'NAMESPACE'
 create: policy 'NAMESPACE/otpqr'
 create: policy 'NAMESPACE/otpqr-reset'
-create: error: it is done, but cannot be reported on standard output: No space left on device (os error 28)
+create: error: done, but it cannot be reported on standard output: No space left on device (os error 28)
 ",
     );
 }
@@ -408,7 +408,7 @@ fn a_cas_that_is_not_there_or_not_the_one() {
             1,
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: 'scone-sim' did not say its 'client'
+gen_qr: error: 'scone-sim' did not print 'client'
 ",
         )
     });
@@ -527,7 +527,7 @@ gen_qr: error: the image 'ROOT/simulator/bin/rootfs' cannot be measured: no such
             "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
-create: error: the image 'ROOT/simulator/bin/rootfs' did not print a measurement: its '/bin/otpqr' is no SCONE program
+create: error: the image 'ROOT/simulator/bin/rootfs' did not print a measurement: its '/bin/otpqr' is not a SCONE program
 ",
         )
     });
@@ -537,7 +537,7 @@ create: error: the image 'ROOT/simulator/bin/rootfs' did not print a measurement
             3,
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+gen_qr: error: image 'simulator/bin/rootfs' is not the one in the policies: it was rebuilt
 hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
@@ -546,7 +546,7 @@ hint: ./scripts/create.rs --account signing   # updates the policies
             3,
             "\
 add_auth: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-add_auth: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+add_auth: error: image 'simulator/bin/rootfs' is not the one in the policies: it was rebuilt
 hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
@@ -555,7 +555,7 @@ hint: ./scripts/create.rs --account signing   # updates the policies
             3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: image 'simulator/bin/rootfs' is not the one in the policies: it was built anew
+roll_forward: error: image 'simulator/bin/rootfs' is not the one in the policies: it was rebuilt
 hint: ./scripts/create.rs --account signing   # updates the policies
 ",
         );
@@ -598,7 +598,7 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged: missing field `ca
             host.gen_qr(),
             3,
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' is no file that only you can write
+gen_qr: error: state file 'ROOT/state/signing.yml' must be a regular file that only you can write
 ",
         );
     });
@@ -697,7 +697,7 @@ create: platform 'sim-native' is software only: a rehearsal that protects nobody
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: policy 'NAMESPACE'
-create: error: CAS did not take session 'NAMESPACE': The predecessor is not the current session
+create: error: CAS did not accept session 'NAMESPACE': The predecessor is not the current session
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ",
@@ -778,7 +778,7 @@ hint: ./scripts/roll_forward.rs --account signing --undo   # takes it back, if t
         host.signing("create", &[]),
         3,
         "\
-create: error: a roll-forward of account 'signing' was begun and not finished
+create: error: a roll-forward of account 'signing' was begun but not finished
 hint: ./scripts/roll_forward.rs --account signing
 ",
     );
@@ -787,7 +787,7 @@ hint: ./scripts/roll_forward.rs --account signing
         3,
         "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: a roll-forward with a new secret was begun and is to be finished first
+roll_forward: error: a roll-forward with a new secret was begun: finish it first
 hint: ./scripts/roll_forward.rs --account signing
 ",
     );
@@ -799,11 +799,11 @@ hint: ./scripts/roll_forward.rs --account signing
             4,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: going on with a roll-forward that was begun
+roll_forward: continuing the roll-forward that was begun
 roll_forward: declaring the new beside the old
 roll_forward: switching: from here on the old codes are dead
 roll_forward: dropping the old
-roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
 ",
         )
     });
@@ -828,7 +828,7 @@ hint: ./scripts/roll_forward.rs --account signing
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: declaring the new beside the old
 roll_forward: switching session 2 to the new volume
-roll_forward: error: CAS did not take session 'NAMESPACE/otpqr-reset': it ended with status 1 and said nothing
+roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr-reset': it ended with status 1 and said nothing
 ",
         );
     });
@@ -836,7 +836,7 @@ roll_forward: error: CAS did not take session 'NAMESPACE/otpqr-reset': it ended 
         host.signing("create", &[]),
         3,
         "\
-create: error: a roll-forward of account 'signing' was begun and not finished
+create: error: a roll-forward of account 'signing' was begun but not finished
 hint: ./scripts/roll_forward.rs --account signing --keep-secret
 ",
     );
@@ -845,7 +845,7 @@ hint: ./scripts/roll_forward.rs --account signing --keep-secret
         2,
         "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: going on with a roll-forward that was begun
+roll_forward: continuing the roll-forward that was begun
 roll_forward: switching session 2 to the new volume
 roll_forward: error: a code is exactly six digits
 ",
@@ -867,9 +867,9 @@ hint: ./scripts/roll_forward.rs --account signing   # without a code: new secret
             5,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: going on with a roll-forward that was begun
+roll_forward: continuing the roll-forward that was begun
 roll_forward: declaring the new beside the old
-roll_forward: error: CAS did not take session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
+roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr': it ended with status 1 and said nothing
 ",
         )
     });
@@ -896,7 +896,8 @@ fn a_state_that_is_behind_what_cas_holds() {
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ";
-    let refused = "CAS did not take session 'NAMESPACE/otpqr': The given predecessor is not the active session's hash";
+    let refused =
+        "CAS did not accept session 'NAMESPACE/otpqr': The given predecessor is not the active session's hash";
     let rehearsal = "platform 'sim-native' is software only: a rehearsal that protects nobody from root";
     let declaring = "declaring the new beside the old";
     host.says(
@@ -933,7 +934,7 @@ gen_qr: error: nothing can be written beside output 'nowhere/qrcode.svg': No suc
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: output '..' is no file name
+gen_qr: error: output '..' is not a file name
 ",
     );
     fs::write(host.root.join("taken.svg"), "").expect("a file");
@@ -954,7 +955,7 @@ hint: ./scripts/gen_qr.rs --account signing --output another.svg
         3,
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': it is not a private directory of ours
+gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': it must be a directory that only you can open
 ",
     );
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("permissions");
@@ -995,7 +996,7 @@ fn a_start_that_ends_without_a_qr_code() {
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the volume was refused: The FSPF tag is not fresh - suspected replay attack
-hint: ./scripts/roll_forward.rs --account signing --keep-secret   # authenticator at hand: codes go on
+hint: ./scripts/roll_forward.rs --account signing --keep-secret   # authenticator at hand: codes stay valid
 hint: ./scripts/roll_forward.rs --account signing   # otherwise: new secret, kills the old codes
 ",
     );
@@ -1005,7 +1006,7 @@ hint: ./scripts/roll_forward.rs --account signing   # otherwise: new secret, kil
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: there is no channel to CAS: Failed to establish an encrypted channel to CAS
+gen_qr: error: CAS cannot be reached: Failed to establish an encrypted channel to CAS
 ",
     );
     host.says(
@@ -1044,7 +1045,7 @@ hint: ./scripts/roll_forward.rs --account signing   # without: new secret, kills
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the policy does not suit the program: otpqr: error: OTP_SECRET is not set
+gen_qr: error: the policy does not fit the program: otpqr: error: OTP_SECRET is not set
 ",
     );
     host.says(
@@ -1091,7 +1092,7 @@ hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is take
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: another start is at work: the volume is in use by another program
+gen_qr: error: another start is running: the volume is in use by another program
 ",
     );
     let out = "for arg; do case $arg in *:/out) out=${arg%:/out} ;; esac; done";
@@ -1112,7 +1113,7 @@ hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be tak
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1-1/qrcode.svg'; it cannot be brought to 'qrcode.svg': File exists (os error 17)
+gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1-1/qrcode.svg'; it cannot be delivered to 'qrcode.svg': File exists (os error 17)
 ",
     );
 }
@@ -1190,7 +1191,7 @@ add_auth: checking program and volume
 add_auth: starting the confidential program
 add_auth: the QR code of 'SCONE OTP', 'alice' is in 'second.svg'
 add_auth: a first code of the new entry shows that it works; CAS accepts no code twice, so this one is spent
-add_auth: error: the QR code was issued, but no code of it was confirmed; the QR code is still in 'second.svg': that code is wrong: is it this account's entry, and is the clock of the authenticator right?: The given One-time Password is invalid. Please try again.
+add_auth: error: the QR code was issued, but no code of it was confirmed; the QR code is still in 'second.svg': that code is wrong; check that it is this account's entry and that the authenticator's clock is right: The given One-time Password is invalid. Please try again.
 hint: ./scripts/add_auth.rs --account signing --output another.svg   # if the entry works after all
 hint: ./scripts/roll_forward.rs --account signing   # if it was not scanned
 ");
@@ -1425,11 +1426,11 @@ const EXEMPT: &[(&str, &str)] = &[
     ("'{volumes}' cannot be moved: {cause}", "it is moved within a directory of ours"),
     ("cannot handle Ctrl-C: {0}", "the kernel would have to refuse a signal handler"),
     ("cannot read '{file}': {cause}", "the file was just seen to be whole"),
-    ("no JSON: {0}", "it consists of strings"),
+    ("the report cannot be written as JSON: {0}", "it consists of strings"),
     ("no answer: {0}", "the terminal would have to vanish while it is read"),
     ("no code was accepted", "the last try says why it was refused"),
     ("no code was entered: {0}", "the terminal would have to vanish while it is read"),
-    ("no random name for the namespace: {0}", "a host without /dev/urandom"),
+    ("cannot draw a random name for the namespace: {0}", "a host without /dev/urandom"),
     ("not confirmed; nothing was changed", "tests/terminal.rs"),
     ("nothing can be read from the terminal: {0}", "the terminal would have to vanish while it is read"),
     (
@@ -1439,6 +1440,6 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the program was not started", "no code is presented without a start"),
     ("the state cannot be expressed in YAML: {0}", "it consists of strings and numbers"),
     ("the state of account '{name}' vanished", "between two system calls"),
-    ("no temporary directory: {0}", "the policy that cannot be written, above, is the same error"),
+    ("cannot make a temporary directory: {0}", "the policy that cannot be written, above, is the same error"),
     ("the terminal cannot be written to: {0}", "the terminal would have to vanish while it is written to"),
 ];

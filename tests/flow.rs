@@ -433,7 +433,7 @@ fn an_image_that_was_built_anew_under_its_name_is_noticed_by_every_script() {
         bundle.add_auth(&code, &["--output", "new.svg"]),
         bundle.script("roll_forward", &["--yes"]),
     ] {
-        refused.expect(3).saying("was built anew").saying("hint: ./scripts/create.rs");
+        refused.expect(3).saying("was rebuilt").saying("hint: ./scripts/create.rs");
     }
     assert_eq!(id, bundle.known("default", &["image_id"]));
     bundle.script("create", &[]).expect(0).saying(&format!("the program changed: measurement '{measured}' becomes"));

@@ -314,7 +314,7 @@ fn an_undo_killed_anywhere_is_completed_by_the_next_run_whatever_it_is_asked_for
         let turned = bundle.known("default", &["pending", "undo"]) == "true";
         let args = if turned && round % 2 == 0 { "--yes" } else { "--undo" };
         let undone = bundle.script("roll_forward", &[args]).expect(0);
-        assert!(undone.stdout.contains("its codes go on"), "{what}: {}", undone.stdout);
+        assert!(undone.stdout.contains("its codes stay valid"), "{what}: {}", undone.stdout);
         assert!(bundle.accepts(&account), "{what}");
         begin();
     });
@@ -530,7 +530,7 @@ fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() 
     bundle.gen_qr(&["--output", "new.svg"]).expect(3).saying("hint: ./scripts/create.rs");
     bundle.add_auth(&account.code_at(bundle.now()), &[]).expect(3).saying("hint: ./scripts/create.rs");
     bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs");
-    let noticed = "it was built anew; afterwards: ./scripts/create.rs";
+    let noticed = "it was rebuilt; afterwards: ./scripts/create.rs";
     let mut undo = bundle.script_command("roll_forward", &["--undo"]);
     undo.env("TMPDIR", "nowhere");
     run(undo).saying(noticed);
@@ -564,7 +564,7 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
         let ended = started.map(|child| child.wait_with_output().expect("an end"));
         for output in ended {
             let stderr = String::from_utf8(output.stderr).expect("UTF-8 output");
-            let explained = ["was changed by another run", "was begun and not finished", "CAS did not take session"];
+            let explained = ["was changed by another run", "was begun but not finished", "CAS did not accept session"];
             let understood = output.status.success() || explained.iter().any(|words| stderr.contains(words));
             assert!(understood, "round {round}: {:?}\n{stderr}", output.status.code());
         }

@@ -676,7 +676,7 @@ fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_i
     host.script("gen_qr", &["--no-confirm"]).expect(3).saying("exists already");
     fs::remove_file(host.qr_code()).unwrap();
     host.instead_of("docker", &format!("[ \"$1\" != run ] || echo mine >'{}'", host.qr_code().display()));
-    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("cannot be brought to 'qrcode.svg'");
+    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("cannot be delivered to 'qrcode.svg'");
     assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine\n");
     fs::remove_file(host.qr_code()).unwrap();
     host.as_documented("docker");
@@ -1016,7 +1016,7 @@ fn a_roll_forward_that_cas_interrupts_stops_part_way_and_is_completed_by_the_nex
             // Nothing else goes on from there.
             host.script("create", &[]).expect(3).saying("scripts/roll_forward.rs");
             host.as_documented("scone");
-            host.script("roll_forward", &["--yes"]).expect(0).saying("going on with a roll-forward that was begun");
+            host.script("roll_forward", &["--yes"]).expect(0).saying("continuing the roll-forward that was begun");
         }
         is_rolled_forward(&host);
     }
@@ -1080,15 +1080,21 @@ fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
         (good.replace("format: 1", "format: 2"), "has format 2"),
         (good.replace("platform: scone", "platform: sgx"), "damaged"),
         (format!("{good}unheard_of: 1\n"), "damaged"),
-        (good.replace("volume_version: 1", "volume_version: 4294967295"), "its versions are impossible"),
-        (good.replace("namespace: ", "namespace: --"), "its namespace is no session name"),
-        (good.replace("image_id: ", "image_id: --privileged "), "its image or CAS is none"),
+        (
+            good.replace("volume_version: 1", "volume_version: 4294967295"),
+            "'volume_version' and 'secret_version' must be from 1 to 1000000",
+        ),
+        (good.replace("namespace: ", "namespace: --"), "'namespace' is not a session name"),
+        (
+            good.replace("image_id: ", "image_id: --privileged "),
+            "'image', 'image_id' and 'cas.address' must not begin with '-' or '@' nor hold control characters",
+        ),
         (
             good.replace(
                 "pending: null",
                 "pending: {volume_version: 7, secret_version: 9, uploads_done: 99, undo: false}",
             ),
-            "its roll-forward is impossible",
+            "'pending' does not follow from the versions",
         ),
     ];
     for (damaged, cause) in damages {
@@ -1109,6 +1115,6 @@ fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
 
     fs::remove_file(&file).unwrap();
     fs::create_dir(&file).unwrap();
-    refused("is no file that only you can write");
+    refused("must be a regular file that only you can write");
     assert!(file.is_dir());
 }

@@ -86,10 +86,10 @@ fn the_code_is_asked_for_last_and_not_shown() {
     let started = now();
     let mut session = at_a_terminal(add_auth);
     session.exp_string("checking program and volume").expect("the check");
-    let asked = session.exp_regex("Code for SCONE OTP, alice|Wait for the next code").expect("the prompt").1;
+    let asked = session.exp_regex("Code for 'SCONE OTP', 'alice'|Wait for the next code").expect("the prompt").1;
     if asked.starts_with("Wait") {
         session.send("y").and_then(|_| session.flush()).expect("typing");
-        session.exp_string("Code for SCONE OTP, alice").expect("the prompt");
+        session.exp_string("Code for 'SCONE OTP', 'alice'").expect("the prompt");
     }
     session.exp_string(" (changes in ").expect("the time left");
     let left: u64 = session.exp_string(" s)").expect("the time left").parse().expect("a number");
@@ -112,7 +112,7 @@ fn about_to_change(bundle: &Bundle) -> PtySession {
         sleep(Duration::from_millis(30_000 - (now + early * 1000) % 30_000));
         let add_auth = bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
         let mut session = at_a_terminal(add_auth);
-        let prompts = "Code for SCONE OTP, alice|The code changes in [12] s, the start takes about [0-9]+ s.";
+        let prompts = "Code for 'SCONE OTP', 'alice'|The code changes in [12] s, the start takes about [0-9]+ s.";
         if session.exp_regex(prompts).expect("a prompt").1.starts_with("The code") {
             session.exp_string("Wait for the next code?").expect("the offer");
             return session;
@@ -130,7 +130,7 @@ fn a_code_that_is_about_to_change_is_not_asked_for() {
     let mut session = about_to_change(&bundle);
     session.send_line("").expect("typing");
     // Asked when the next one is there, with nearly all its time left.
-    let left = session.exp_regex("Code for SCONE OTP, alice \\(changes in (29|30) s\\)").expect("the prompt").1;
+    let left = session.exp_regex("Code for 'SCONE OTP', 'alice' \\(changes in (29|30) s\\)").expect("the prompt").1;
     session.send_line(&account.code_at(bundle.now())).expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{left}{rest}");
@@ -144,7 +144,7 @@ fn of_a_code_that_one_insisted_on_and_that_changed_on_its_way_that_is_said() {
     let mut session = loop {
         let mut session = about_to_change(&bundle);
         session.send("n").and_then(|_| session.flush()).expect("typing");
-        session.exp_string("Code for SCONE OTP, alice (changes in").expect("the prompt");
+        session.exp_string("Code for 'SCONE OTP', 'alice' (changes in").expect("the prompt");
         let mut cas = bundle.hold_cas();
         session.send_line(&wrong).expect("typing");
         cas.wait();
@@ -162,7 +162,7 @@ fn of_a_code_that_one_insisted_on_and_that_changed_on_its_way_that_is_said() {
         assert_eq!(end(session).1, 130);
     };
     session.exp_string("that code is wrong, or it changed before CAS saw it").expect("advice");
-    enter(&mut session, "Code for SCONE OTP, alice", || account.code_at(bundle.now()));
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || account.code_at(bundle.now()));
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
 }
@@ -174,19 +174,19 @@ fn a_wrong_code_may_be_tried_again_twice() {
     let (right, wrong) = (account.code_at(bundle.now()), wrong_code(&bundle, &account));
     let add_auth = || bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
     let mut session = at_a_terminal(add_auth());
-    enter(&mut session, "Code for SCONE OTP, alice", || "12345".to_owned());
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || "12345".to_owned());
     session.exp_string("exactly six digits").expect("advice");
     for _ in 0..2 {
-        enter(&mut session, "Code for SCONE OTP, alice", || wrong.clone());
+        enter(&mut session, "Code for 'SCONE OTP', 'alice'", || wrong.clone());
     }
     let (rest, exit) = end(session);
     assert_eq!(exit, 5, "{rest}");
     assert!(!bundle.root.join("second.svg").exists());
 
     let mut session = at_a_terminal(add_auth());
-    enter(&mut session, "Code for SCONE OTP, alice", || wrong.clone());
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || wrong.clone());
     session.exp_string("that code is wrong").expect("advice");
-    enter(&mut session, "Code for SCONE OTP, alice", || right.clone());
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || right.clone());
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
 }
@@ -199,7 +199,7 @@ fn too_many_wrong_codes_are_not_followed_by_another_try() {
         bundle.add_auth(&wrong_code(&bundle, &account), &["--output", "second.svg"]).expect(5);
     }
     let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "second.svg"]));
-    enter(&mut session, "Code for SCONE OTP, alice", || account.code_at(bundle.now()));
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || account.code_at(bundle.now()));
     let (rest, exit) = end(session);
     assert_eq!(exit, 5, "{rest}");
     assert!(rest.contains("error: too many wrong codes were given: Too many wrong One-time Passwords"), "{rest}");
@@ -212,7 +212,7 @@ fn after_a_code_that_was_used_the_next_is_waited_for_and_ctrl_c_ends_that() {
     let used = account.code_at(bundle.now());
     bundle.add_auth(&used, &["--output", "second.svg"]).expect(0);
     let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "third.svg"]));
-    enter(&mut session, "Code for SCONE OTP, alice", || used.clone());
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || used.clone());
     session.exp_string("that code was used already").expect("advice");
     // If the next has come meanwhile, it is asked for at once; but only once.
     let waits = "waiting [0-9]+ s for the next one";
@@ -237,7 +237,7 @@ fn ctrl_c_at_the_prompt_for_a_code_leaves_nothing_behind_and_spends_nothing() {
     let account = bundle.enrol("default");
     let (before, lay_about) = (fs::read(bundle.state_file("default")).expect("the state"), pictures(&bundle));
     let mut session = at_a_terminal(in_a_shell(&bundle, "add_auth", "--output second.svg", "stty -a"));
-    session.exp_regex("Code for SCONE OTP, alice|Wait for the next code").expect("the prompt");
+    session.exp_regex("Code for 'SCONE OTP', 'alice'|Wait for the next code").expect("the prompt");
     session.send_control('c').expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
@@ -266,11 +266,11 @@ fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
     let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
     session.exp_string("the QR code of 'SCONE OTP', 'alice' is in").expect("where it is");
     // A wrong code is no confirmation.
-    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", || "000000".to_owned());
+    enter(&mut session, "Code shown for 'SCONE OTP', 'alice'", || "000000".to_owned());
     session.exp_string("that code is wrong").expect("advice");
     let account = bundle.scan("qrcode.svg");
     let code = || account.code_at(bundle.now());
-    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", code);
+    enter(&mut session, "Code shown for 'SCONE OTP', 'alice'", code);
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     assert!(rest.contains("enrolled and confirmed") && rest.contains("destroyed"), "{rest}");
@@ -287,14 +287,14 @@ fn a_second_authenticators_first_code_is_the_one_after_the_code_that_allowed_it(
     let code = || account.code_at(bundle.now());
     let mut session = at_a_terminal(bundle.script_command("add_auth", &[]));
     let spent = Cell::new(String::new());
-    enter(&mut session, "Code for SCONE OTP, alice", || {
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || {
         spent.replace(code());
         code()
     });
     let spent = spent.into_inner();
     // Asked for only when there is one that CAS can accept.
     session.exp_regex("the code shown now was used already: waiting [0-9]+ s for the next one").expect("why it waits");
-    enter(&mut session, "Code that the new entry SCONE OTP, alice shows", || {
+    enter(&mut session, "Code shown for 'SCONE OTP', 'alice'", || {
         assert_ne!(code(), spent, "it did not wait");
         code()
     });
@@ -308,7 +308,7 @@ fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
     let bundle = bundle_with_the_hosts_clock();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
-    session.exp_regex("Code that the new entry|Wait for the next code").expect("the prompt");
+    session.exp_regex("Code shown for|Wait for the next code").expect("the prompt");
     session.send_control('c').expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
@@ -572,7 +572,7 @@ fn declined(bundle: &Bundle, args: &[&str], question: &str) {
 fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
     let bundle = bundle();
     let account = bundle.enrol("default");
-    let replaced = "The volume of 'SCONE OTP', 'alice' is replaced; its codes go on. Go on?";
+    let replaced = "The volume of 'SCONE OTP', 'alice' is replaced; its codes stay valid. Go on?";
     declined(&bundle, &["--keep-secret"], replaced);
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
     bundle.wipe_cas();

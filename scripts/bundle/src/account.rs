@@ -14,7 +14,7 @@ enum AccountError {
     Vanished { name: String },
     #[error("the CAS at '{address}' is not the one this account was created on")]
     AnotherCas { address: String },
-    #[error("image '{image}' is not the one in the policies: it was built anew")]
+    #[error("image '{image}' is not the one in the policies: it was rebuilt")]
     AnotherImage { image: String },
 }
 

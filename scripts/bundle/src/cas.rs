@@ -14,7 +14,7 @@ enum CasError {
     NotStarted { reason: String },
     #[error("the simulated CAS is not running: {reason}")]
     NotRunning { reason: String },
-    #[error("'scone-sim' did not say its '{field}'")]
+    #[error("'scone-sim' did not print '{field}'")]
     FieldMissing { field: &'static str },
     #[error("CAS at '{address}' cannot be attested: {reason}")]
     NotAttested { address: String, reason: String },

@@ -37,7 +37,9 @@ enum CodeError {
     Used { reason: String },
     #[error("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears: {reason}")]
     Late { reason: String },
-    #[error("that code is wrong: is it this account's entry, and is the clock of the authenticator right?: {reason}")]
+    #[error(
+        "that code is wrong; check that it is this account's entry and that the authenticator's clock is right: {reason}"
+    )]
     Wrong { reason: String },
     #[error("too many wrong codes were given: {reason}")]
     TooMany { reason: String },

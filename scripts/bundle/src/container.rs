@@ -23,7 +23,7 @@ enum ImageError {
     NoAnswer { reason: String },
     #[error("the image '{id}' cannot be measured: {reason}")]
     NotMeasured { id: String, reason: String },
-    #[error("the image '{id}' did not print a measurement: its '{program}' is no SCONE program")]
+    #[error("the image '{id}' did not print a measurement: its '{program}' is not a SCONE program")]
     NoMeasurement { id: String, program: &'static str },
 }
 

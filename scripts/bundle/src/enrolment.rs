@@ -145,7 +145,7 @@ impl Enrolment<'_> {
         let presentation = Presentation {
             account,
             source,
-            prompt: format!("Code that the new entry {}, {} shows", account.state.issuer, account.state.label()),
+            prompt: format!("Code shown for '{}', '{}'", account.state.issuer, account.state.label()),
             start_takes: self.start_took,
             spent: self.spent,
             remains: file.map_or_else(|| "the entry is not confirmed".to_owned(), remains),

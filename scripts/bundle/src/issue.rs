@@ -18,7 +18,7 @@ use crate::tool::{Finished, Tool};
 
 #[derive(Debug, thiserror::Error)]
 enum IssueError {
-    #[error("output '{output}' is no file name")]
+    #[error("output '{output}' is not a file name")]
     NoFileName { output: String },
     #[error("nothing can be written beside output '{output}': {cause}")]
     NotWritable { output: String, cause: io::Error },
@@ -26,13 +26,13 @@ enum IssueError {
     Exists { output: String },
     #[error("cannot prepare '{directory}': {cause}")]
     NotPrepared { directory: String, cause: io::Error },
-    #[error("cannot prepare '{directory}': it is not a private directory of ours")]
+    #[error("cannot prepare '{directory}': it must be a directory that only you can open")]
     NotPrivate { directory: String },
     #[error("cannot prepare '{directory}': another run is issuing the same QR code")]
     Busy { directory: String },
     #[error("cannot read '{file}': {cause}")]
     Unreadable { file: String, cause: io::Error },
-    #[error("the QR code waits in '{file}'; it cannot be brought to '{output}': {cause}")]
+    #[error("the QR code waits in '{file}'; it cannot be delivered to '{output}': {cause}")]
     NotDelivered { file: String, output: String, cause: io::Error },
     #[error("the QR code in '{file}' cannot be destroyed: {cause}")]
     NotDestroyed { file: String, cause: String },
@@ -40,9 +40,9 @@ enum IssueError {
     Incomplete,
     #[error("the volume was refused: {reason}")]
     Volume { reason: String },
-    #[error("there is no channel to CAS: {reason}")]
+    #[error("CAS cannot be reached: {reason}")]
     NoChannel { reason: String },
-    #[error("another start is at work: {reason}")]
+    #[error("another start is running: {reason}")]
     AnotherStart { reason: String },
     #[error("the program is not the one in the policies: {reason}")]
     AnotherProgram { reason: String },
@@ -50,7 +50,7 @@ enum IssueError {
     Refused { reason: String },
     #[error("the QR code was issued already, and is issued only once")]
     IssuedAlready,
-    #[error("the policy does not suit the program: {reason}")]
+    #[error("the policy does not fit the program: {reason}")]
     Policy { reason: String },
     #[error("the program cannot write its output: {reason}")]
     Output { reason: String },
@@ -206,7 +206,7 @@ impl Output {
         }
         match answer {
             Answer::Volume => Failure::from(IssueError::Volume { reason })
-                .hint(account.script("roll_forward", " --keep-secret   # authenticator at hand: codes go on"))
+                .hint(account.script("roll_forward", " --keep-secret   # authenticator at hand: codes stay valid"))
                 .hint(account.script("roll_forward", "   # otherwise: new secret, kills the old codes")),
             Answer::NoChannelToCas => IssueError::NoChannel { reason }.into(),
             Answer::VolumeInUse => IssueError::AnotherStart { reason }.into(),

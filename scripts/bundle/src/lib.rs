@@ -53,7 +53,7 @@ impl From<String> for Report {
 enum RunError {
     #[error("cannot handle Ctrl-C: {0}")]
     Signals(ctrlc::Error),
-    #[error("it is done, but cannot be reported on standard output: {0}")]
+    #[error("done, but it cannot be reported on standard output: {0}")]
     Untold(io::Error),
 }
 

@@ -23,7 +23,7 @@ enum PolicyError {
     NoFile(io::Error),
     #[error("'scone session {subcommand}' did not print the hash of '{session}'")]
     NoHash { subcommand: &'static str, session: String },
-    #[error("CAS did not take session '{session}': {reason}")]
+    #[error("CAS did not accept session '{session}': {reason}")]
     NotTaken { session: String, reason: String, exit: Exit },
     #[error("CAS at '{cas}' no longer holds session '{session}': it was wiped or restored")]
     Lost { cas: String, session: String },

@@ -17,7 +17,7 @@ use crate::step;
 enum RotationError {
     #[error("this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'")]
     NobodyToAsk,
-    #[error("a roll-forward with a new secret was begun and is to be finished first")]
+    #[error("a roll-forward with a new secret was begun: finish it first")]
     AnotherBegun,
     #[error("session 2 has switched already: the only way is forward")]
     Switched,
@@ -118,7 +118,7 @@ impl Rotation {
                 return Err(Failure::from(RotationError::AnotherBegun).hints(self.finishing()));
             }
             Some(pending) => {
-                step("going on with a roll-forward that was begun");
+                step("continuing the roll-forward that was begun");
                 pending
             }
             None => Pending {
@@ -148,7 +148,7 @@ impl Rotation {
     fn question(&self, keep_secret: bool) -> String {
         let (issuer, login) = (&self.account.state.issuer, self.account.state.label());
         match keep_secret {
-            true => format!("The volume of '{issuer}', '{login}' is replaced; its codes go on. Go on?"),
+            true => format!("The volume of '{issuer}', '{login}' is replaced; its codes stay valid. Go on?"),
             false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
         }
     }
@@ -179,7 +179,7 @@ impl Rotation {
         let Some(mut to) = self.account.state.pending.clone() else { return Ok(()) };
         let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
         self.confirm(format!(
-            "A roll-forward that keeps the secret was begun. Leave it: all codes of '{}', '{}' stop working. Go on?",
+            "Abandon the unfinished --keep-secret run? All codes of '{}', '{}' stop working. Go on?",
             self.account.state.issuer,
             self.account.state.label()
         ))?;
@@ -214,7 +214,9 @@ impl Rotation {
         self.upload(to, 2, Session::Otpqr, &new, "dropping the old")?;
         self.finish(to)?;
         Ok(match code {
-            Some(_) => format!("rolled forward: account '{}' has a new volume; its codes go on", self.account.name),
+            Some(_) => {
+                format!("rolled forward: account '{}' has a new volume; its codes stay valid", self.account.name)
+            }
             None => self.report(&old_label, "every code of the old secret is refused"),
         })
     }
@@ -264,7 +266,7 @@ impl Rotation {
         let presentation = Presentation {
             account: &self.account,
             source,
-            prompt: format!("Code for {}, {}", state.issuer, state.label()),
+            prompt: format!("Code for '{}', '{}'", state.issuer, state.label()),
             // Nothing could be started before to measure it.
             start_takes: Duration::from_secs(2),
             spent: None,
@@ -273,7 +275,7 @@ impl Rotation {
         let service = format!("{}/otpqr-reset/otpqr", state.namespace);
         let doing = "starting the confidential program on the new volume";
         let (output, _) = Output::issue_with_code(presentation, &service, doing, || self.prepare(to))?;
-        step(format!("the QR code that came with it is nobody's: {}", output.destroy()?));
+        step(format!("the QR code that came with it is not needed: {}", output.destroy()?));
         Ok(())
     }
 
@@ -284,7 +286,7 @@ impl Rotation {
         if !output.is_complete() {
             return Ok(output);
         }
-        step(format!("the QR code that the last run left is nobody's: {}", output.destroy()?));
+        step(format!("the QR code that the last run left is not needed: {}", output.destroy()?));
         prepare()
     }
 
@@ -316,7 +318,7 @@ impl Rotation {
         let (hash, _) = upload(&self.account, Session::Otpqr, &Versions::current(&self.account.state))?;
         self.account.state.otpqr_hash = Some(hash);
         self.record(None)?;
-        Ok(format!("undone: account '{}' is as it was; its codes go on", self.account.name))
+        Ok(format!("undone: account '{}' is as it was; its codes stay valid", self.account.name))
     }
 
     /// CAS holds nothing of this account any more: everything is uploaded as if for the first time, with a new secret and a new

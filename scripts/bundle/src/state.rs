@@ -22,7 +22,7 @@ enum StateError {
     Unreadable { file: String, cause: io::Error },
     #[error("state file '{file}' belongs to another user (uid {uid})")]
     AnotherUser { file: String, uid: u32 },
-    #[error("state file '{file}' is no file that only you can write")]
+    #[error("state file '{file}' must be a regular file that only you can write")]
     OpenToOthers { file: String },
     #[error("state file '{file}' has format {found}; this script knows {FORMAT}")]
     Format { file: String, found: u32 },
@@ -139,14 +139,17 @@ impl State {
                     || Some(pending.secret_version) == self.secret_version.checked_add(1))
         });
         [
-            (counts(self.volume_version) && counts(self.secret_version), "its versions are impossible"),
-            (is_sha256(&self.mrenclave), "its mrenclave is none"),
-            (plain(&self.namespace) && self.namespace.chars().all(name), "its namespace is no session name"),
+            (
+                counts(self.volume_version) && counts(self.secret_version),
+                "'volume_version' and 'secret_version' must be from 1 to 1000000",
+            ),
+            (is_sha256(&self.mrenclave), "'mrenclave' is not 64 hex digits"),
+            (plain(&self.namespace) && self.namespace.chars().all(name), "'namespace' is not a session name"),
             (
                 [&self.image, &self.image_id, &self.cas.address].into_iter().all(|text| plain(text)),
-                "its image or CAS is none",
+                "'image', 'image_id' and 'cas.address' must not begin with '-' or '@' nor hold control characters",
             ),
-            (pending, "its roll-forward is impossible"),
+            (pending, "'pending' does not follow from the versions"),
         ]
         .into_iter()
         .find_map(|(right, what)| (!right).then_some(what))
