@@ -57,6 +57,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    bundle::fresh!("add_auth.rs");
     bundle::run(add_auth)
 }
 

@@ -103,6 +103,7 @@ impl Concern for CreateError {
 }
 
 fn main() -> ExitCode {
+    bundle::fresh!("create.rs");
     bundle::run(create)
 }
 

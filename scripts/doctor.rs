@@ -101,6 +101,7 @@ struct Finding {
 }
 
 fn main() -> ExitCode {
+    bundle::fresh!("doctor.rs");
     bundle::run(doctor)
 }
 

@@ -51,6 +51,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    bundle::fresh!("gen_qr.rs");
     bundle::run(gen_qr)
 }
 

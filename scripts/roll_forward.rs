@@ -67,6 +67,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    bundle::fresh!("roll_forward.rs");
     bundle::run(roll_forward)
 }
 

@@ -1,6 +1,8 @@
 //! otpqr draws what a phone reads: its SVG, scanned, is the very account it was given, and shows the codes of RFC 6238.
 
 mod support {
+    // A part of it is for the tests of what the scripts show.
+    #[allow(dead_code)]
     pub mod phone;
 }
 
@@ -63,6 +65,17 @@ fn a_phone_scans_the_very_account_that_otpqr_was_given() {
         assert_eq!((account.issuer.as_str(), account.login.as_str()), (issuer, login));
         assert_eq!(account.secret, SECRET);
         assert_shows_the_codes_of_rfc_6238(&account);
+    }
+}
+
+/// As a thumbnail of two pixels a module, and where the modules' edges fall between pixels. (At 100 pixels rqrr finds no code.)
+#[test]
+fn a_phone_scans_it_at_other_sizes_than_its_own() {
+    let svg = svg(&otpqr(), "SCONE OTP", "alice");
+    assert!(svg.contains("viewBox=\"0 0 53 53\""), "not the 45 modules of a common account: {svg}");
+    for width in [106, 200, 500] {
+        let account = phone::scan_at(&svg, width).unwrap_or_else(|error| panic!("{width} pixels: {error}"));
+        assert_eq!((account.login.as_str(), account.secret.as_str()), ("alice", SECRET), "{width} pixels");
     }
 }
 

@@ -364,6 +364,71 @@ fn as_svg(drawn: &str) -> String {
 }
 
 #[test]
+fn a_terminal_shows_the_picture_of_an_older_image_too() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let issued = bundle.root.join("default.svg");
+    let svg = fs::read_to_string(&issued).expect("the QR code");
+    fs::remove_file(issued).expect("deletion");
+    let (head, foot) = (svg.split("<path ").next().expect("a head"), "</svg>\n");
+    let size = head.split("viewBox=\"0 0 ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a size");
+    let modules = phone::modules(&svg, size.parse().expect("a number")).expect("a picture");
+    for path in [as_strokes(&modules), as_rectangles(&modules)] {
+        // As if the run had been killed before it showed what the program of another image drew.
+        let issuing = bundle.root.join(format!("state/issuing/{}-1-1", bundle.known("default", &["namespace"])));
+        fs::create_dir_all(&issuing).expect("the working directory");
+        fs::set_permissions(&issuing, fs::Permissions::from_mode(0o700)).expect("permissions");
+        fs::write(issuing.join("qrcode.svg"), format!("{head}{path}\n{foot}")).expect("a killed run's QR code");
+
+        let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
+        session.exp_string("\x1b[?1049h").expect("the alternate screen");
+        let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
+        let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
+        let shown = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
+        assert!((shown.login, shown.secret) == (account.login.clone(), account.secret.clone()), "another account's");
+        session.send_line("").expect("typing");
+        let (rest, exit) = end(session);
+        assert_eq!(exit, 0, "{rest}");
+        assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
+    }
+    // It was the waiting picture that was shown: nothing more is issued.
+    bundle.gen_qr(&[]).expect(5).saying("issued already");
+}
+
+/// As the images of today draw a QR code: a stroke for each row, broken where it is light.
+fn as_strokes(modules: &[Vec<bool>]) -> String {
+    let mut path = String::new();
+    for (y, row) in modules.iter().enumerate() {
+        let mut end = None;
+        for (x, length) in dark_runs(row) {
+            match end {
+                None => path.push_str(&format!("M{x} {y}.5h{length}")),
+                Some(end) => path.push_str(&format!("m{} 0h{length}", x - end)),
+            }
+            end = Some(x + length);
+        }
+    }
+    format!("<path stroke=\"#000\" d=\"{path}\"/>")
+}
+
+/// As older images drew it: a rectangle for each run of dark modules.
+fn as_rectangles(modules: &[Vec<bool>]) -> String {
+    let mut path = String::new();
+    for (y, row) in modules.iter().enumerate() {
+        for (x, length) in dark_runs(row) {
+            path.push_str(&format!("M{x} {y}h{length}v1h-{length}z"));
+        }
+    }
+    format!("<path fill=\"#000\" d=\"{path}\"/>")
+}
+
+/// Where they start and how long they are.
+fn dark_runs(row: &[bool]) -> Vec<(usize, usize)> {
+    let starts = (0..row.len()).filter(|&x| row[x] && (x == 0 || !row[x - 1]));
+    starts.map(|x| (x, row[x..].iter().take_while(|&&dark| dark).count())).collect()
+}
+
+#[test]
 fn rolling_forward_asks_first_and_takes_no_for_an_answer() {
     let bundle = bundle();
     let account = bundle.enrol("default");

@@ -34,16 +34,37 @@ impl fmt::Debug for Account {
 
 /// Scans the one QR code in a picture and makes an entry of it. No error holds the secret.
 pub fn scan(svg: &str) -> Result<Account, String> {
-    parse_key_uri(&decode(&rasterise(svg)?)?)
+    parse_key_uri(&decode(&rasterise(svg, None)?)?)
 }
 
-/// Draws `svg` on black, as a viewer in dark mode does: the picture must bring its own white.
-fn rasterise(svg: &str) -> Result<tiny_skia::Pixmap, String> {
+/// Scans a picture that a viewer shows so many pixels wide, whatever the SVG says.
+pub fn scan_at(svg: &str, width: u32) -> Result<Account, String> {
+    parse_key_uri(&decode(&rasterise(svg, Some(width))?)?)
+}
+
+/// Which of the `size` x `size` squares of a picture are dark: in rows, by the middle of each.
+pub fn modules(svg: &str, size: u32) -> Result<Vec<Vec<bool>>, String> {
+    const PIXELS: u32 = 8;
+    let picture = rasterise(svg, Some(PIXELS * size))?;
+    let dark = |x, y| {
+        let pixel = picture.pixel(PIXELS * x + PIXELS / 2, PIXELS * y + PIXELS / 2).ok_or("it is not square")?;
+        Ok(pixel.red() < 128)
+    };
+    (0..size).map(|y| (0..size).map(|x| dark(x, y)).collect()).collect()
+}
+
+/// Draws `svg` on black, as a viewer in dark mode does: the picture must bring its own white. As wide as it says, or as `width`.
+fn rasterise(svg: &str, width: Option<u32>) -> Result<tiny_skia::Pixmap, String> {
     let tree = usvg::Tree::from_str(svg, &usvg::Options::default()).map_err(|cause| format!("not an SVG: {cause}"))?;
     let size = tree.size().to_int_size();
+    let size = width.map_or(Some(size), |width| size.scale_to_width(width)).ok_or("the SVG has no area")?;
     let mut picture = tiny_skia::Pixmap::new(size.width(), size.height()).ok_or("the SVG has no area")?;
     picture.fill(tiny_skia::Color::BLACK);
-    resvg::render(&tree, tiny_skia::Transform::identity(), &mut picture.as_mut());
+    let scale = tiny_skia::Transform::from_scale(
+        size.width() as f32 / tree.size().width(),
+        size.height() as f32 / tree.size().height(),
+    );
+    resvg::render(&tree, scale, &mut picture.as_mut());
     Ok(picture)
 }
 

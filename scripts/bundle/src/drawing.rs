@@ -34,20 +34,29 @@ pub struct Modules {
 }
 
 impl Modules {
-    /// Reads `viewBox="0 0 SIZE SIZE"` and the path `M<x> <y>h<run>v1h-<run>z…`; `None` if it is anything else.
+    /// More than a QR code has on a side (ISO/IEC 18004: 177 modules and the quiet zone), and no number in it is larger.
+    const MOST: usize = 200;
+
+    /// Reads the picture of an image of today, whose rows are stroked, or of an older one, which filled rectangles. `None` if
+    /// it is anything else: a QR code that is drawn wrongly cannot be scanned, and is shown only once.
     pub fn of(svg: &str) -> Option<Modules> {
-        let size: usize = svg.split_once("viewBox=\"0 0 ")?.1.split_once(' ')?.0.parse().ok()?;
-        if size > 200 {
+        let (head, path) = svg.split_once("<path ")?;
+        let (size, rest) = head.split_once("viewBox=\"0 0 ")?.1.split_once(' ')?;
+        if rest.split_once('"')?.0 != size {
             return None;
         }
-        let path = svg.split_once(" d=\"")?.1.split_once('"')?.0;
+        let size = number(size)?;
+        let path = path.strip_suffix("\"/>\n</svg>\n")?;
+        let runs = match path.strip_prefix("stroke=\"#000\" d=\"") {
+            Some(strokes) => stroked(strokes)?,
+            None => filled(path.strip_prefix("fill=\"#000\" d=\"")?)?,
+        };
         let mut dark = vec![false; size * size];
-        for run in path.split('z').filter(|run| !run.is_empty()) {
-            let (x, rest) = run.strip_prefix('M')?.split_once(' ')?;
-            let (y, rest) = rest.split_once('h')?;
-            let (length, _) = rest.split_once("v1h-")?;
-            let (x, y, length): (usize, usize, usize) = (x.parse().ok()?, y.parse().ok()?, length.parse().ok()?);
-            dark.get_mut(y * size + x..(y * size + x).checked_add(length)?)?.fill(true);
+        for (x, y, length) in runs {
+            if length == 0 || x + length > size || y >= size {
+                return None;
+            }
+            dark[y * size + x..][..length].fill(true);
         }
         Some(Modules { size, dark })
     }
@@ -70,5 +79,134 @@ impl Modules {
             drawing.push_str("\x1b[0m\r\n");
         }
         drawing
+    }
+}
+
+/// Column, row and length of a run of dark modules.
+type Run = (usize, usize, usize);
+
+/// `M<x> <y>.5h<dark>m<light> 0h<dark>…`, once for each row: its centre line, a module wide.
+fn stroked(path: &str) -> Option<Vec<Run>> {
+    let mut runs = Vec::new();
+    for row in path.strip_prefix('M')?.split('M') {
+        let (x, rest) = row.split_once(' ')?;
+        let (y, rest) = rest.split_once(".5h")?;
+        let (mut x, y) = (number(x)?, number(y)?);
+        let mut moves = rest.split('m');
+        let mut length = number(moves.next()?)?;
+        runs.push((x, y, length));
+        for next in moves {
+            let (light, dark) = next.split_once(" 0h")?;
+            x += length + number(light).filter(|&light| light > 0)?;
+            length = number(dark)?;
+            runs.push((x, y, length));
+        }
+    }
+    Some(runs)
+}
+
+/// `M<x> <y>h<dark>v1h-<dark>z…`: a rectangle for each run.
+fn filled(path: &str) -> Option<Vec<Run>> {
+    let rectangle = |text: &str| {
+        let (x, rest) = text.strip_prefix('M')?.split_once(' ')?;
+        let (y, rest) = rest.split_once('h')?;
+        let (length, back) = rest.split_once("v1h-")?;
+        let run = (number(x)?, number(y)?, number(length)?);
+        (length == back).then_some(run)
+    };
+    path.strip_suffix('z')?.split('z').map(rectangle).collect()
+}
+
+/// As otpqr writes it: without a sign or leading zeros, which Rust's own parser takes.
+fn number(text: &str) -> Option<usize> {
+    text.parse().ok().filter(|number: &usize| *number <= Modules::MOST && number.to_string() == text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Five modules a side, as otpqr draws its many.
+    const HEAD: &str = "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"40\" height=\"40\" viewBox=\"0 0 5 5\" \
+                        shape-rendering=\"crispEdges\">\n<rect width=\"5\" height=\"5\" fill=\"#fff\"/>\n";
+    const STROKED: &str = "M1 0.5h1m1 0h2M0 1.5h5M0 4.5h1m3 0h1";
+    const FILLED: &str = "M1 0h1v1h-1zM3 0h2v1h-2zM0 1h5v1h-5zM0 4h1v1h-1zM4 4h1v1h-1z";
+
+    fn svg(paint: &str, path: &str) -> String {
+        format!("{HEAD}<path {paint}=\"#000\" d=\"{path}\"/>\n</svg>\n")
+    }
+
+    fn drawn(svg: &str) -> Option<String> {
+        let Modules { size, dark } = Modules::of(svg)?;
+        let cells: String = dark.iter().map(|&dark| if dark { '#' } else { '.' }).collect();
+        Some((0..size).map(|y| format!("{}\n", &cells[y * size..][..size])).collect())
+    }
+
+    #[test]
+    fn a_picture_in_each_form_draws_the_same() {
+        let expected = ".#.##\n#####\n.....\n.....\n#...#\n";
+        assert_eq!(drawn(&svg("stroke", STROKED)).as_deref(), Some(expected));
+        assert_eq!(drawn(&svg("fill", FILLED)).as_deref(), Some(expected));
+        let [stroked, filled] =
+            [svg("stroke", STROKED), svg("fill", FILLED)].map(|svg| Modules::of(&svg).unwrap().draw());
+        assert_eq!(stroked, filled);
+        assert!(stroked.starts_with("\x1b[38;5;16;48;5;231m▄█▄██\x1b[0m\r\n"), "{stroked:?}");
+    }
+
+    #[test]
+    fn a_run_reaches_the_edge_and_no_further() {
+        for (paint, path) in [("stroke", "M0 4.5h5"), ("stroke", "M0 4.5h1m3 0h1"), ("fill", "M0 4h5v1h-5z")] {
+            assert!(Modules::of(&svg(paint, path)).is_some(), "{path}");
+        }
+        for (paint, path) in [
+            ("stroke", "M0 4.5h6"),
+            ("stroke", "M1 3.5h5"),
+            ("stroke", "M0 4.5h1m3 0h2"),
+            ("stroke", "M0 4.5h1m5 0h1"),
+            ("stroke", "M0 5.5h1"),
+            ("stroke", "M5 4.5h1"),
+            ("fill", "M0 4h6v1h-6z"),
+            ("fill", "M1 3h5v1h-5z"),
+            ("fill", "M0 5h1v1h-1z"),
+            ("fill", "M18446744073709551615 4h1v1h-1z"),
+        ] {
+            assert!(Modules::of(&svg(paint, path)).is_none(), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_otpqr_never_drew_is_not_read() {
+        let paths = "|M|h5|M0 4.5|M0 4.5h|M0 4.5h0|M0 4.5h-1|M0 4.5h+1|M0 4.5h1.5|M0 4.5H1|M0 4h1|M0 4.0h1|M0 4.25h1|\
+             M0 .5h1|M0,4.5h1|M 0 4.5h1|M0 4.5 h1|m0 4.5h1|M-0 4.5h1|M0 4.5h1z|M0 4.5h1m|M0 4.5h1m1|\
+             M0 4.5h1m1 0|M0 4.5h1m1 0h|M0 4.5h1m1 0h0|M0 4.5h1m-1 0h1|M0 4.5h1m1 1h1|M0 4.5h1m1h1|\
+             M0 4.5h1 1|M0 4.5h1M|M0 4.5h1\n| M0 4.5h1|M0 4.5h1m1 0h1v1|M0 4.5h1m0 0h1|M0 4.5h01|M00 4.5h1|\
+             M0 4.5h1m01 0h1";
+        for path in paths.split('|').chain([FILLED]) {
+            assert!(Modules::of(&svg("stroke", path)).is_none(), "{path}");
+        }
+        let paths = "|z|M0 4h1v1h-1|M0 4h1v1h-1zz|M0 4h1v1h-2z|M0 4h1v2h-1z|M0 4h1v1h1z|M0 4h0v1h-0z|M0 4h+1v1h-+1z|\
+             M+0 4h1v1h-1z|M0 4.5h1v1h-1z|M0 4h1v1h-1z M0 3h1v1h-1z|M0 4h1v1h-1Z|M0 4h01v1h-01z";
+        for path in paths.split('|').chain([STROKED]) {
+            assert!(Modules::of(&svg("fill", path)).is_none(), "{path}");
+        }
+        let good = svg("stroke", STROKED);
+        for (part, instead) in [
+            ("0 0 5 5", "0 0 5 6"),
+            ("0 0 5 5", "1 1 5 5"),
+            ("0 0 5 5", "0 0 +5 +5"),
+            ("0 0 5 5", "0 0 201 201"),
+            ("viewBox=", "viewbox="),
+            ("stroke=", "color="),
+            ("#000", "#fff"),
+            ("\"/>\n</svg>", "\" stroke-width=\"2\"/>\n</svg>"),
+            ("</svg>", "<path d=\"M0 4.5h1\"/>\n</svg>"),
+            ("</svg>\n", "</svg>"),
+            ("<path ", "<g "),
+        ] {
+            assert!(good.contains(part), "{part}");
+            assert!(Modules::of(&good.replacen(part, instead, 1)).is_none(), "{instead}");
+        }
+        assert!(Modules::of("").is_none());
+        assert!(Modules::of(&good).is_some());
     }
 }

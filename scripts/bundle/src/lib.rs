@@ -2,7 +2,7 @@
 //!
 //! | to read about | see |
 //! |---|---|
-//! | how a run begins and ends | [`run`], [`failure`], [`interrupt`], [`hint`] |
+//! | how a run begins and ends | [`fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
@@ -25,6 +25,7 @@ pub mod container;
 pub mod drawing;
 pub mod enrolment;
 pub mod failure;
+pub mod fresh;
 pub mod hint;
 pub mod interrupt;
 pub mod issue;

@@ -1,0 +1,238 @@
+//! A script never runs code that its sources do not hold, whatever their times say: rust-script goes by the script's alone. A copy
+//! of the scripts and their library is changed, and the next start says what was changed in.
+//!
+//! One test, one change after the other: each costs a compilation of the library.
+
+mod support;
+
+use std::env;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use support::repository;
+
+/// What `gen_qr` says without a terminal; the library says it.
+const SAID: &str = "a code is needed and there is no terminal";
+const COMPILES: &str =
+    "gen_qr: its source or the library changed: compiling it anew (new dependencies are downloaded)\n";
+
+/// Whether rust-script is installed. Without it this test is skipped, loudly; in CI it fails.
+fn rust_script_is_there() -> bool {
+    let there = which::which("rust-script").is_ok();
+    if !there {
+        let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
+        let required = required.iter().any(|(name, value)| env::var_os(name).is_some_and(|found| found == *value));
+        assert!(!required, "there is no rust-script: make rust-script");
+        eprintln!("SKIPPED: there is no rust-script: make rust-script");
+    }
+    there
+}
+
+/// A copy of `gen_qr` and the library.
+struct Checkout {
+    root: PathBuf,
+}
+
+impl Checkout {
+    /// Always in the same place: rust-script keeps a project for each path it has seen.
+    fn copy() -> Checkout {
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh");
+        match fs::remove_dir_all(&place) {
+            Err(cause) if cause.kind() != io::ErrorKind::NotFound => panic!("{}: {cause}", place.display()),
+            _ => fs::create_dir_all(place.join("one/scripts")).unwrap(),
+        }
+        let checkout = Checkout { root: place.join("one") };
+        succeeds(
+            Command::new("cp")
+                .arg("-r")
+                .args(["gen_qr.rs", "bundle"].map(|part| repository().join("scripts").join(part)))
+                .arg(checkout.path("scripts")),
+        );
+        checkout.seed_lock();
+        checkout
+    }
+
+    fn moved(self, name: &str) -> Checkout {
+        let root = self.root.with_file_name(name);
+        fs::rename(self.root, &root).unwrap();
+        let checkout = Checkout { root };
+        checkout.seed_lock();
+        checkout
+    }
+
+    fn path(&self, below: &str) -> PathBuf {
+        self.root.join(below)
+    }
+
+    /// A command in the checkout, without what cargo set for this test.
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(&self.root).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        for (name, _) in env::vars_os() {
+            let name = name.to_string_lossy();
+            if (name.starts_with("CARGO_") && name != "CARGO_HOME") || name.starts_with("OTPQR_") {
+                command.env_remove(&*name);
+            }
+        }
+        command
+    }
+
+    /// rust-script's project for the script, in its cache.
+    fn project(&self) -> PathBuf {
+        let project = self.command("rust-script").args(["--package", "./scripts/gen_qr.rs"]).output().unwrap();
+        assert!(project.status.success(), "{}", String::from_utf8_lossy(&project.stderr));
+        PathBuf::from(String::from_utf8(project.stdout).unwrap().trim())
+    }
+
+    /// As `make warm` does: with the versions that were tested, and without asking a registry for newer ones.
+    fn seed_lock(&self) {
+        let project = self.project();
+        fs::create_dir_all(&project).unwrap();
+        fs::copy(repository().join("Cargo.lock"), project.join("Cargo.lock")).unwrap();
+    }
+
+    fn gen_qr(&self) -> Command {
+        self.command("./scripts/gen_qr.rs")
+    }
+
+    /// Changes `old` to `new` in the one file below `scripts` that holds it; `time` is then its modification time.
+    fn change(&self, old: &str, new: &str, time: Option<&str>) {
+        let found = Command::new("grep").args(["-rlF", old]).arg(self.path("scripts")).output().unwrap();
+        let found = String::from_utf8(found.stdout).unwrap();
+        let file = found.trim();
+        let text = fs::read_to_string(file).unwrap_or_else(|cause| panic!("'{old}' in '{file}': {cause}"));
+        fs::write(file, text.replace(old, new)).unwrap();
+        if let Some(time) = time {
+            succeeds(Command::new("touch").args(["-d", time, file]));
+        }
+    }
+}
+
+fn succeeds(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Asserts that the run says `said` and, before that, whether the script was compiled anew.
+fn refuses(output: &Output, compiles: bool, said: &str) {
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let rest = if compiles { stderr.strip_prefix(COMPILES) } else { Some(stderr.as_str()) };
+    assert!(rest.is_some_and(|rest| rest.starts_with(&format!("gen_qr: error: {said}"))), "{stderr}");
+    assert!(output.stdout.is_empty());
+}
+
+#[test]
+fn a_script_never_runs_what_its_sources_do_not_say() {
+    if !rust_script_is_there() {
+        return;
+    }
+    let checkout = Checkout::copy();
+    let start = |checkout: &Checkout| checkout.gen_qr().output().unwrap();
+
+    // Compiled, it may be out of date by an earlier run of this test; afterwards nothing is said and nothing restarted.
+    let first = checkout.gen_qr().arg("--version").output().unwrap();
+    assert!(first.status.success(), "{}", stderr(&first));
+    let second = checkout.gen_qr().arg("--version").env("PATH", without_cargo()).output().unwrap();
+    assert_eq!((second.status.code(), stderr(&second)), (Some(0), String::new()));
+    assert_eq!(second.stdout, first.stdout);
+    refuses(&start(&checkout), false, SAID);
+
+    // The library changed: six at once.
+    checkout.change(SAID, "one", None);
+    let six: Vec<Child> = (0..6).map(|_| checkout.gen_qr().spawn().unwrap()).collect();
+    for output in six.into_iter().map(|child| child.wait_with_output().unwrap()) {
+        let compiled = stderr(&output).starts_with(COMPILES);
+        refuses(&output, compiled, "one");
+    }
+    refuses(&start(&checkout), false, "one");
+
+    // Changed, and older than what was compiled: neither rust-script nor cargo sees that.
+    checkout.change("\"one", "\"two", Some("2000-01-01"));
+    refused_where_nothing_can_be_compiled(&checkout);
+    // What an earlier restart left in the environment of this one's parent is neither its attempt nor its digest.
+    let mut leftover = checkout.gen_qr();
+    leftover.env("OTPQR_SOURCE_DIGEST", "0").env("OTPQR_SCRIPT_DIGEST", "0").env("OTPQR_COMPILED_ANEW", "1 2");
+    refuses(&leftover.output().unwrap(), true, "two");
+    refuses(&start(&checkout), false, "two");
+
+    // The script, likewise. Its arguments pass.
+    checkout.change("Have the account's QR code issued - once, ever\n#", "Three\n#", None);
+    checkout.change("/// Have the account's QR code issued - once, ever", "/// Three", Some("2000-01-01"));
+    let help = checkout.gen_qr().arg("--help").output().unwrap();
+    assert_eq!((help.status.code(), stderr(&help).as_str()), (Some(0), COMPILES));
+    assert!(help.stdout.starts_with(b"Three\n"), "{}", String::from_utf8_lossy(&help.stdout));
+
+    // A clock that was ahead.
+    checkout.change("\"two", "\"four", Some("2099-01-01"));
+    refuses(&start(&checkout), true, "four");
+    refuses(&start(&checkout), false, "four");
+
+    // Moved, it is another project to rust-script; what that has kept of the place is out of date.
+    let checkout = checkout.moved("other");
+    checkout.change("\"four", "\"five", Some("2001-01-01"));
+    let output = start(&checkout);
+    let compiled = stderr(&output).starts_with(COMPILES);
+    refuses(&output, compiled, "five");
+
+    // Without the library there is nothing to compare with.
+    fs::rename(checkout.path("scripts/bundle"), checkout.path("bundle")).unwrap();
+    let mut command = checkout.command("rust-script");
+    let output =
+        command.arg("--base-path").arg(checkout.path("./scripts")).arg("./scripts/gen_qr.rs").output().unwrap();
+    let expected =
+        format!("gen_qr: error: cannot compare the program with the library in '{}", checkout.root.display());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).starts_with(&expected), "{}", stderr(&output));
+    assert!(stderr(&output).ends_with("\nhint: export OTPQR_ROOT=/path/to/the/checkout\n"), "{}", stderr(&output));
+}
+
+/// A PATH on which nothing compiles.
+fn without_cargo() -> PathBuf {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh/path");
+    if !directory.exists() {
+        fs::create_dir(&directory).unwrap();
+        for program in ["sh", "realpath", "rust-script"] {
+            std::os::unix::fs::symlink(which::which(program).unwrap(), directory.join(program)).unwrap();
+        }
+    }
+    directory
+}
+
+/// Rather than run old code, a stale script ends: where cargo is missing, and where the cache cannot be written.
+fn refused_where_nothing_can_be_compiled(checkout: &Checkout) {
+    let ends = |command: &mut Command| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+        let cause = stderr(&output).strip_prefix(COMPILES).map(str::to_owned);
+        assert!(cause.is_some_and(|cause| !cause.is_empty() && !cause.contains("gen_qr: error: one")), "{output:?}");
+        assert!(output.stdout.is_empty());
+    };
+    ends(checkout.gen_qr().env("PATH", without_cargo()));
+
+    // As much of the cache as a warm start needs.
+    let project = checkout.project();
+    let (id, cache) = (project.file_name().unwrap(), project.ancestors().nth(2).unwrap());
+    let copy = tempfile::tempdir().unwrap();
+    let program = format!("binaries/release/gen_qr_{}", id.to_str().unwrap());
+    for part in [Path::new("projects").join(id), PathBuf::from(&program)] {
+        let directory = copy.path().join("rust-script").join(part.parent().unwrap());
+        fs::create_dir_all(&directory).unwrap();
+        succeeds(Command::new("cp").arg("-r").arg(cache.join(part)).arg(directory));
+    }
+    succeeds(Command::new("chmod").arg("-R").arg("a-w").arg(copy.path()));
+    // Root writes all the same, unless it has no capabilities.
+    let ordinary = !rustix::process::geteuid().is_root();
+    let mut command = checkout.command(if ordinary { "./scripts/gen_qr.rs" } else { "setpriv" });
+    if !ordinary {
+        command.args(["--bounding-set=-all", "--inh-caps=-all", "--", "./scripts/gen_qr.rs"]);
+    }
+    ends(command.env("XDG_CACHE_HOME", copy.path()));
+    succeeds(Command::new("chmod").arg("-R").arg("u+w").arg(copy.path()));
+}
