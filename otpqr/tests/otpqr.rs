@@ -355,8 +355,9 @@ fn the_svg_is_complete_and_plain() {
         r#"<svg xmlns="http://www.w3.org/2000/svg" width="424" height="424" viewBox="0 0 53 53" shape-rendering="crispEdges">"#
     );
     assert_eq!(background, r##"<rect width="53" height="53" fill="#fff"/>"##);
-    // The upper edge of the first finder pattern.
-    assert!(path.starts_with(r##"<path fill="#000" d="M4 4h7v1h-7z"##) && path.ends_with(r#"z"/>"#), "{path}");
+    // The upper edge of the first finder pattern, and a light run after it.
+    assert!(path.starts_with(r##"<path stroke="#000" d="M4 4.5h7m"##) && path.ends_with(r#""/>"#), "{path}");
+    assert!(svg.len() <= 3600, "{} bytes", svg.len());
     assert!(svg.ends_with("</svg>\n"));
     assert!(!svg.contains(SECRET), "drawn, not written");
 }
