@@ -2,9 +2,14 @@
 # Paths are relative throughout: the checkout may lie anywhere, also where a path has spaces or quotes.
 
 HOST   := $(shell rustc -vV | sed -n 's/^host: //p')
-STATIC := RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --locked --target $(HOST) --target-dir
+STATIC := cargo build --release --locked --target $(HOST) --target-dir
 # Set by DOCKER= (empty) to do without an engine that is there.
 DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
+
+# Static, and without a path of this machine, so that a binary is the same wherever the checkout lies. The separator is
+# cargo's own: paths may have spaces.
+SEPARATOR := $(shell printf '\037')
+sim bin: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin clean

@@ -256,6 +256,9 @@ fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
             ldd
         });
         assert!(linked.text().contains("statically linked"), "{name}: {}", linked.text());
+        let program = fs::read(&path).unwrap();
+        let built_at = repository().to_str().unwrap().as_bytes();
+        assert!(!program.windows(built_at.len()).any(|part| part == built_at), "{name} names where it was built");
         // Neither the caller's environment nor a program of the host's, not even a shell's.
         let mut command = Command::new(path);
         command.env_clear().env("OTPQR_ROOT", &bundle.root).env("XDG_DATA_HOME", bundle.root.join("data"));
