@@ -27,7 +27,11 @@ pub use sessions::{Stored, activate, active, names, with_hash};
 pub use volumes::{StoredVolume, move_tag, volume};
 
 /// The layout's number, in SQLite's `user_version`.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
+
+/// The same tables; the rows of `code` have other names, and are taken over as their secrets are used (`codes`). The number
+/// keeps an older program, which would not find them, from accepting codes again.
+const TAKEN_OVER: i64 = 2;
 
 /// Commits at the latest after this many writes: a steady stream must not put the first one's answer off for ever.
 const LARGEST_BATCH: usize = 256;
@@ -126,6 +130,7 @@ impl Store {
         let layout = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
         match layout {
             LAYOUT => {}
+            TAKEN_OVER => tx.pragma_update(None, "user_version", LAYOUT)?,
             0 => {
                 tx.execute_batch(TABLES)?;
                 tx.pragma_update(None, "user_version", LAYOUT)?;
@@ -147,7 +152,7 @@ impl Store {
     pub fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
-            LAYOUT => Ok(connection),
+            LAYOUT | TAKEN_OVER => Ok(connection),
             other => Err(StoreError::Layout(other)),
         }
     }
