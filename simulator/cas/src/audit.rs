@@ -19,7 +19,7 @@ pub use export::{Checkpoint, Export, checkpoint, export};
 pub use table::table;
 
 /// The hash before the first entry.
-const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// What happened: SCONE's events (`reference/scone.md` section 4.6), and the check of a code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

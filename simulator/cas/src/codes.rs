@@ -1,14 +1,14 @@
 //! Codes: which are right, and that each is accepted once (RFC 6238; `reference/scone.md` section 3).
 //!
-//! Memory is the highest accepted time step per secret *value*: two sessions that share a secret share its memory, and
-//! replacing a session forgets nothing. It only ever rises, so neither a restart nor a clock set back makes an old code good.
+//! Memory is the highest accepted time step per secret *value*, as HMAC takes it: two sessions that share a secret share its
+//! memory, and replacing a session forgets nothing. It only ever rises, so neither a restart nor a clock set back makes an old code good.
 //! Assumptions, where SCONE is silent: the window is one step to either side; a right code is consumed by its check, whatever
 //! attestation says afterwards; after five wrong codes the next try waits 30 seconds, then twice as long each time, up to 15
 //! minutes. A code that is refused unread (no code, not six digits, while waiting) does not count as a try.
 
-use ring::digest::{SHA256, digest};
-use rusqlite::{Connection, OptionalExtension, params};
-use scone_protocol::hex;
+mod memory;
+
+use rusqlite::{Connection, params};
 use totp_rs::{Algorithm, TOTP};
 
 /// Seconds in a time step.
@@ -136,8 +136,7 @@ pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> ru
     let Some(code) = code else { return Ok(Verdict::Missing) };
     // Checked before anything is looked up: what is not spelled like a code is compared with nothing.
     let Some(code) = parse(code) else { return Ok(Verdict::Malformed) };
-    let key = memory_key(secret);
-    let before = load(tx, &key)?;
+    let before = memory::load(tx, secret)?;
     let (verdict, after) = judge(before, secret, code, now);
     if after == before {
         return Ok(verdict);
@@ -148,25 +147,14 @@ pub fn check(tx: &Connection, secret: &[u8], code: Option<&str>, now: u64) -> ru
             "INSERT INTO code (secret, highest_step, failures, failed_at) VALUES (?1, ?2, ?3, ?4)
              ON CONFLICT (secret) DO UPDATE SET highest_step = ?2, failures = ?3, failed_at = ?4 WHERE highest_step IS ?5",
         )?
-        .execute(params![key, after.highest_step, after.failures, after.failed_at, before.highest_step])?;
+        .execute(params![memory::name(secret), after.highest_step, after.failures, after.failed_at, before.highest_step])?;
     Ok(if written == 1 { verdict } else { Verdict::AlreadyUsed })
 }
 
 /// Forgets the wrong codes given for a secret, not the accepted ones.
 pub fn lift_wait(tx: &Connection, secret: &[u8]) -> rusqlite::Result<()> {
-    tx.execute("UPDATE code SET failures = 0 WHERE secret = ?1", [memory_key(secret)]).map(drop)
-}
-
-/// The name of a secret's memory: a hash, so that no further copy of the secret is kept.
-fn memory_key(secret: &[u8]) -> String {
-    hex(digest(&SHA256, &[b"scone-sim code memory 1\0", secret].concat()).as_ref())
-}
-
-fn load(tx: &Connection, key: &str) -> rusqlite::Result<Memory> {
-    tx.prepare_cached("SELECT highest_step, failures, failed_at FROM code WHERE secret = ?1")?
-        .query_row([key], |row| Ok(Memory { highest_step: row.get(0)?, failures: row.get(1)?, failed_at: row.get(2)? }))
-        .optional()
-        .map(Option::unwrap_or_default)
+    memory::load(tx, secret)?;
+    tx.execute("UPDATE code SET failures = 0 WHERE secret = ?1", [memory::name(secret)]).map(drop)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::cas::DATABASE;
 use crate::store::{self, Store, StoreError};
 use crate::{audit, tls};
-pub use background::{detach, down, status, up};
+pub use background::{adopt, detach, down, status, up};
 pub use error::DaemonError;
 pub use serve::serve;
 

@@ -37,6 +37,8 @@ enum Command {
     Down(Data),
     /// Print where the CAS serves, and its key hash
     Status(Data),
+    /// Go on with a database that was restored from an older copy, or whose `cas.head` is lost
+    Adopt(Data),
     /// Print the audit log and check its chain of hashes
     Log {
         #[command(flatten)]
@@ -120,6 +122,7 @@ fn run(command: Command) -> Result<(), DaemonError> {
             say(if ran { "stopped\n" } else { "not running\n" })
         }
         Command::Status(data) => say(&daemon::status(&data.path()?)?.lines()),
+        Command::Adopt(data) => daemon::adopt(&data.path()?),
         Command::Log { data, json } => {
             daemon::print_log(&data.path()?, json, &mut BufWriter::new(std::io::stdout().lock()))
         }

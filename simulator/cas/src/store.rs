@@ -6,7 +6,8 @@
 //!
 //! `cas.head`, beside the database, holds the place and hash of the last audit entry that was committed. It is written after
 //! the commit, so it is never ahead of an honest database, not even after a power cut: a database that lacks that entry was
-//! restored from an older copy. Whoever restores both files is not noticed here.
+//! restored from an older copy. Without `cas.head` that could not be told, so CAS does not start on a database that has
+//! entries and no head. Whoever restores both files is not noticed here.
 
 mod head;
 mod secrets;
@@ -27,7 +28,11 @@ pub use sessions::{Stored, activate, active, names, with_hash};
 pub use volumes::{StoredVolume, move_tag, volume};
 
 /// The layout's number, in SQLite's `user_version`.
-const LAYOUT: i64 = 2;
+const LAYOUT: i64 = 3;
+
+/// The same tables; the rows of `code` have other names, and are taken over as their secrets are used (`codes`). The number
+/// keeps an older program, which would not find them, from accepting codes again.
+const TAKEN_OVER: i64 = 2;
 
 /// Commits at the latest after this many writes: a steady stream must not put the first one's answer off for ever.
 const LARGEST_BATCH: usize = 256;
@@ -75,6 +80,14 @@ pub enum StoreError {
         /// What remembers it.
         head: PathBuf,
     },
+    /// The file beside the database was taken away or overwritten.
+    #[error("'{}' {what}: whether the database beside it is an older copy cannot be told", path.display())]
+    HeadLost {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The file beside the database.
     #[error("cannot use '{}': {source}", path.display())]
     Head {
@@ -116,38 +129,37 @@ struct Batch {
 impl Store {
     /// Opens the database, making it if it is not there.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
-        let mut connection = Connection::open(path)?;
-        connection.busy_timeout(Duration::from_secs(10))?;
-        connection.pragma_update(None, "journal_mode", "WAL")?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        // What is deleted is overwritten: a dropped secret is gone.
-        connection.pragma_update(None, "secure_delete", true)?;
+        let mut connection = connect(path)?;
+        let head_path = path.with_extension("head");
         let tx = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let layout = tx.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        match layout {
-            LAYOUT => {}
+        let head = match tx.pragma_query_value(None, "user_version", |row| row.get(0))? {
+            // A new database is a new CAS with a key of its own, which nobody takes for the old one. The head comes first: no
+            // crash leaves a database without one.
             0 => {
+                let head = Head::start(head_path, None)?;
                 tx.execute_batch(TABLES)?;
-                tx.pragma_update(None, "user_version", LAYOUT)?;
+                head
             }
+            LAYOUT | TAKEN_OVER => Head::check(head_path, &tx)?,
             other => return Err(StoreError::Layout(other)),
-        }
+        };
+        tx.pragma_update(None, "user_version", LAYOUT)?;
         tx.commit()?;
-        let mut head = Head::open(path.with_extension("head"))?;
-        match layout {
-            // A new database is a new CAS with a key of its own, which nobody takes for the old one.
-            0 => head.forget()?,
-            _ => head.check(&connection)?,
-        }
         let open = Open { connection, head, batch: Arc::default(), size: 0, begun: false };
         Ok(Store { open: Mutex::new(open), waiting: AtomicUsize::new(0) })
+    }
+
+    /// Takes the database as it is, whatever its head says, so that CAS starts on it.
+    pub fn adopt(path: &Path) -> Result<(), StoreError> {
+        let connection = Store::open_read_only(path)?;
+        Head::start(path.with_extension("head"), Some(&connection)).map(drop)
     }
 
     /// Opens the database of a CAS that may be running, to look only.
     pub fn open_read_only(path: &Path) -> Result<Connection, StoreError> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         match connection.pragma_query_value(None, "user_version", |row| row.get(0))? {
-            LAYOUT => Ok(connection),
+            LAYOUT | TAKEN_OVER => Ok(connection),
             other => Err(StoreError::Layout(other)),
         }
     }
@@ -170,6 +182,16 @@ impl Store {
         committed.map_err(|error| E::from(StoreError::NotCommitted(error)))?;
         Ok(value)
     }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let connection = Connection::open(path)?;
+    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    // What is deleted is overwritten: a dropped secret is gone.
+    connection.pragma_update(None, "secure_delete", true)?;
+    Ok(connection)
 }
 
 impl Open {
@@ -338,7 +360,7 @@ mod tests {
         let (directory, store) = store();
         drop(store);
         let head = directory.path().join("cas.head");
-        for text in ["7", "x abc\n", "\u{ff}\n"] {
+        for text in [&b"7"[..], b"x abc\n", b"\xff\n"] {
             std::fs::write(&head, text).unwrap();
             let error = Store::open(&directory.path().join("cas.db")).err().unwrap().to_string();
             assert!(error.contains(head.to_str().unwrap()), "{error}");

@@ -245,6 +245,26 @@ fn who_lacks_the_access_token_cannot_use_up_codes() {
     claim(Some(&proof)).unwrap();
 }
 
+#[test]
+fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_at() {
+    let mut rig = Rig::new();
+    rig.put(
+        "a",
+        &(service_with("command: /p")
+            + "security: {attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}}\n"),
+    );
+    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let proof = access_proof(End::Runtime, "token", &[0; 32], "");
+    let claim = |proof| {
+        let access = Access { proof, ..Access::default() };
+        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, bound: true, access })
+    };
+    let refused = claim(Some(&proof)).unwrap_err();
+    assert_eq!(refused.last().unwrap(), "A service access token was given, and this session has none");
+    claim(None).unwrap();
+}
+
 // Files and volumes
 
 #[test]

@@ -319,13 +319,43 @@ fn a_database_restored_from_an_older_copy_is_refused() {
     let refusal = world.scone_sim(&["up"]);
     world.scone_sim(&["down"]).succeeds();
     refusal.fails(1, "the database was restored from an older copy: it lacks audit entry");
-    assert!(refusal.error().contains(&format!("hint: rm '{}'", head.display())), "{}", refusal.error());
+    let hint = format!("hint: scone-sim adopt --data '{}'", world.data().display());
+    assert!(refusal.error().contains(&hint), "{}", refusal.error());
+    // Taking the file away does not help.
+    fs::remove_file(head).unwrap();
+    world.scone_sim(&["up"]).fails(1, "whether the database beside it is an older copy cannot be told");
 
     // Who takes it back all the same has it as it was then: what was accepted since is accepted once more.
-    fs::remove_file(head).unwrap();
+    world.scone_sim(&["adopt"]).succeeds();
     world.crash_and_restart();
     world.configure(reset, Some(&used), MRENCLAVE).unwrap();
     world.configure(reset, Some(&used), MRENCLAVE).unwrap_err();
+}
+
+#[test]
+fn without_the_head_that_belongs_to_it_a_database_is_refused() {
+    let mut world = World::with_policies();
+    world.scone_sim(&["adopt"]).fails(3, "already running");
+    let head = world.data().join("cas.head");
+    for (what, damage) in [
+        ("is missing", (|head| fs::remove_file(head)) as fn(&PathBuf) -> std::io::Result<()>),
+        ("is empty", |head| fs::write(head, "")),
+        ("is damaged", |head| fs::write(head, "7")),
+    ] {
+        world.process.kill().unwrap();
+        world.process.wait().unwrap();
+        damage(&head).unwrap();
+        for _ in 0..2 {
+            let refusal = world.scone_sim(&["up"]);
+            world.scone_sim(&["down"]).succeeds();
+            refusal.fails(1, &format!("'{}' {what}", head.display()));
+            let hint = format!("hint: scone-sim adopt --data '{}'", world.data().display());
+            assert!(refusal.error().contains(&hint), "{}", refusal.error());
+        }
+        world.scone_sim(&["adopt"]).succeeds();
+        world.crash_and_restart();
+        world.scone(&["session", "read", "ns"]).succeeds();
+    }
 }
 
 /// What cannot be noticed, as docs/simulator-protocol.md says it ("Older copies").

@@ -116,7 +116,16 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
 /// them up. Gives CAS's own proof, for the runtime to check. The messages are our own: SCONE's are not documented.
 fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>, Stop<Refusal>> {
     let Access { proof, exporter, nonce } = access;
-    let Some(token) = &session.security.service_access_token else { return Ok(None) };
+    let Some(token) = &session.security.service_access_token else {
+        // The runtime would refuse what came without CAS's proof, and the code would be spent for nothing.
+        return match proof {
+            None => Ok(None),
+            Some(_) => refuse(Refusal::no_configuration(
+                "A service access token was given, and this session has none",
+                "a service access token where none is demanded",
+            )),
+        };
+    };
     let Some(proof) = proof else {
         return refuse(Refusal::no_configuration(
             "A service access token is required to access this session",

@@ -8,8 +8,11 @@ use std::process::{Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process, setsid};
 
+use super::serve::lock_pid_file;
 use super::{DaemonError, Endpoints, LOG, Options, PID_FILE, make_private_directory, open_private, take_turn};
 use crate::SOFTWARE_ONLY;
+use crate::cas::DATABASE;
+use crate::store::Store;
 
 /// Leaves the terminal's session, so that this process outlives the terminal.
 pub fn detach() -> Result<(), DaemonError> {
@@ -131,6 +134,18 @@ pub fn down(data: &Path) -> Result<bool, DaemonError> {
     }
     file.lock_shared().map_err(file_error)?;
     Ok(true)
+}
+
+/// Takes the database as it is, although `cas.head` is lost or knows a later one.
+pub fn adopt(data: &Path) -> Result<(), DaemonError> {
+    let database = data.join(DATABASE);
+    if !database.exists() {
+        return Err(DaemonError::File { path: database, source: io::ErrorKind::NotFound.into() });
+    }
+    let _turn = take_turn(data)?;
+    // Held until it is done: no CAS starts meanwhile.
+    let _pid_file = lock_pid_file(data)?;
+    Ok(Store::adopt(&database)?)
 }
 
 /// Where the CAS serves.

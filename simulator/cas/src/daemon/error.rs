@@ -110,9 +110,11 @@ impl DaemonError {
                 Some(format!("scone-sim down --data '{}'", data.display()))
             }
             DaemonError::DidNotStart { hint, .. } => hint.clone(),
-            DaemonError::Cas(CasError::Store(StoreError::Restored { head, .. })) => Some(format!(
-                "rm '{}'   # go on with the older copy: codes accepted since are good again",
-                head.display()
+            DaemonError::Cas(CasError::Store(
+                StoreError::Restored { head: path, .. } | StoreError::HeadLost { path, .. },
+            )) => Some(format!(
+                "scone-sim adopt --data '{}'   # go on with it: if it is an older copy, codes accepted since are good again",
+                path.parent().unwrap_or(path).display()
             )),
             DaemonError::Cas(CasError::Store(StoreError::Layout(_))) => Some(
                 "start CAS with the version of scone-sim that wrote it, or anew with another --data DIR: what was uploaded, drawn \

@@ -62,7 +62,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
 }
 
 /// Locks the file that says which process serves the directory, and writes this process's id to it.
-fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
+pub(super) fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
     let mut pid_file = open_private(&data.join(PID_FILE), OpenOptions::new().read(true).write(true).create(true))?;
     match pid_file.try_lock() {
         Ok(()) => {}
