@@ -1,16 +1,20 @@
-//! Finds, checks and measures the program. What is measured is what runs: the same open file.
+//! Finds, checks and measures the program. What is measured is what runs: a sealed copy in memory, which nobody can change,
+//! whatever becomes of the file meanwhile. The runtime's own file the kernel keeps from being written while it runs.
 
 use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ring::digest::{Context, SHA256};
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{
+    CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat,
+    openat2,
+};
 
 use scone_protocol::hex;
 
@@ -20,8 +24,8 @@ const MEASURED_SETTINGS: [&str; 3] = ["SCONE_HEAP", "SCONE_STACK", "SCONE_ALLOW_
 
 /// A measured program.
 pub struct Program {
-    /// The very file that was measured.
-    file: OwnedFd,
+    /// The very copy that was measured.
+    copy: OwnedFd,
     /// The measurement, 64 lower-case hex digits: what a policy's `mrenclave` names.
     pub mrenclave: String,
 }
@@ -33,6 +37,14 @@ pub enum Error {
     #[error("cannot read '{}': {source}", path.display())]
     Unreadable {
         /// What.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It cannot be copied to where nobody can change it.
+    #[error("cannot keep '{}' in memory: {source}", path.display())]
+    NotKept {
+        /// Which program.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -51,15 +63,22 @@ impl Program {
     /// Opens and measures the program at `path`, seen from `root` as a program would see it (`None`: this process's root).
     pub fn open(root: Option<&OwnedFd>, path: &Path) -> Result<Program, Error> {
         let unreadable = |path: &Path, source| Error::Unreadable { path: path.to_owned(), source };
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let not_simulated = |what| Error::NotSimulated { path: path.to_owned(), what };
+        // Without NONBLOCK a FIFO in the program's place would be waited on.
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let file = match root {
             Some(root) => openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT),
             None => openat(CWD, path, flags, Mode::empty()),
         };
         let mut file = File::from(file.map_err(|error| unreadable(path, error.into()))?);
+        let kind = fstat(&file).map_err(|error| unreadable(path, error.into()))?.st_mode;
+        if FileType::from_raw_mode(kind) != FileType::RegularFile {
+            return Err(not_simulated("no regular file"));
+        }
         let mut program = Vec::new();
         file.read_to_end(&mut program).map_err(|error| unreadable(path, error))?;
-        refuse_unmeasured_code(&program).map_err(|what| Error::NotSimulated { path: path.to_owned(), what })?;
+        refuse_unmeasured_code(&program).map_err(not_simulated)?;
+        let copy = sealed_copy(&program).map_err(|source| Error::NotKept { path: path.to_owned(), source })?;
 
         let own = Path::new("/proc/self/exe");
         let settings = MEASURED_SETTINGS.map(|name| (name, env::var_os(name)));
@@ -74,17 +93,25 @@ impl Program {
                 add(&mut hash, value.as_encoded_bytes());
             }
         }
-        Ok(Program { file: file.into(), mrenclave: hex(hash.finish().as_ref()) })
+        Ok(Program { copy, mrenclave: hex(hash.finish().as_ref()) })
     }
 }
 
 impl Program {
-    /// The command that runs this program under the name `argv0`. It names the open file, so nothing can take its place.
+    /// The command that runs this program under the name `argv0`. It names the copy, so nothing can take its place.
     pub fn command(&self, argv0: &OsStr) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.file.as_raw_fd()));
+        let mut command = Command::new(format!("/proc/self/fd/{}", self.copy.as_raw_fd()));
         command.arg0(argv0);
         command
     }
+}
+
+/// A file in memory that can never be written again, by anybody.
+fn sealed_copy(program: &[u8]) -> io::Result<OwnedFd> {
+    let mut copy = File::from(memfd_create("program", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?);
+    copy.write_all(program)?;
+    fcntl_add_seals(&copy, SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(copy.into())
 }
 
 /// Adds a part with its length before it, so that parts cannot run together.
@@ -139,6 +166,16 @@ fn refuse_unmeasured_code(program: &[u8]) -> Result<(), &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sealed_copy_is_what_was_given_and_takes_no_byte_more() {
+        let mut copy = File::from(sealed_copy(b"program").unwrap());
+        assert!(copy.write_all(b"x").is_err() && copy.set_len(3).is_err());
+        let mut again = File::open(format!("/proc/self/fd/{}", copy.as_raw_fd())).unwrap();
+        let mut content = Vec::new();
+        again.read_to_end(&mut content).unwrap();
+        assert_eq!(content, b"program");
+    }
 
     #[test]
     fn what_brings_unmeasured_code_is_refused() {

@@ -604,6 +604,56 @@ fn a_dynamically_linked_program_is_not_simulated() {
 }
 
 #[test]
+fn a_program_altered_between_its_measurement_and_its_start_runs_as_it_was_measured() {
+    everywhere(|host| {
+        let program = host.path("image/bin/probe");
+        let genuine = fs::read(&program).unwrap();
+        let mut altered = genuine.clone();
+        let (word, other) = (b"fsync returned ", b"ALTERED PROGRAM");
+        for at in 0..altered.len() - word.len() {
+            if altered[at..].starts_with(word) {
+                altered[at..at + word.len()].copy_from_slice(other);
+            }
+        }
+        assert_ne!(altered, genuine);
+        let measured = text(&host.command().env("SCONE_HASH", "1").output().unwrap().stdout);
+        // CAS answers when the program has been measured and has not been executed. The same file: its content changes in place.
+        let target = program.clone();
+        let rewritten = altered.clone();
+        host.cas.state().more = Some(Box::new(move |_| {
+            fs::OpenOptions::new().write(true).open(&target).unwrap().write_all(&rewritten).unwrap();
+        }));
+        let said = host.says(&["write=/out/x,y", "fsync=/out/x"]);
+        assert_eq!(host.cas.state().mrenclave, measured.trim_end());
+        assert!(fs::read(&program).unwrap() == altered, "it was altered in time");
+        assert_eq!(said, "fsync returned Ok(())\n");
+
+        // The next start measures what is there then.
+        host.cas.state().more = None;
+        assert_eq!(host.says(&["fsync=/out/x"]), "ALTERED PROGRAMOk(())\n");
+        assert_ne!(host.cas.state().mrenclave, measured.trim_end());
+    });
+}
+
+#[test]
+fn what_is_no_regular_file_in_the_programs_place_is_refused_at_once() {
+    on_the_host(|host| {
+        let program = host.path("image/bin/probe");
+        fs::remove_file(&program).unwrap();
+        assert!(Command::new("mkfifo").arg(&program).status().unwrap().success());
+        assert_fatal(&host.run(&[]), &["'/bin/probe' is no regular file"]);
+        fs::remove_file(&program).unwrap();
+        fs::create_dir(&program).unwrap();
+        assert_fatal(&host.run(&[]), &["'/bin/probe' is no regular file"]);
+        fs::remove_dir(&program).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &program).unwrap();
+        // Seen from the image's own root, where there is none until the program runs.
+        assert_fatal(&host.run(&[]), &["cannot read '/bin/probe'"]);
+        assert!(host.cas.state().mrenclave.is_empty());
+    });
+}
+
+#[test]
 fn a_host_without_user_namespaces_is_told_so() {
     on_the_host(|host| {
         host.policy(&["arguments"]);
