@@ -18,13 +18,12 @@
 //! thiserror = "=2.0.21"
 //! ```
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::Path;
 use std::process::ExitCode;
 
 use bundle::account::{self, Account};
-use bundle::cas::Cas;
+use bundle::cas::{self, Cas};
+use bundle::container;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::{Platform, Tools};
 use bundle::policy::{self, Session, Versions, upload};
@@ -54,7 +53,7 @@ struct Args {
     #[arg(long, value_enum)]
     platform: Option<Platform>,
     /// The SCONE CAS, HOST or HOST:PORT. The simulator's is found by itself
-    #[arg(long, value_parser = cas_address)]
+    #[arg(long, value_parser = cas::address)]
     cas: Option<String>,
     /// Who asks for the code, as the authenticator shows it [default: SCONE OTP]
     #[arg(long, value_parser = policy::label_part)]
@@ -63,7 +62,7 @@ struct Args {
     #[arg(long, value_parser = policy::label_part)]
     login: Option<String>,
     /// The image: a tag; on sim-native a directory [default: the platform's own]
-    #[arg(long, value_parser = image_name)]
+    #[arg(long, value_parser = container::image_name)]
     image: Option<String>,
     #[command(flatten)]
     account: account::Named,
@@ -85,10 +84,6 @@ enum CreateError {
     NoLogin,
     #[error("the login name cannot be used, give '--login NAME': {why}")]
     LoginUnusable { why: String },
-    #[error("cannot draw a random name for the namespace: {0}")]
-    NoRandomName(io::Error),
-    #[error("'{volumes}' cannot be moved: {cause}")]
-    NotMoved { volumes: String, cause: io::Error },
 }
 
 impl Concern for CreateError {
@@ -96,8 +91,7 @@ impl Concern for CreateError {
         use CreateError::*;
         match self {
             CasOfSimulator | NoCas | NoLogin | LoginUnusable { .. } => Exit::Usage,
-            NoRandomName(_) => Exit::Other,
-            Differs { .. } | RollForwardBegun { .. } | AnotherCas { .. } | NotMoved { .. } => Exit::Precondition,
+            Differs { .. } | RollForwardBegun { .. } | AnotherCas { .. } => Exit::Precondition,
         }
     }
 }
@@ -132,7 +126,7 @@ fn create(args: &Args) -> Result<String, Failure> {
 
     let mut state = match known {
         Some(state) => state,
-        None => State::new(platform, cas, issuer, login, new_namespace(&root, name)?),
+        None => State::new(platform, cas, issuer, login, account::new_namespace(&root, name)?),
     };
     if !state.mrenclave.is_empty() && state.mrenclave != mrenclave {
         step(format!("the program changed: measurement '{}' becomes '{mrenclave}'", state.mrenclave));
@@ -193,23 +187,6 @@ fn identity(args: &Args) -> Result<(String, String), Failure> {
     Ok((issuer, login.map_err(|why| CreateError::LoginUnusable { why })?))
 }
 
-/// A name that nobody else has. Volumes of an account whose state was lost are not this one's: its volumes must begin empty.
-fn new_namespace(root: &Path, account: &str) -> Result<String, Failure> {
-    let mut random = [0; 10];
-    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
-    read.map_err(CreateError::NoRandomName)?;
-    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let namespace = format!("otpqr-{random}");
-    let volumes = root.join("state/volumes").join(account);
-    if volumes.exists() {
-        let aside = volumes.with_file_name(format!("{account}.before-{namespace}"));
-        step(format!("volumes of an earlier account '{account}' are moved aside, to '{}'", aside.display()));
-        let moved = std::fs::rename(&volumes, &aside);
-        moved.map_err(|cause| CreateError::NotMoved { volumes: volumes.display().to_string(), cause })?;
-    }
-    Ok(namespace)
-}
-
 /// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered. Says what was done.
 fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
     let is_new = account.state.reset_hash.is_none();
@@ -237,16 +214,4 @@ fn report(account: &Account, done: &str) -> String {
         "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}\n  namespace  {namespace}\n  mrenclave  {mrenclave}\nnext: {next}",
         account.name, cas.address,
     )
-}
-
-fn cas_address(text: &str) -> Result<String, String> {
-    // `scone` reads an argument that begins with '@' from a file.
-    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
-    let is_valid = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(valid);
-    if is_valid { Ok(text.to_owned()) } else { Err("HOST or HOST:PORT".to_owned()) }
-}
-
-fn image_name(text: &str) -> Result<String, String> {
-    let is_valid = !text.is_empty() && !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
-    if is_valid { Ok(text.to_owned()) } else { Err("not an image".to_owned()) }
 }

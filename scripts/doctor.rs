@@ -109,9 +109,10 @@ fn doctor(args: &Args) -> Result<Report, Failure> {
     let mut findings = examine(&args.account);
     findings.sort_by_key(|finding| finding.result);
     interrupt::check()?;
-    let text = match args.json {
-        true => serde_json::to_string_pretty(&findings).map_err(DoctorError::NoJson)?,
-        false => findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n"),
+    let text = if args.json {
+        serde_json::to_string_pretty(&findings).map_err(DoctorError::NoJson)?
+    } else {
+        findings.iter().map(Finding::line).collect::<Vec<_>>().join("\n")
     };
     let all_is_well = findings.iter().all(Finding::is_ok);
     Ok(Report { text, exit: if all_is_well { 0 } else { Exit::Precondition as u8 } })
@@ -288,9 +289,10 @@ struct Answers {
 impl Answers {
     fn look(&mut self, check: &'static str, at: &str, look: impl FnOnce() -> Result<Finding, Failure>) {
         // After Ctrl-C there is nobody who waits for the report.
-        let finding = match self.silent || interrupt::is_interrupted() {
-            true => Finding::unknown(check, format!("{at}: not looked at, since CAS could not be asked")),
-            false => look().unwrap_or_else(|failure| Finding::refused(check, failure)),
+        let finding = if self.silent || interrupt::is_interrupted() {
+            Finding::unknown(check, format!("{at}: not looked at, since CAS could not be asked"))
+        } else {
+            look().unwrap_or_else(|failure| Finding::refused(check, failure))
         };
         self.silent |= finding.result == Verdict::Unknown;
         self.findings.push(finding);

@@ -75,9 +75,10 @@ fn roll_forward(args: &Args) -> Result<String, Failure> {
     if !args.undo {
         rotation::check_somebody_confirms(args.yes)?;
     }
-    let code = match args.keep_secret {
-        true => Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?),
-        false => None,
+    let code = if args.keep_secret {
+        Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?)
+    } else {
+        None
     };
     let mut rotation = Rotation { account: Account::open_with_templates(&args.account)?, yes: args.yes };
     if args.cas_wiped {

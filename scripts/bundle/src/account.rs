@@ -1,5 +1,7 @@
 //! An account: where its bundle lies, its name, what the state remembers of it, and the tools of its platform.
 
+use std::fs::{self, File};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::failure::{Concern, Exit, Failure};
@@ -7,6 +9,7 @@ use crate::hint::{self, quoted};
 use crate::platform::Tools;
 use crate::root;
 use crate::state::{self, State, StateFile};
+use crate::step;
 
 #[derive(Debug, thiserror::Error)]
 enum AccountError {
@@ -16,11 +19,18 @@ enum AccountError {
     AnotherCas { address: String },
     #[error("image '{image}' is not the one in the policies: it was rebuilt")]
     AnotherImage { image: String },
+    #[error("cannot draw a random name for the namespace: {0}")]
+    NoRandomName(io::Error),
+    #[error("'{volumes}' cannot be moved: {cause}")]
+    NotMoved { volumes: String, cause: io::Error },
 }
 
 impl Concern for AccountError {
     fn exit(&self) -> Exit {
-        Exit::Precondition
+        match self {
+            AccountError::NoRandomName(_) => Exit::Other,
+            _ => Exit::Precondition,
+        }
     }
 }
 
@@ -148,4 +158,21 @@ impl Found {
         let tools = self.state.platform.tools(&self.root, &self.name)?;
         Ok(Account { root: self.root, name: self.name, state: self.state, file: self.file, tools })
     }
+}
+
+/// A name that nobody else has. Volumes of an account whose state was lost are not this one's: its volumes must begin empty.
+pub fn new_namespace(root: &Path, account: &str) -> Result<String, Failure> {
+    let mut random = [0; 10];
+    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
+    read.map_err(AccountError::NoRandomName)?;
+    let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
+    let namespace = format!("otpqr-{random}");
+    let volumes = root.join("state/volumes").join(account);
+    if volumes.exists() {
+        let aside = volumes.with_file_name(format!("{account}.before-{namespace}"));
+        step(format!("volumes of an earlier account '{account}' are moved aside, to '{}'", aside.display()));
+        let moved = fs::rename(&volumes, &aside);
+        moved.map_err(|cause| AccountError::NotMoved { volumes: volumes.display().to_string(), cause })?;
+    }
+    Ok(namespace)
 }

@@ -127,3 +127,11 @@ fn parse(status: &str) -> Result<Cas, Failure> {
     };
     Ok(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? })
 }
+
+/// Checks a `--cas` before it becomes an argument.
+pub fn address(text: &str) -> Result<String, String> {
+    // `scone` reads an argument that begins with '@' from a file.
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
+    let is_valid = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(valid);
+    if is_valid { Ok(text.to_owned()) } else { Err("HOST or HOST:PORT".to_owned()) }
+}

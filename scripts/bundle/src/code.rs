@@ -196,10 +196,7 @@ impl Presentation<'_> {
         let takes = self.start_takes.as_secs() + 1;
         let question =
             format!("The code changes in {left} s, the start takes about {takes} s. Wait for the next code?");
-        match interrupt::confirm(question, true, &self.remains)? {
-            true => wait_for_next_step(),
-            false => Ok(()),
-        }
+        if interrupt::confirm(question, true, &self.remains)? { wait_for_next_step() } else { Ok(()) }
     }
 }
 

@@ -153,6 +153,12 @@ fn mount(host: &Path, inside: &str) -> OsString {
     OsString::from_vec(argument)
 }
 
+/// Checks an `--image` before it becomes an argument.
+pub fn image_name(text: &str) -> Result<String, String> {
+    let is_valid = !text.is_empty() && !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
+    if is_valid { Ok(text.to_owned()) } else { Err("not an image".to_owned()) }
+}
+
 /// Whether a text is a SHA-256 as SCONE writes it.
 pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))

@@ -155,9 +155,12 @@ impl Enrolment<'_> {
             let image_id = &account.state.image_id;
             account.tools.start(&Start { config_id: &config_id, cas, image_id, directories: None })
         });
-        let confirmed = presented.and_then(|(finished, _)| match finished.success() {
-            true => Ok(()),
-            false => Err(EnrolmentError::NotStarted { reason: finished.reason() }.into()),
+        let confirmed = presented.and_then(|(finished, _)| {
+            if finished.success() {
+                Ok(())
+            } else {
+                Err(EnrolmentError::NotStarted { reason: finished.reason() }.into())
+            }
         });
         confirmed.map_err(|failure| {
             let kept = file.map_or_else(String::new, |file| format!("; the QR code is still in '{}'", file.display()));

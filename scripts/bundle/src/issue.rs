@@ -112,9 +112,12 @@ impl Output {
         if is_new {
             let _ = fs::remove_dir(&volume);
         }
-        started.map_err(|failure| match self.is_complete() {
-            true => failure.if_interrupted(&self.waiting("run the same command again")),
-            false => failure,
+        started.map_err(|failure| {
+            if self.is_complete() {
+                failure.if_interrupted(&self.waiting("run the same command again"))
+            } else {
+                failure
+            }
         })
     }
 

@@ -104,9 +104,10 @@ impl Rotation {
         self.account.check_cas()?;
         let keep_secret = code.is_some();
         let image = self.account.check_image();
-        match self.account.state.pending.is_none() || keep_secret {
-            true => image?,
-            false => notice(image),
+        if self.account.state.pending.is_none() || keep_secret {
+            image?
+        } else {
+            notice(image)
         }
         let is_keeping = |state: &State| state.pending.as_ref().is_some_and(|to| !to.undo && to.keeps_secret(state));
         if !keep_secret && is_keeping(&self.account.state) {
@@ -147,9 +148,10 @@ impl Rotation {
 
     fn question(&self, keep_secret: bool) -> String {
         let (issuer, login) = (&self.account.state.issuer, self.account.state.label());
-        match keep_secret {
-            true => format!("The volume of '{issuer}', '{login}' is replaced; its codes stay valid. Go on?"),
-            false => format!("All codes of '{issuer}', '{login}' stop working at once. Go on?"),
+        if keep_secret {
+            format!("The volume of '{issuer}', '{login}' is replaced; its codes stay valid. Go on?")
+        } else {
+            format!("All codes of '{issuer}', '{login}' stop working at once. Go on?")
         }
     }
 
@@ -303,9 +305,10 @@ impl Rotation {
             to.uploads_done >= 2 || to.takes_over(state) || compare(&self.account, Session::Reset, &new)? == Held::Same;
         if has_switched {
             let failure = Failure::from(RotationError::Switched).hints(self.finishing());
-            return Err(match to.keeps_secret(state) {
-                true => failure.hint(self.account.script("roll_forward", "   # without a code: new secret")),
-                false => failure,
+            return Err(if to.keeps_secret(state) {
+                failure.hint(self.account.script("roll_forward", "   # without a code: new secret"))
+            } else {
+                failure
             });
         }
         if !to.undo {

@@ -112,10 +112,12 @@ impl State {
     /// The command that finishes a roll-forward that was begun.
     pub fn finishing(&self, account: &str) -> Option<String> {
         let pending = self.pending.as_ref()?;
-        let how = match pending.undo {
-            true => " --undo",
-            false if pending.secret_version == self.secret_version => " --keep-secret",
-            false => "",
+        let how = if pending.undo {
+            " --undo"
+        } else if pending.secret_version == self.secret_version {
+            " --keep-secret"
+        } else {
+            ""
         };
         Some(hint::script("roll_forward", account, how))
     }
@@ -173,9 +175,10 @@ pub struct StateFile {
 /// Checks an `--account` before it becomes a file name.
 pub fn account_name(name: &str) -> Result<String, String> {
     let valid = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-    match (1..=64).contains(&name.len()) && name.chars().all(valid) && !name.starts_with('-') {
-        true => Ok(name.to_owned()),
-        false => Err("1 to 64 letters, digits, '_' or, not first, '-'".to_owned()),
+    if (1..=64).contains(&name.len()) && name.chars().all(valid) && !name.starts_with('-') {
+        Ok(name.to_owned())
+    } else {
+        Err("1 to 64 letters, digits, '_' or, not first, '-'".to_owned())
     }
 }
 
