@@ -208,7 +208,7 @@ fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
 }
 
 fn report(account: &Account, done: &str) -> String {
-    let next = hint::here(&account.script("gen_qr", ""));
+    let next = hint::pasteable(&account.script("gen_qr", ""));
     let State { issuer, login, platform, cas, namespace, mrenclave, .. } = &account.state;
     format!(
         "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}\n  namespace  {namespace}\n  mrenclave  {mrenclave}\nnext: {next}",

@@ -31,7 +31,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bundle::account::{self, Account, Found};
 use bundle::container::Start;
 use bundle::failure::{Concern, Exit, Failure};
-use bundle::hint::{here, quoted, shred};
+use bundle::hint::{pasteable, quoted, shred};
 use bundle::platform::Platform;
 use bundle::policy::{Held, Session, Versions, compare};
 use bundle::refusal::Answer;
@@ -125,7 +125,7 @@ impl Finding {
 
     fn wrong(check: &'static str, finding: impl Into<String>, mend: impl Into<Option<String>>) -> Finding {
         let mend: Option<String> = mend.into();
-        let mend = mend.map(|commands| commands.split(" && ").map(here).collect::<Vec<_>>().join(" && "));
+        let mend = mend.map(|commands| commands.split(" && ").map(pasteable).collect::<Vec<_>>().join(" && "));
         Finding { result: Verdict::Wrong, check, finding: finding.into(), mend }
     }
 

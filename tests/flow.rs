@@ -300,11 +300,11 @@ fn a_working_directory_that_is_not_ours_alone_or_in_use_is_refused() {
     let directory = issuing(&bundle);
     fs::create_dir_all(directory.parent().expect("a parent")).expect("a directory");
     std::os::unix::fs::symlink(&bundle.root, &directory).expect("a link");
-    bundle.gen_qr(&[]).expect(3).saying("not a private directory of ours");
+    bundle.gen_qr(&[]).expect(3).saying("it must be a directory that only you can open");
     fs::remove_file(&directory).expect("deletion");
     fs::create_dir(&directory).expect("a directory");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o750)).expect("permissions");
-    bundle.gen_qr(&[]).expect(3).saying("not a private directory of ours");
+    bundle.gen_qr(&[]).expect(3).saying("it must be a directory that only you can open");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
     let lock = fs::File::open(&directory).expect("the directory");
     lock.lock().expect("a lock");

@@ -191,6 +191,31 @@ fn a_script_that_is_not_told_where_the_bundle_is_cannot_find_the_library_and_mak
     }
 }
 
+/// rust-script names the package of a script that it has not seen for a week, and deletes it.
+#[test]
+fn make_warm_survives_a_cache_older_than_a_week() {
+    if !rust_script_is_there() {
+        return;
+    }
+    let command = |program: &str, args: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(args).current_dir(repository()).env_remove("OTPQR_ROOT");
+        for (name, _) in env::vars_os() {
+            if name.to_string_lossy().starts_with("CARGO_") && name != "CARGO_HOME" {
+                command.env_remove(name);
+            }
+        }
+        command
+    };
+    let package = run(command("rust-script", &["--package", "./scripts/create.rs"])).expect(0).stdout;
+    let package = Path::new(package.trim());
+    fs::create_dir_all(package).unwrap();
+    run(command("touch", &["-d", "8 days ago", package.to_str().unwrap()])).expect(0);
+    let warm = run(command("make", &["warm"])).expect(0);
+    assert!(warm.stdout.contains("create 0.1.0\n"), "{}", warm.text());
+    assert!(package.join("Cargo.lock").exists(), "the tested versions");
+}
+
 #[test]
 fn copied_scripts_take_an_account_through_its_life() {
     if !rust_script_is_there() {

@@ -110,7 +110,7 @@ impl Failure {
     pub fn print(&self) -> u8 {
         // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
         let mut text = format!("{}: error: {}\n", crate::script(), self.message);
-        text.extend(self.hints.iter().map(|command| format!("hint: {}\n", hint::here(command))));
+        text.extend(self.hints.iter().map(|command| format!("hint: {}\n", hint::pasteable(command))));
         let _ = io::stderr().write_all(text.as_bytes());
         self.exit as u8
     }

@@ -25,7 +25,7 @@ pub fn account(name: &str) -> String {
 
 /// A command of the bundle as it can be pasted here: `./scripts/x.rs` lies where this script does, wherever that is, and is
 /// about the same bundle; `make` and `docker build` run in the bundle.
-pub fn here(command: &str) -> String {
+pub fn pasteable(command: &str) -> String {
     let (root, named) = BUNDLE.get().map_or((None, false), |(root, named)| (Some(root), *named));
     if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
         return match root {

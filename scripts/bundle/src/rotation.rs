@@ -381,7 +381,7 @@ impl Rotation {
     }
 
     fn report(&self, old_label: &str, why: &str) -> String {
-        let next = hint::here(&self.account.script("gen_qr", ""));
+        let next = hint::pasteable(&self.account.script("gen_qr", ""));
         let (name, issuer, label) = (&self.account.name, &self.account.state.issuer, self.account.state.label());
         format!(
             "rolled forward: account '{name}' has a new secret and a new volume; {why}\n\
@@ -395,6 +395,6 @@ impl Rotation {
 fn notice(image: Result<(), Failure>) {
     if let Err(failure) = image {
         let (what, mend) = failure.into_finding();
-        step(mend.map_or(what.clone(), |mend| format!("{what}; afterwards: {}", hint::here(&mend))));
+        step(mend.map_or(what.clone(), |mend| format!("{what}; afterwards: {}", hint::pasteable(&mend))));
     }
 }

@@ -81,7 +81,7 @@ impl Known {
         let What::Directory(children) = &self.what else { return };
         for child in children {
             let Some(known) = &child.known else { continue };
-            below(path, &child.name.name, |path| {
+            within(path, &child.name.name, |path| {
                 visit(path, known);
                 known.each_inside(path, visit);
             });
@@ -233,7 +233,7 @@ impl Tree {
         }
         for child in children {
             let Some(known) = child.known.as_deref().filter(|known| known.is_directory()) else { continue };
-            let as_seen = below(path, &child.name.name, |path| {
+            let as_seen = within(path, &child.name.name, |path| {
                 match open_readable(directory, &child.name.name, &known.stat, OFlags::DIRECTORY) {
                     Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
                     opened => {
@@ -256,7 +256,7 @@ fn name(volume: &str, path: &[u8]) -> String {
 }
 
 /// Calls `act` with the path of what has that name in the directory of this path.
-fn below<T>(path: &mut Vec<u8>, name: &[u8], act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+fn within<T>(path: &mut Vec<u8>, name: &[u8], act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
     let length = path.len();
     if length > 0 {
         path.push(b'/');

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use rustix::fs::{AtFlags, FileType, OFlags, SeekFrom, Stat, fstat, readlinkat, seek, statat};
 use rustix::io::Errno;
 
-use super::{Child, Known, What, below, is_recent, name, open_readable};
+use super::{Child, Known, What, is_recent, name, open_readable, within};
 use crate::volume::manifest::{Bytes, Entries};
 use crate::volume::store::Store;
 use crate::volume::{Error, Name, each_name, failed, is_unchanged};
@@ -60,15 +60,15 @@ impl Look<'_> {
             listing.map_err(failed("list", self.name(path)))?;
             let gone = before.map(|child| (child.name.name, child.known)).chain(moved);
             for (name, known) in gone {
-                below(path, &name, |path| self.forget(path, known.as_deref()));
+                within(path, &name, |path| self.note_removed(path, known.as_deref()));
             }
             let doubtful = is_recent(&stat, self.began);
-            self.know(path, slot, Known { stat, doubtful, what: What::Directory(children) });
+            self.note(path, slot, Known { stat, doubtful, what: What::Directory(children) });
         }
         let mut complete = true;
         if let Some(Known { what: What::Directory(children), .. }) = slot.as_deref_mut() {
             for child in children {
-                complete &= below(path, &child.name.name, |path| {
+                complete &= within(path, &child.name.name, |path| {
                     self.look_at(directory, &child.name.name, path, &mut child.known)
                 })?;
             }
@@ -138,7 +138,7 @@ impl Look<'_> {
             target => {
                 let target = Bytes(target.map_err(failed("read", self.name(path)))?.into_bytes());
                 let doubtful = is_recent(&stat, self.began);
-                self.know(path, slot, Known { stat, doubtful, what: What::Symlink(target) });
+                self.note(path, slot, Known { stat, doubtful, what: What::Symlink(target) });
                 Ok(true)
             }
         }
@@ -168,16 +168,16 @@ impl Look<'_> {
         seek(&plain, SeekFrom::Start(0)).map_err(failed("read", self.name(path)))?;
         let content = self.store.add_content(&self.name(path), &mut File::from(plain))?;
         let doubtful = is_recent(&stat, self.began) || is_mapped;
-        self.know(path, slot, Known { stat, doubtful, what: What::File(content) });
+        self.note(path, slot, Known { stat, doubtful, what: What::File(content) });
         Ok(true)
     }
 
-    fn know(&mut self, path: &mut Vec<u8>, slot: &mut Option<Box<Known>>, known: Known) {
+    fn note(&mut self, path: &mut Vec<u8>, slot: &mut Option<Box<Known>>, known: Known) {
         let entry = known.entry();
         if slot.as_ref().is_none_or(|before| before.entry() != entry) {
             // A directory that became something else takes with it what was in it.
             if !known.is_directory() {
-                self.forget(path, slot.as_deref());
+                self.note_removed(path, slot.as_deref());
             }
             // The root's mode is not the volume's.
             if !path.is_empty() {
@@ -187,11 +187,11 @@ impl Look<'_> {
         *slot = Some(Box::new(known));
     }
 
-    fn forget(&mut self, path: &mut Vec<u8>, gone: Option<&Known>) {
+    fn note_removed(&mut self, path: &mut Vec<u8>, gone: Option<&Known>) {
         let Some(gone) = gone else { return };
-        let mut forget = |path: &[u8]| drop(self.changes.insert(Bytes(path.to_owned()), None));
-        forget(path);
-        gone.each_inside(path, &mut |path, _| forget(path));
+        let mut removed = |path: &[u8]| drop(self.changes.insert(Bytes(path.to_owned()), None));
+        removed(path);
+        gone.each_inside(path, &mut |path, _| removed(path));
     }
 
     fn name(&self, path: &[u8]) -> String {
