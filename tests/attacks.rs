@@ -1,5 +1,5 @@
-//! What an attacker with root on the host tries, and what stops it - or, where nothing can, what reveals it. Each attack is
-//! tried on both platforms; each is first refused, and where there is a way back to the genuine state, that state then works.
+//! What an attacker with root on the host tries, and what stops it or, where nothing can, what reveals it. Each attack is
+//! tried on both platforms. It is refused first; where the genuine state can be restored, that state then works.
 //! `make attacks` shows the lines that the tests report.
 
 mod support;
@@ -28,7 +28,7 @@ fn config_id(bundle: &Bundle, service: &str) -> String {
 
 /// A line of `make attacks`.
 fn report(bundle: &Bundle, attack: &str, outcome: &str, words: &str) {
-    // A line of its own: the harness leaves its own unfinished.
+    // On a new line: the test harness leaves its own unfinished.
     println!("\nattack: {attack} ({}) | {outcome} | {words}", bundle.platform.name());
 }
 
@@ -40,7 +40,7 @@ fn revealed(bundle: &Bundle, attack: &str, refusal: Outcome) {
     report(bundle, attack, "not stopped, but revealed", &words(&refusal));
 }
 
-/// The words of a refusal as they came: a script's or the program's error, else the innermost cause.
+/// The words of a refusal as printed: the script's or the program's error, otherwise the innermost cause.
 fn words(refusal: &Outcome) -> String {
     let lines = || refusal.stderr.lines().map(str::trim);
     let error = lines().find(|line| line.contains(": error: "));
@@ -61,7 +61,7 @@ fn the_once_marker_is_deleted() {
         let files = String::from_utf8(files.expect("find").stdout).expect("names");
         assert!(files.lines().count() >= 2, "{files}");
 
-        // Which of the sealed files is the marker cannot be seen: so each in turn.
+        // The sealed files' names do not tell which one is the marker, so each is removed in turn.
         let mut refusals = Vec::new();
         for file in files.lines() {
             fs::remove_file(volume.join(file)).expect("deletion");
@@ -111,7 +111,7 @@ fn the_volumes_files_are_deleted() {
         fs::remove_dir_all(&volume).expect("deletion");
         let refused = bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("the volume was refused");
         stopped(bundle, "the volume is deleted", refused);
-        // The code is not asked for, so it is not spent, while the volume is not right.
+        // As long as the volume is not right, the code is not looked at and so not spent.
         bundle
             .add_auth(&account.code_at(bundle.now()), &["--output", "stolen.svg"])
             .expect(5)
@@ -139,7 +139,7 @@ fn a_destroyed_volume_is_no_obstacle_to_rolling_forward() {
 fn an_older_copy_of_the_volume_is_put_back() {
     on_each_platform(|bundle| {
         bundle.script("create", &["--platform", bundle.platform.name()]).expect(0);
-        // The service `check` initialises the volume and takes no marker: the best an attacker can have.
+        // The service `check` initialises the volume and takes no marker: the best copy an attacker can get.
         run(bundle.by_hand(&config_id(bundle, "otpqr/check"), &ByHand::default())).expect(0);
         let (volume, older) = (bundle.volume("default"), bundle.root.join("older"));
         copy(&volume, &older);
@@ -207,7 +207,7 @@ fn the_scripts_state_is_rolled_back() {
         bundle.script("roll_forward", &["--yes"]).expect(0);
         copy(&state, &genuine);
 
-        // The old secret is gone from the policies, whatever the state says; and CAS does not take its own history back.
+        // Whatever the state says, the old secret is gone from the policies, and CAS does not return to an earlier version.
         copy(&older, &state);
         let refused = bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
         stopped(bundle, "the state is rolled back, and the QR code asked for again", refused);
@@ -315,7 +315,7 @@ fn somebody_else_updates_the_policies() {
         let (mut updated, mut read) = (None, None);
         for session in ["", "/otpqr", "/otpqr-reset"] {
             let name = format!("{namespace}{session}");
-            // Somebody who has seen the policy, on the owner's host say.
+            // Somebody who has seen the policy, for example on the owner's host.
             fs::write(bundle.root.join("seen.yml"), bundle.scone(["session", "read", &name]).expect(0).stdout)
                 .expect("a policy");
             updated = Some(refused(stranger.scone(&["session", "update", "seen.yml"])));
@@ -323,7 +323,7 @@ fn somebody_else_updates_the_policies() {
         }
         stopped(bundle, "another identity updates a policy", updated.expect("a refusal"));
         stopped(bundle, "another identity reads a policy", read.expect("a refusal"));
-        // Nor is there room beside them.
+        // Nor may another identity add sessions to the namespace.
         fs::write(bundle.root.join("beside.yml"), format!("name: {namespace}/mine\nversion: \"0.3.10\"\n"))
             .expect("a policy");
         let added = refused(stranger.scone(&["session", "create", "beside.yml"]));
@@ -334,7 +334,7 @@ fn somebody_else_updates_the_policies() {
     });
 }
 
-/// A stolen first start cannot be prevented - nobody has an authenticator yet - but it is seen: the owner's is refused.
+/// A stolen first start cannot be prevented, since nobody has an authenticator yet. But it is noticed: the owner's is refused.
 #[test]
 fn a_first_start_that_was_stolen_is_revealed() {
     on_each_platform(|bundle| {
@@ -346,7 +346,7 @@ fn a_first_start_that_was_stolen_is_revealed() {
     });
 }
 
-/// Nothing that lies on the host binds an attacker: each start has a volume of its own, so that no lock of ours keeps them apart.
+/// Our locks do not bind an attacker: here each start has its own copy of the volume, so that no lock keeps them apart.
 #[test]
 fn of_many_first_starts_at_once_one_is_issued() {
     on_each_platform(|bundle| {
@@ -400,7 +400,7 @@ fn a_code_is_presented_mistyped_late_or_twice() {
         let code = account.code_at(bundle.now());
         let add_auth = |code: &str| bundle.add_auth(code, &["--output", "stolen.svg"]).expect(5);
 
-        // Two neighbouring digits swapped; any other that is wrong where they are the same.
+        // Two neighbouring digits swapped or, if they are equal, some other wrong code.
         let mut mistyped = code.clone().into_bytes();
         match mistyped.windows(2).position(|pair| pair[0] != pair[1]) {
             Some(at) => mistyped.swap(at, at + 1),
@@ -445,7 +445,7 @@ fn codes_are_guessed() {
         for wrong in wrong.take(5) {
             add_auth(&wrong).saying("One-time Password is invalid");
         }
-        // From here on even the right one must wait.
+        // From now on even the right code has to wait.
         stopped(bundle, "codes are guessed", add_auth(&near[1]).saying("Too many wrong One-time Passwords"));
         assert!(!bundle.root.join("stolen.svg").exists());
     });
@@ -460,7 +460,7 @@ fn a_code_of_another_account_is_presented() {
         let refused = bundle.add_auth(&code, &["--output", "stolen.svg"]).expect(5);
         stopped(bundle, "a code of another account", refused.saying("One-time Password is invalid"));
         assert!(!bundle.root.join("stolen.svg").exists());
-        // It is not spent for whom it is.
+        // For its owner it is not spent.
         bundle.add_auth(&code, &["--account", "other", "--output", "second.svg"]).expect(0);
         bundle.add_auth(&account.code_at(bundle.now()), &["--output", "third.svg"]).expect(0);
     });
@@ -484,8 +484,8 @@ fn a_code_presented_by_the_wrong_program_is_spent() {
 
 // --- The line to CAS
 
-/// What a genuine start sent, said again by another: it belongs to the TLS connection it was made for. (That evidence inside
-/// is bound to its connection as well is tested where it can be forged: simulator/cas/tests/cas.rs.)
+/// The bytes of a genuine start, replayed: they belong to the TLS connection for which they were made. (That the evidence in
+/// them is bound to its connection, too, is tested where it can be forged: simulator/cas/tests/cas.rs.)
 #[test]
 fn recorded_evidence_is_replayed() {
     on_each_platform(|bundle| {

@@ -1,6 +1,6 @@
-//! `doctor` says what is true: nothing wrong where nothing is wrong, and for everything that can be wrong the line that says so
-//! with the command that mends it - which is run, and then it is looked whether that is gone. `who` and `timedatectl` are
-//! stand-ins: what this host's say is not ours to decide.
+//! `doctor` says what is true: nothing is wrong where nothing is, and for everything that can be wrong there is a line with
+//! the command that mends it. The tests run that command and look whether the line is gone. `who` and `timedatectl` are
+//! stand-ins, since what this host's say is not up to us.
 
 mod support;
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 use support::attacker::{delete_files, put_back};
 use support::{Bundle, Outcome, Platform, User, copy, docker_is_there, phone, run};
 
-/// Stands before `scone` and `scone-run`: notes each call, and before or after the one that is told does what is told.
+/// Wraps `scone` and `scone-run`: records each call, and runs a deed before or after the call that the test names.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 case "$name $1 ${SCONE_HASH:-}" in
@@ -37,7 +37,7 @@ struct Patient(Bundle);
 
 impl Patient {
     fn new() -> Patient {
-        // With the host's clock: that CAS's goes with it is looked at, too.
+        // With the host's clock, since doctor also compares CAS's with it.
         Patient::of(Bundle::new("it's a \"bundle\", really", Platform::SimNative, User::Caller, false))
     }
 
@@ -67,7 +67,7 @@ impl Patient {
         write_program(&self.0.root.join("host").join(tool), &format!("#!/bin/sh\nprintf '{text}'\n"));
     }
 
-    /// From here on each call of a tool is watched.
+    /// From now on each call of a tool is recorded.
     fn watch(&self) {
         let bin = self.0.root.join("simulator/bin");
         fs::create_dir(bin.join("genuine")).expect("a directory");
@@ -180,7 +180,7 @@ impl Patient {
     }
 }
 
-/// A process that another test starts meanwhile may hold open what we wrote: such a file is "busy", a copy is not.
+/// A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy". A copy is not.
 fn write_program(path: &Path, text: &str) {
     let written = path.with_extension("written");
     fs::write(&written, text).expect("a program");
@@ -203,10 +203,10 @@ fn a_healthy_account_has_nothing_wrong_also_after_it_was_enrolled() {
     patient.is_well();
     patient.enrol();
     patient.is_well();
-    // What may take a while is said before.
+    // What may take a while is announced.
     let report = patient.doctor(&[]).expect(0);
     report.saying("doctor: asking CAS what it holds\n").saying("doctor: starting the program's service 'check'\n");
-    // Looking takes nothing away.
+    // doctor changes nothing.
     patient.0.gen_qr(&["--output", "again.svg"]).expect(5);
 }
 
@@ -233,14 +233,14 @@ fn what_is_wrong_with_the_host_is_said() {
     let wrong = patient.wrong();
     let [(line, None)] = wrong.as_slice() else { panic!("{wrong:?}") };
     assert!(line.starts_with("wrong users     also logged in: mallory"), "{line}");
-    // Nobody keeps the book: not even alice is in it.
+    // Without an entry for anybody, not even alice is logged in.
     patient.host_says("who", "");
     patient.says("?     users     who else is logged in: ");
     patient.host_says("who", "alice tty1 2026-01-01 00:00");
     patient.host_says("timedatectl", "no");
     patient.suffers_from("wrong clock     the kernel's clock is not synchronised", "timedatectl set-ntp true");
     patient.host_says("timedatectl", "");
-    // What is not known is not well.
+    // What could not be found out does not count as well.
     let report = patient.doctor(&[]);
     assert_eq!(report.code, Some(3));
     patient.says("?     clock     ");
@@ -297,7 +297,7 @@ fn what_is_wrong_with_cas_and_image_is_said() {
     let patient = Patient::created();
     patient.0.scone_sim(["down"]).expect(0);
     let mend = patient.suffers_from("wrong CAS       the simulated CAS is not running", "'");
-    // What rests on something wrong is not looked at.
+    // What depends on something that is wrong is not checked.
     let checks = |report: Outcome| -> Vec<String> {
         report.stdout.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
     };
@@ -350,7 +350,7 @@ fn interrupted_it_asks_nothing_more_and_reports_nothing() {
     patient.watch();
     let (report, calls) = patient.script_with("before verify 1", "kill -INT $PPID", "doctor", &[]);
     report.expect(130).saying("doctor: error: interrupted");
-    // It may have asked one thing more before it noticed; there were two.
+    // It may have made one more call before it noticed.
     assert!(calls.iter().filter(|call| *call == "verify").count() < 3, "{calls:?}");
 }
 
@@ -362,7 +362,7 @@ fn what_is_wrong_with_policies_and_volume_is_said() {
     let mend = patient.suffers_from("wrong policies  CAS holds another 'otpqr-", "./scripts/create.rs");
     patient.mended_by(&mend);
 
-    // As a CAS that was wiped and kept its key would.
+    // As a CAS that was wiped but kept its key would answer.
     let namespace = patient.namespace();
     patient.change("state/default.yml", &namespace, "otpqr-00000000000000000000");
     let wrong = patient.wrong();
@@ -398,7 +398,7 @@ fn a_program_that_was_not_yet_uploaded_does_not_cost_the_volume() {
     let program = patient.0.root.join("simulator/bin/rootfs/bin/otpqr");
     let genuine = fs::read(&program).expect("the program");
     fs::write(&program, [&genuine[..], b"\0"].concat()).expect("another program");
-    // It is in the state, and CAS holds the other one still.
+    // The state has the new one; CAS still holds the other.
     patient.cut_off("before create 1", "create", &[]);
     let report = patient.says("ok    image     'simulator/bin/rootfs' is the program that the state names");
     assert!(!report.contains("roll_forward"), "{report}");
@@ -437,7 +437,7 @@ fn a_volume_that_is_damaged_is_said_and_replaced() {
     patient.0.gen_qr(&["--output", "again.svg"]).expect(5);
     assert_eq!(patient.0.known("default", &["secret_version"]), "1");
 
-    // Without the authenticator, as the mend says.
+    // Without the authenticator, as the hint says.
     patient.0.script("roll_forward", &["--yes"]).expect(0);
     patient.is_well();
     copy(&patient.0.volume("default"), &older);
@@ -480,7 +480,7 @@ fn a_start_that_says_nothing_about_the_volume_does_not_cost_it() {
 #[test]
 fn a_roll_forward_that_was_not_even_begun_at_cas_is_told() {
     let patient = Patient::created();
-    // A policy that cannot be made is found out before anything is begun.
+    // A policy that cannot be rendered is noticed before anything is begun.
     let template = patient.0.root.join("templates/otpqr.yml");
     let genuine = fs::read_to_string(&template).expect("a template");
     fs::write(&template, "{{nobody}}").expect("a template");
@@ -524,7 +524,7 @@ fn a_roll_forward_that_was_cut_off_is_told_with_what_holds_and_finished() {
         patient.says(&format!("ok    policies  CAS holds '{namespace}/otpqr' {otpqr}"));
         patient.says(&format!("ok    policies  CAS holds '{namespace}/otpqr-reset' {reset}"));
         patient.says(&format!("ok    codes     {codes}"));
-        // The volume in use is the one that was looked at: it is so when all is done, too.
+        // The volume that was checked is the one in use, also after everything is done.
         patient.mended_by(&mend);
     }
 }
@@ -544,7 +544,7 @@ fn while_a_roll_forward_is_pending_another_policy_is_not_taken_for_its_doing() {
         assert_eq!(line, &format!("wrong policies  CAS holds another '{namespace}{name}'"));
         assert_eq!(mend.as_deref(), Some("./scripts/roll_forward.rs && ./scripts/create.rs"));
     }
-    // Which codes live, and which volume is in use, is known of sessions that are known.
+    // Which codes are valid and which volume is in use can only be said of known sessions.
     patient.says("?     codes     ");
     patient.says("?     volume    not opened: session 1");
     patient.mended_by("./scripts/roll_forward.rs && ./scripts/create.rs");

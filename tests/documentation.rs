@@ -1,11 +1,11 @@
-//! The documentation holds: each ```console block of every page is run, command for command, and compared with what the page
-//! shows; what the pages link to, and the tests and make targets they name, are there. Random names, hashes, ports and times are
-//! compared by their shape.
+//! The documentation is true: each ```console block of every page is run, command by command, and compared with what the page
+//! shows; what the pages link to exists, and so do the tests and make targets they name. Random names, hashes, ports and times
+//! are compared by their shape.
 //!
-//! A runbook is rehearsed in a bundle of its own. What has to have happened before a step (an account, a catastrophe) stands in
-//! an HTML comment, as lines that begin with `$`: a reader does not see them, a rehearsal runs them. Where a script asks a person,
-//! the rehearsal answers by options, which stand behind the opening "```console"; a reader does not see those, either. `phone`
-//! is the operator's authenticator: a named pipe, from which each reader gets one code.
+//! A runbook is rehearsed in its own bundle. What must have happened before a step (an account, a catastrophe) is in an HTML
+//! comment, as lines that begin with `$`: a rehearsal runs them, a reader does not see them. Where a script asks a person, the
+//! rehearsal answers by options, which follow the opening "```console" and are not seen by a reader either. `phone` is the
+//! operator's authenticator: a named pipe, from which each reader gets one code.
 
 mod support;
 
@@ -22,13 +22,13 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
 use support::{Bundle, Platform, User, copy, phone, repository, run};
 
-/// Where the pages say the bundle lies.
+/// Where the bundle is, according to the pages.
 const ROOT: &str = "/srv/otpqr";
 
-/// How a block of commands opens.
+/// How a block of commands begins.
 const CONSOLE: &str = "```console";
 
-/// A command of a page, and what the page says it prints: nothing, if it is a reader's not to see.
+/// A command of a page, and what it prints according to the page: nothing, if the reader does not see the command.
 struct Shown {
     line: usize,
     command: String,
@@ -63,7 +63,7 @@ fn shown(page: &str) -> Vec<Shown> {
 }
 
 /// Hashes and random names become `HEX`, also where only their beginning is shown; ports `PORT`, counts and time steps
-/// `NUMBER`, times `TIME`. How far a QR code could be destroyed is the file system's.
+/// `NUMBER`, times `TIME`. How thoroughly a QR code is destroyed depends on the file system and is left out.
 fn shape(text: &str) -> String {
     let mut shaped = String::new();
     let mut run = String::new();
@@ -94,13 +94,13 @@ fn without_number(word: &str) -> &str {
     }
 }
 
-/// Runs a page in `checkout`. If it does not hold, what would is left in a file, for whoever mends the page.
+/// Runs a page in `checkout`. If it is not true, the page that would be is left in a file, to mend it by.
 fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
     let page = fs::read_to_string(repository().join(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"));
     let (mut holds, mut rest) = (String::new(), page.as_str());
     let mut wrong = Vec::new();
     for Shown { line, command, answers, output } in shown(&page) {
-        // What builds is run by the tests' own recipe; here it is enough that the target is there.
+        // The recipe of the tests has built already; here it is enough that the target exists.
         let makes = command.strip_prefix("make ");
         let mut bash = bundle.command("bash");
         match makes {
@@ -134,8 +134,8 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
     }
 }
 
-/// The operator's authenticator. Scans the QR code that lies in the bundle, if there is one, and gives each reader of `phone`
-/// the next code that was not given yet; like a person it waits where CAS would not accept that one yet.
+/// The operator's authenticator. Scans the QR code in the bundle, if there is one, and gives each reader of `phone` the next
+/// code that was not given before. Like a person it waits as long as CAS would not accept that code.
 struct Phone {
     pipe: PathBuf,
     gone: Arc<AtomicBool>,
@@ -158,7 +158,7 @@ impl Phone {
 impl Drop for Phone {
     fn drop(&mut self) {
         self.gone.store(true, Ordering::SeqCst);
-        // One last reader, for whom the person would otherwise wait for ever.
+        // One last reader, so that the thread does not wait for ever.
         let last = rustix::fs::open(&self.pipe, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty());
         let ended = self.person.take().map(JoinHandle::join);
         drop(last);
@@ -173,7 +173,7 @@ fn answer_readers(root: &Path, pipe: &Path, gone: &AtomicBool) {
         if gone.load(Ordering::SeqCst) {
             return;
         }
-        // The next reader finds a pipe of its own, whenever this one has read to the end.
+        // A new pipe for the next reader, whenever this one has finished reading.
         let next = pipe.with_extension("next");
         make_pipe(&next);
         fs::rename(next, pipe).expect("the pipe");
@@ -189,7 +189,7 @@ fn answer_readers(root: &Path, pipe: &Path, gone: &AtomicBool) {
         while *given > current_step() + 1 {
             sleep(Duration::from_millis(100));
         }
-        // A reader that went away without reading is none of the phone's concern.
+        // A reader that went away without reading does not concern the phone.
         let _ = writeln!(reader, "{}", account.code_at(*given * 30));
     }
 }
@@ -198,7 +198,7 @@ fn make_pipe(path: &Path) {
     mknodat(CWD, path, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).expect("a named pipe");
 }
 
-/// The latest QR code that lies in the bundle.
+/// The newest QR code in the bundle.
 fn picture(root: &Path) -> Option<String> {
     let entries = fs::read_dir(root).expect("the bundle").map(|entry| entry.expect("an entry").path());
     let pictures = entries.filter(|path| path.extension().is_some_and(|extension| extension == "svg"));
@@ -210,8 +210,7 @@ fn current_step() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs() / 30
 }
 
-/// Rehearses a page in a bundle of its own. The scripts are the compiled ones: the same files, without a compilation for each
-/// bundle.
+/// Rehearses a page in its own bundle, with the compiled scripts: the same sources, without a compilation for each bundle.
 fn rehearse_page(name: &str) {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
     let scripts: &[(&str, &str)] = scripts!();
@@ -263,7 +262,7 @@ fn every_console_block_of_the_contributors_page_can_be_run() {
 #[test]
 fn every_page_with_a_console_block_is_run() {
     let with_blocks = pages().into_iter().filter(|(_, page)| page.contains(CONSOLE)).map(|(name, _)| name);
-    // A test of its own compares the runbooks with those that are rehearsed.
+    // That all runbooks are rehearsed has its own test.
     let mut others: Vec<_> = with_blocks.filter(|name| !name.starts_with("docs/runbooks/")).collect();
     others.sort_unstable();
     assert_eq!(others, OTHER_PAGES);
@@ -272,7 +271,7 @@ fn every_page_with_a_console_block_is_run() {
 #[test]
 fn every_console_block_of_the_readme_prints_what_it_shows() {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
-    // rust-script caches by path: a path that stays spares the next run the compilation.
+    // rust-script caches by path: always the same path saves the next run the compilation.
     let checkout = Path::new(env!("CARGO_TARGET_TMPDIR")).join("readme");
     let _ = fs::remove_dir_all(&checkout);
     fs::create_dir_all(&checkout).expect("a checkout");
@@ -295,7 +294,7 @@ fn every_make_target_a_page_names_is_there() {
     }
 }
 
-/// All pages: their names, seen from the repository, and what they say.
+/// All pages: paths relative to the repository, and contents.
 fn pages() -> Vec<(String, String)> {
     let markdown = |directory: &str| {
         let entries = fs::read_dir(repository().join(directory)).expect("a directory of pages");

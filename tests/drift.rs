@@ -1,5 +1,5 @@
-//! What must hold of all scripts, since no compiler sees to it: one line a dependency, nothing but the library that they need.
-//! And what must hold of the locks, templates and tracked files.
+//! What the compiler does not check of the scripts: a dependency is written the same everywhere, and none is unused. The same
+//! for the lock files, the templates and the tracked files.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,7 +16,7 @@ struct Script {
     text: String,
 }
 
-/// What a manifest says, and of what code.
+/// A manifest, and the code it belongs to.
 struct Manifest {
     file: String,
     text: String,
@@ -26,7 +26,7 @@ struct Manifest {
 /// The scripts' line for the library, which rust-script looks for beside the script, or in `OTPQR_ROOT`.
 const LIBRARY: &str = r#"bundle = { path = "bundle" }"#;
 
-/// rust-script looks for the library beside the script or, for one that was copied, in `OTPQR_ROOT`; unset, the shell says so.
+/// rust-script looks for the library beside the script or, for a copied script, in `OTPQR_ROOT`; unset, the shell says so.
 const SHEBANG: &str = r##"#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'"##;
 
 fn repository() -> &'static Path {
@@ -69,14 +69,14 @@ impl Script {
     }
 }
 
-/// The lines of a section of a manifest, comments left out.
+/// The lines of a section of a manifest, without comments.
 fn section<'a>(manifest: &'a str, name: &str) -> Vec<&'a str> {
     let header = format!("[{name}]");
     let lines = manifest.lines().skip_while(|line| *line != header).skip(1).take_while(|line| !line.starts_with('['));
     lines.filter(|line| !line.is_empty() && !line.starts_with('#')).collect()
 }
 
-/// The crate of a dependency's line, as the code names it.
+/// The crate that a dependency's line is about, as the code names it.
 fn crate_name(line: &str) -> &str {
     line.split(" = ").next().unwrap()
 }
@@ -85,7 +85,7 @@ fn crate_name(line: &str) -> &str {
 fn manifests_hold_the_harness_s_lines_to_the_letter_all_pinned_and_used() {
     let root = read("Cargo.toml");
     let harness = section(&root, "dependencies");
-    // So that a script says the same version whoever built it.
+    // So that a script reports the same version, whoever built it.
     let workspace = section(&root, "workspace.package");
     let library = Manifest {
         file: "scripts/bundle/Cargo.toml".to_owned(),
@@ -243,11 +243,11 @@ fn tracked_files_name_no_directory_of_one_machine() {
     };
     let places = [concat!("/ho", "me/"), concat!("/wo", "rk/"), concat!("/Us", "ers/"), concat!("/root/", ".cargo")];
     for file in String::from_utf8(listed.stdout).unwrap().split_terminator('\0') {
-        // It quotes paths inside SCONE's containers.
+        // That page quotes paths inside SCONE's containers.
         if file == "docs/reference/scone.md" {
             continue;
         }
-        // A file may be listed and deleted, and need not be text.
+        // A listed file may have been deleted, and need not be text.
         let Ok(text) = fs::read_to_string(repository().join(file)) else { continue };
         for place in places {
             assert!(!text.contains(place), "{file} names '{place}'");

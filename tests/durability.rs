@@ -1,4 +1,4 @@
-//! A fact is durable before it is used: the order of the system calls that make it so, as the kernel saw them.
+//! What is recorded is durable before it is used: the order of the system calls, as the kernel saw them.
 
 mod support;
 
@@ -85,7 +85,7 @@ fn a_state_file_is_durable_before_it_has_its_name_and_its_name_before_anything_i
             &["fsync", "/state/.tmp"],
             &["rename", "/state/default.yml"],
             &["fsync", "/state>"],
-            // The first policy: its file is made only now.
+            // The first policy: its file is not created before.
             &["openat", "otpqr-policy-", "O_EXCL"],
         ],
     );

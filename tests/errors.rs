@@ -1,5 +1,5 @@
-//! The catalogue of errors: every message of every script, as an operator meets it - whole standard error, exit code, nothing
-//! on standard output, and hints that can be pasted. What varies is shown as ROOT, NAMESPACE, CAS, ENCLAVE, HASH.
+//! The catalogue of errors: every message of every script as an operator sees it, with the whole of standard error, the exit
+//! code, nothing on standard output, and hints that can be pasted. What varies is shown as ROOT, NAMESPACE, CAS, ENCLAVE, HASH.
 //! The last test finds the messages in the sources and fails if one is neither here nor exempt, with a reason.
 
 mod support;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use support::{Bundle, Outcome, Platform, User, copy, is_root, repository, run, run_with_input};
 
-/// Stands before a tool: does what it is told instead, or before; a deed that does not `exit` lets the call go on.
+/// Wraps a tool: runs the test's deed before it or, if the deed calls `exit`, instead of it.
 const TOOL: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 [ ! -f "$bin/instead-of-$name" ] || . "$bin/instead-of-$name"
@@ -22,7 +22,7 @@ exec "$bin/genuine/$name" "$@"
 const FATAL: &str = "echo '[SCONE|FATAL] init.c:302: Could not initialize enclave state: Attestation failed' >&2; \
                      echo '  Caused by: @' >&2; exit 134";
 
-/// What to do instead of `scone` for its upload of this number to fail.
+/// The deed that makes the upload of this number fail.
 fn upload_fails(number: usize) -> String {
     format!(
         "case \"$1 $2\" in 'session create') echo >>\"$bin/uploads\"; \
@@ -59,7 +59,8 @@ impl Host {
             fs::remove_file(bin.join(name)).expect("deletion");
         }
         for name in ["scone", "scone-run", "scone-sim"] {
-            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
+            // A copy is not.
             copy(&bin.join("tool"), &bin.join(name));
         }
         for name in ["create", "gen_qr", "add_auth", "roll_forward"] {
@@ -89,7 +90,7 @@ impl Host {
         run_with_input(self.script_command("add_auth", &args), code)
     }
 
-    /// Runs `then` while a tool does this first.
+    /// Runs `then` while a tool is wrapped in this deed.
     fn instead_of<T>(&self, tool: &str, shell: &str, then: impl FnOnce() -> T) -> T {
         let file = self.bin.join(format!("instead-of-{tool}"));
         fs::write(&file, shell).expect("a deed");
@@ -98,7 +99,7 @@ impl Host {
         result
     }
 
-    /// Runs `then` while something is elsewhere.
+    /// Runs `then` while something is moved away.
     fn without<T>(&self, path: &str, then: impl FnOnce() -> T) -> T {
         let (path, aside) = (self.root.join(path), self.root.join("aside"));
         fs::rename(&path, &aside).expect("a move");
@@ -136,7 +137,7 @@ impl Host {
                 }
             }
         }
-        // What `tempfile` adds to a name.
+        // The random part of `tempfile`'s names.
         if let Some((before, after)) = text.split_once("/otpqr-policy-") {
             text = format!("{before}/otpqr-policy-RANDOM{}", &after[6..]);
         }
@@ -152,9 +153,9 @@ impl Host {
         let mut shell = self.command("sh");
         match command.strip_prefix("make ") {
             Some(target) => shell.current_dir(repository()).args(["-c", &format!("make --dry-run {target}")]),
-            // Looked at on its own, in a test of what it is for.
+            // Tried in a test of its own.
             None if command.starts_with("mv ") => return,
-            // A host need not have what it is told to use.
+            // Not every host has the tool that a hint names.
             None if ["apt-get", "docker"]
                 .iter()
                 .any(|tool| command.starts_with(tool) && which::which(tool).is_err()) =>
@@ -860,7 +861,7 @@ hint: ./scripts/roll_forward.rs --account signing --keep-secret
 hint: ./scripts/roll_forward.rs --account signing   # without a code: new secret
 ",
     );
-    // Given up, and then refused by CAS: it is not forgotten that session 2 is on the volume begun.
+    // Abandoned, and then refused by CAS: the state still says that session 2 uses the volume that was begun.
     host.instead_of("scone", &upload_fails(1), || {
         host.says(
             host.signing("roll_forward", &["--yes"]),
@@ -884,7 +885,7 @@ roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr': it ended with
     host.signing("roll_forward", &["--yes"]).expect(0);
 }
 
-/// The hints give the account up and begin it anew: pasted one after the other, they do.
+/// The hints abandon the account and start it afresh. Pasted one after the other, that is what they do.
 #[test]
 fn a_state_that_is_behind_what_cas_holds() {
     let host = Host::with_account();
@@ -1118,11 +1119,11 @@ gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1-1/qrcode.svg
     );
 }
 
-/// Told to end when the program has done its work: what was done is not lost, and is named.
+/// Interrupted when the program has done its work: nothing is lost, and the script says where it is.
 #[test]
 fn an_interrupted_run_says_what_it_leaves() {
     let host = Host::with_account();
-    // It ends only when the script, interrupted, passes that on.
+    // It ends only when the interrupted script passes the signal on.
     let interrupts = "trap 'kill $!; exit 0' TERM; kill -INT $PPID; sleep 1000 & wait";
     let starts = format!("[ -n \"$SCONE_HASH\" ] || {{ \"$bin/genuine/$name\" \"$@\"; {interrupts}; }}");
     host.instead_of("scone-run", &starts, || {
@@ -1233,7 +1234,7 @@ add_auth: error: the QR code in 'fourth.svg' cannot be destroyed: it ended with 
     );
 }
 
-/// A host with nothing but a script and what is added step by step: each time it says what is missing next.
+/// A host that begins with nothing but a script and gets one thing after the other: the script always says what is missing next.
 #[test]
 fn a_script_on_another_host_says_what_is_missing() {
     let host = Host::new();
@@ -1241,7 +1242,7 @@ fn a_script_on_another_host_says_what_is_missing() {
     for directory in [&desk, &path] {
         fs::create_dir_all(directory).expect("a directory");
     }
-    // What is pasted here is tried in the root.
+    // Hints are pasted in the root.
     for place in ["create.rs", "runbook/pasted/create.rs"] {
         symlink(host.root.join("scripts/create"), host.root.join(place)).expect("a link");
     }
@@ -1389,7 +1390,7 @@ fn no_message_is_missing_here() {
     assert!(stale.is_empty(), "exempt without need: {stale:#?}");
 }
 
-/// Whether a line holds a message; what stands in braces may be anything.
+/// Whether a line holds a message, in which anything may take the place of what is in braces.
 fn fits(mut line: &str, message: &str) -> bool {
     message.split('{').enumerate().all(|(number, part)| {
         let fixed = if number == 0 { part } else { part.split_once('}').map_or("", |(_, fixed)| fixed) };
@@ -1403,10 +1404,10 @@ fn fits(mut line: &str, message: &str) -> bool {
     })
 }
 
-/// The texts of errors and hints in a source: an error's stands in `#[error("…")]`, a hint gives its reason behind a `#`.
+/// The texts of errors and hints in a source: those of errors are in `#[error("…")]`, a hint gives its reason after a `#`.
 fn messages(source: &str) -> BTreeSet<String> {
     let errors = source.lines().filter_map(|line| line.trim().strip_prefix("#[error(\"")?.strip_suffix("\")]"));
-    // A text that only passes on what something else says is in the catalogue where that is said.
+    // A text that only passes another message on is in the catalogue under that message.
     let errors =
         errors.filter(|message| !(message.starts_with('{') && message.ends_with('}') && !message.contains(' ')));
     let code = source.lines().filter(|line| !line.trim().starts_with("//"));
@@ -1414,7 +1415,7 @@ fn messages(source: &str) -> BTreeSet<String> {
     errors.chain(hints).map(str::to_owned).collect()
 }
 
-// --- exempt: what no test here can bring about, and why.
+// --- Exempt: what no test can bring about here, and why.
 const EXEMPT: &[(&str, &str)] = &[
     (" --keep-secret   # without the authenticator: no --keep-secret", "tests/doctor.rs"),
     ("             next: {next}   # its entry will be '{issuer}', '{label}'", "no error; tests/flow.rs"),

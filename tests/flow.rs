@@ -24,10 +24,10 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(bundle.gen_qr(&[]).expect(3).saying("hint: ./scripts/create.rs"));
     note(bundle.script("create", &["--platform", name, "--issuer", "O'Neil: Co"]).expect(2));
     assert!(!bundle.root.join("state").exists(), "nothing was created");
-    // A checkout brings the directory along, open to all.
+    // In a checkout the directory exists already, readable by all.
     bundle.make_directory("state");
 
-    // Created once; then there is nothing left to do.
+    // Created once; a second run has nothing to do.
     let create = ["--platform", name, "--issuer", "O'Neil & \"Co\" #1"];
     note(bundle.script("create", &create).expect(0));
     let hashes = ["namespace_hash", "otpqr_hash", "reset_hash"].map(|key| bundle.known("default", &[key]));
@@ -48,7 +48,7 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(bundle.gen_qr(&["--output", "second.svg"]).expect(5).saying("issued already"));
     assert!(!bundle.root.join("second.svg").exists());
 
-    // Again only against a code, and each code once.
+    // Issued again only for a code, and each code works once.
     let code = first.code_at(bundle.now());
     let wrong = if code == "000000" { "000001" } else { "000000" };
     note(bundle.script("add_auth", &["--output", "second.svg"]).expect(2).saying("--otp-file FILE"));
@@ -60,7 +60,7 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("already used").saying("UTC by 'otpqr-"));
     assert!(!bundle.root.join("third.svg").exists());
 
-    // Lost: a new secret, and the old codes are dead.
+    // The authenticator is lost: a new secret, and the old codes are no longer valid.
     note(bundle.script("roll_forward", &[]).expect(2).saying("--yes"));
     let rolled = bundle.script("roll_forward", &["--yes"]).expect(0);
     assert!(
@@ -78,7 +78,7 @@ fn the_whole_flow(platform: Platform, user: User) {
     note(bundle.gen_qr(&["--output", "third.svg"]).expect(5));
     note(bundle.add_auth(&new.code_at(bundle.now()), &["--output", "third.svg"]).expect(0));
 
-    // What must not be anywhere is nowhere.
+    // Secrets and codes are in no file.
     let newest = new.code_at(bundle.now());
     let codes = [&code, &old, &newest].map(String::as_str);
     let hidden = [first.secret.as_str(), new.secret.as_str()].into_iter().chain(codes);
@@ -152,7 +152,7 @@ fn the_image_is_under_eight_megabytes() {
     assert!(size < 8_000_000, "{size} bytes");
 }
 
-/// The one place where SCONE reads a code from is the environment of the one process that needs it.
+/// SCONE reads a code from the environment alone, and only the one process that needs it has it there.
 #[test]
 fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     if !docker_is_there() {
@@ -163,7 +163,7 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     let account = bundle.enrol("default");
     let code = account.code_at(bundle.now());
 
-    // A pipe is opened when both ends are there: so each side waits for the other and for nothing else.
+    // A pipe opens when both ends are there, so each side waits for the other and for nothing else.
     let pipe = bundle.root.join("code");
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     let mut command =
@@ -196,7 +196,7 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     for entry in fs::read_dir("/proc").expect("/proc") {
         let path = entry.expect("an entry").path().join("cmdline");
         let mut arguments = Vec::new();
-        // Processes come and go.
+        // A process may have ended meanwhile.
         if fs::File::open(&path).and_then(|mut file| file.read_to_end(&mut arguments)).is_ok() {
             let arguments = String::from_utf8_lossy(&arguments);
             assert!(!arguments.contains(&code), "{arguments}");
@@ -257,17 +257,17 @@ fn a_qr_code_that_a_killed_run_could_not_deliver_is_delivered_by_the_next_wherev
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     bundle.gen_qr(&[]).expect(0);
     let first = bundle.scan("qrcode.svg");
-    // As if the run had been killed before it delivered.
+    // As if the run had been killed before it delivered the QR code.
     make_private(&issuing(&bundle));
     fs::rename(bundle.root.join("qrcode.svg"), issuing(&bundle).join("qrcode.svg")).expect("a killed run's QR code");
-    // Another account is not given it.
+    // Another account does not get it.
     bundle.script("create", &["--platform", "sim-native", "--account", "other"]).expect(0);
     bundle.gen_qr(&["--account", "other", "--output", "other.svg"]).expect(0);
     assert_ne!(bundle.scan("other.svg").secret, first.secret);
     bundle.gen_qr(&["--output", "elsewhere.svg"]).expect(0);
     assert_eq!(bundle.scan("elsewhere.svg").secret, first.secret);
     assert!(!issuing(&bundle).exists());
-    // A cut-off one is worth nothing, and the marker is taken.
+    // A truncated picture is useless, and the marker has been taken.
     make_private(&issuing(&bundle));
     fs::write(issuing(&bundle).join("qrcode.svg"), "<svg").expect("a killed run's file");
     bundle.gen_qr(&[]).expect(5).saying("issued already");
@@ -324,7 +324,7 @@ fn an_account_can_be_started_over_when_its_state_is_lost() {
     assert_ne!(bundle.scan("new.svg").secret, lost.secret);
 }
 
-/// The current directory is the last place a script looks at for its bundle: not if somebody else laid it out.
+/// The current directory is the last place where a script looks for its bundle, and never if it belongs to somebody else.
 #[test]
 fn a_bundle_that_somebody_else_laid_out_where_we_stand_is_not_used() {
     if !is_root() {
@@ -344,7 +344,7 @@ fn a_bundle_that_somebody_else_laid_out_where_we_stand_is_not_used() {
         run(command).expect(3).saying("is not yours alone");
     }
     assert!(!bundle.root.join("root-data").exists());
-    // Nor is a state that is a link to ours.
+    // Nor is a state used that is a link to ours.
     let root = tempfile::tempdir().expect("a directory");
     fs::create_dir(root.path().join("state")).expect("a directory");
     std::os::unix::fs::symlink(bundle.state_file("default"), root.path().join("state/default.yml")).expect("a link");
@@ -368,7 +368,7 @@ fn a_script_whose_output_cannot_be_written_says_so_and_does_not_panic() {
     assert_eq!(command.status().expect("create").code(), Some(0));
 }
 
-/// Who finds a code used wants to know when and where: the last time counts, and nobody else's.
+/// Whoever finds a code used wants to know when and where: the last use counts, and only that person's.
 #[test]
 fn of_a_used_code_its_last_use_is_told() {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
@@ -394,7 +394,7 @@ fn of_a_used_code_its_last_use_is_told() {
     told(&code, spent, &service("otpqr"));
 }
 
-/// A name of an image that is the test's own. Gone when dropped.
+/// An image name for one test. Removed when dropped.
 struct Tag(String);
 
 impl Tag {
@@ -438,6 +438,6 @@ fn an_image_that_was_built_anew_under_its_name_is_noticed_by_every_script() {
     assert_eq!(id, bundle.known("default", &["image_id"]));
     bundle.script("create", &[]).expect(0).saying(&format!("the program changed: measurement '{measured}' becomes"));
     assert_ne!(id, bundle.known("default", &["image_id"]));
-    // No code was spent by what was refused.
+    // What was refused has spent no code.
     bundle.add_auth(&code, &["--output", "new.svg"]).expect(0);
 }

@@ -1,7 +1,7 @@
-//! A script never runs code that its sources do not hold, whatever their times say: rust-script goes by the script's alone. A copy
-//! of the scripts and their library is changed, and the next start says what was changed in.
+//! A script never runs code that differs from its sources, whatever their modification times say: rust-script looks at the
+//! script's alone. A copy of the scripts and their library is changed, and the next start prints the changed text.
 //!
-//! One test, one change after the other: each costs a compilation of the library.
+//! One test with one change after the other, since each costs a compilation of the library.
 
 mod support;
 
@@ -13,7 +13,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use support::repository;
 
-/// What `gen_qr` says without a terminal; the library says it.
+/// What `gen_qr`, or rather the library, says without a terminal.
 const SAID: &str = "a code is needed and there is no terminal";
 const COMPILES: &str =
     "gen_qr: its source or the library changed: compiling it anew (new dependencies are downloaded)\n";
@@ -36,7 +36,7 @@ struct Checkout {
 }
 
 impl Checkout {
-    /// Always in the same place: rust-script keeps a project for each path it has seen.
+    /// Always at the same path: rust-script keeps a project for each path it has seen.
     fn copy() -> Checkout {
         let place = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh");
         match fs::remove_dir_all(&place) {
@@ -136,7 +136,7 @@ fn a_script_never_runs_what_its_sources_do_not_say() {
     let checkout = Checkout::copy();
     let start = |checkout: &Checkout| checkout.gen_qr().output().unwrap();
 
-    // Compiled, it may be out of date by an earlier run of this test; afterwards nothing is said and nothing restarted.
+    // An earlier run of this test may have left it out of date; from now on nothing is said and nothing restarted.
     let first = checkout.gen_qr().arg("--version").output().unwrap();
     assert!(first.status.success(), "{}", stderr(&first));
     let second = checkout.gen_qr().arg("--version").env("PATH", without_cargo()).output().unwrap();
@@ -153,27 +153,27 @@ fn a_script_never_runs_what_its_sources_do_not_say() {
     }
     refuses(&start(&checkout), false, "changed: one");
 
-    // Changed, and older than what was compiled: neither rust-script nor cargo sees that.
+    // Changed, but older than what was compiled: neither rust-script nor cargo notices that.
     checkout.change("\"changed: one", "\"changed: two", Some("2000-01-01"));
     refused_where_nothing_can_be_compiled(&checkout);
-    // What an earlier restart left in the environment of this one's parent is neither its attempt nor its digest.
+    // The variable of a parent's restart, inherited, counts neither as this one's attempt nor as its digest.
     let mut leftover = checkout.gen_qr();
     leftover.env("OTPQR_SOURCE_DIGEST", "0").env("OTPQR_SCRIPT_DIGEST", "0").env("OTPQR_COMPILED_ANEW", "1 2");
     refuses(&leftover.output().unwrap(), true, "changed: two");
     refuses(&start(&checkout), false, "changed: two");
 
-    // The script, likewise. Its arguments pass.
+    // The script likewise; its arguments arrive.
     checkout.change("/// Have the account's QR code issued - once, ever", "/// Three", Some("2000-01-01"));
     let help = checkout.gen_qr().arg("--help").output().unwrap();
     assert_eq!((help.status.code(), stderr(&help).as_str()), (Some(0), COMPILES));
     assert!(help.stdout.starts_with(b"Three\n"), "{}", String::from_utf8_lossy(&help.stdout));
 
-    // A clock that was ahead.
+    // The clock was ahead.
     checkout.change("\"changed: two", "\"changed: four", Some("2099-01-01"));
     refuses(&start(&checkout), true, "changed: four");
     refuses(&start(&checkout), false, "changed: four");
 
-    // Moved, it is another project to rust-script; what that has kept of the place is out of date.
+    // To rust-script a moved checkout is another project, and what is in its cache for that path is out of date.
     let checkout = checkout.moved("other");
     checkout.change("\"changed: four", "\"changed: five", Some("2001-01-01"));
     let output = start(&checkout);
@@ -229,7 +229,7 @@ fn refused_where_nothing_can_be_compiled(checkout: &Checkout) {
         succeeds(Command::new("cp").arg("-r").arg(cache.join(part)).arg(directory));
     }
     succeeds(Command::new("chmod").arg("-R").arg("a-w").arg(copy.path()));
-    // Root writes all the same, unless it has no capabilities.
+    // Root could write all the same, but not without capabilities.
     let ordinary = !rustix::process::geteuid().is_root();
     let mut command = checkout.command(if ordinary { "./scripts/gen_qr.rs" } else { "setpriv" });
     if !ordinary {

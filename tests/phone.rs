@@ -1,7 +1,7 @@
-//! otpqr draws what a phone reads: its SVG, scanned, is the very account it was given, and shows the codes of RFC 6238.
+//! A phone reads what otpqr draws: scanned, its SVG is exactly the account it was given, with the codes of RFC 6238.
 
 mod support {
-    // A part of it is for the tests of what the scripts show.
+    // Parts of it are for the tests of the scripts.
     #[allow(dead_code)]
     pub mod phone;
 }
@@ -14,7 +14,7 @@ use support::phone::{self, Account};
 /// The secret of RFC 6238 appendix B, in base32.
 const SECRET: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
 
-/// Builds otpqr, from its own workspace with its own lock.
+/// Builds otpqr in its own workspace, with its own lock file.
 fn otpqr() -> PathBuf {
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("otpqr");
     let built = Command::new(env!("CARGO"))

@@ -1,5 +1,5 @@
-//! What the reference solution of SCONE's tutorial gets wrong, and these scripts do not: the part of docs/reference-solution.md
-//! that no other test shows.
+//! What the reference solution of SCONE's tutorial gets wrong and these scripts get right: those parts of
+//! docs/reference-solution.md that no other test shows.
 
 mod support;
 
@@ -20,7 +20,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("a name in UTF-8")).collect()
 }
 
-/// All files of ours with this ending below a directory: their names and what they say.
+/// All of our files with this ending below a directory: names and contents.
 fn sources(directory: &str, ending: &str) -> Vec<(String, String)> {
     let names = names(&repository().join(directory));
     let files = names.into_iter().filter(|name| name.ends_with(ending)).map(|name| format!("{directory}/{name}"));
@@ -32,8 +32,8 @@ fn sources(directory: &str, ending: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Failings 2, 5 and 14: a session that CAS does not show is not one that is not there; what went wrong is said, with an exit
-/// code, and without the name of a file that is gone by then.
+/// Failings 2, 5 and 14: that CAS does not show a session does not mean that there is none; the script says what went wrong,
+/// with an exit code, and without the name of a file that no longer exists.
 #[test]
 fn a_session_that_cas_does_not_show_is_not_taken_for_missing() {
     let bundle = bundle();
@@ -58,7 +58,7 @@ fn every_script_starts_the_image_that_the_account_was_created_with() {
     let bundle = bundle();
     let other = bundle.root.join("another image");
     copy(&bundle.root.join("simulator/bin/rootfs"), &other);
-    // The default one is of no use to anybody.
+    // The default identity is not used.
     fs::write(bundle.root.join("simulator/bin/rootfs/bin/otpqr"), "no program").expect("a file");
     bundle.script("create", &["--platform", "sim-native"]).expect(3);
     assert!(!bundle.state_file("default").exists());
@@ -83,7 +83,7 @@ fn hashes_are_kept_as_what_they_are() {
     }
 }
 
-/// Failing 11: nothing of the old volume lives on in the new one.
+/// Failing 11: the new volume contains nothing of the old one.
 #[test]
 fn a_new_volume_inherits_nothing_of_the_old() {
     let bundle = bundle();
@@ -99,7 +99,7 @@ fn a_new_volume_inherits_nothing_of_the_old() {
     assert!(!names(&new).is_empty() && names(&new).is_disjoint(&of_the_old));
 }
 
-/// Failing 13: what a policy holds does not depend on what is a comment.
+/// Failing 13: comments make no difference to a policy.
 #[test]
 fn no_template_puts_a_value_where_a_key_belongs() {
     let templates = sources("templates", ".yml");
@@ -114,7 +114,7 @@ fn no_template_puts_a_value_where_a_key_belongs() {
     }
 }
 
-/// Failing 15: no text of a user's is ever a command.
+/// Failing 15: a user's text is never run as a command.
 #[test]
 fn what_a_user_types_is_never_run() {
     let bundle = bundle();
@@ -148,7 +148,7 @@ fn nothing_is_given_the_engine_s_socket() {
     }
 }
 
-/// Failing 19: the secret is drawn where it is known, and told to nobody for that.
+/// Failing 19: CAS itself draws the secret, so nobody has to hand it over.
 #[test]
 fn neither_otpqr_nor_the_scripts_open_a_connection() {
     let files = [sources("otpqr/src", ".rs"), sources("scripts", ".rs")].concat();
@@ -163,7 +163,7 @@ fn neither_otpqr_nor_the_scripts_open_a_connection() {
     assert!(!links.contains("://") && !links.contains("href"), "{links}");
 }
 
-/// Failing 20: who may read the policy - its owner included - does not read the secret.
+/// Failing 20: nobody who may read the policy, not even its owner, reads the secret in it.
 #[test]
 fn the_secret_cannot_be_read_back_not_even_by_its_owner() {
     let bundle = bundle();

@@ -1,5 +1,5 @@
-//! A roll-forward that is cut off: killed before and after every call of a tool, with CAS down, with the disk full, beside
-//! another run. Whatever happened, a later run completes it, or undoes it as long as the old codes live, or says what to do.
+//! A roll-forward that is interrupted: killed before and after every call of a tool, with CAS down, with the disk full, beside
+//! another run. Whatever happened, a later run completes it, undoes it while the old codes are valid, or says what to do.
 
 mod support;
 
@@ -14,7 +14,7 @@ use support::{
     Bundle, Outcome, Platform, User, copy, docker_is_there, is_root, phone, run, run_with_input, strace_is_there,
 };
 
-/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
+/// Wraps `scone`, `scone-run` and `docker`: records each call, and runs a deed before or after the call that the test names.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 last=; for last; do :; done
@@ -39,7 +39,7 @@ const FIRST_UPLOAD: usize = 5;
 
 const KILL: &str = "kill -9 $PPID; exit 1";
 
-/// A bundle in which every call of a tool is watched.
+/// A bundle in which every call of a tool is recorded.
 struct Watched {
     bundle: Bundle,
     bin: PathBuf,
@@ -72,7 +72,8 @@ impl Watched {
         // The bundle's own tools come before the host's.
         for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
             std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
-            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
+            // A copy is not.
             copy(&bin.join("watched"), &bin.join("stand-in"));
             fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
         }
@@ -109,7 +110,7 @@ impl Watched {
             for side in ["before", "after"] {
                 let outcome = self.script_with(side, number, KILL, script, args, &input());
                 if outcome.code == Some(0) {
-                    // It has no such call any more.
+                    // There is no such call any more.
                     assert!(number > 3, "{script} {args:?} makes {} calls only", number - 1);
                     return;
                 }
@@ -144,7 +145,7 @@ impl Watched {
         unreachable!("it ends some time")
     }
 
-    /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
+    /// Whether CAS accepts a code of this entry, tried with a service that has no volume. That spends the code, so time passes.
     fn accepts(&self, account: &phone::Account) -> bool {
         self.wait(30);
         let code = account.code_at(self.now());
@@ -162,7 +163,7 @@ impl Watched {
         account
     }
 
-    /// Asserts that the QR code that comes with a new volume's first start, which nobody asked for, lies nowhere.
+    /// Asserts that the QR code of a new volume's first start, for which nobody asked, is left nowhere.
     #[track_caller]
     fn holds_no_picture(&self) {
         for path in self.written().into_keys() {
@@ -219,7 +220,7 @@ fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
     bundle.goes_on_with(&account);
 }
 
-/// The other kinds record in the same way; so what matters of each is what it wants to record, and when.
+/// The other kinds record in the same way, so only what they record, and when, matters here.
 #[test]
 fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_the_next_run() {
     if !strace_is_there() {
@@ -253,7 +254,7 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
         assert!(bundle.accepts(&account));
         begin();
     });
-    // The first upload, the turn, the end.
+    // The first upload, the change of direction, the end.
     assert!(killed >= 3, "{killed}");
     bundle.script("roll_forward", &["--undo"]).expect(0);
     bundle.goes_on_with(&account);
@@ -310,7 +311,7 @@ fn an_undo_killed_anywhere_is_completed_by_the_next_run_whatever_it_is_asked_for
     let mut round = 0;
     bundle.kill_everywhere("roll_forward", &["--undo"], String::new, |what, _| {
         round += 1;
-        // Turned round, it stays so; before that, forward is forward: so by turns.
+        // An undo that has begun goes on as an undo, and a roll-forward as a roll-forward, so the rounds alternate.
         let turned = bundle.known("default", &["pending", "undo"]) == "true";
         let args = if turned && round % 2 == 0 { "--yes" } else { "--undo" };
         let undone = bundle.script("roll_forward", &[args]).expect(0);
@@ -331,7 +332,7 @@ fn with_cas_down_in_the_middle_it_stops_and_the_next_run_completes_it() {
             assert!(number > 6, "there were {} calls only", number - 1);
             return;
         }
-        // Part-way is where the intention is recorded.
+        // Unfinished means that the intention is recorded.
         let part_way = bundle.known("default", &["pending", "uploads_done"]) != "null";
         let down = down.expect(if part_way { 4 } else { 3 });
         assert!(down.stderr.contains("roll_forward: error: "), "{}", down.stderr);
@@ -342,7 +343,7 @@ fn with_cas_down_in_the_middle_it_stops_and_the_next_run_completes_it() {
     }
 }
 
-/// A disk of its own, small enough to be filled. Gone when dropped.
+/// A file system small enough to be filled. Unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl Drop for SmallDisk {
@@ -395,7 +396,7 @@ fn with_the_disk_full_in_the_middle_it_stops_and_the_next_run_completes_it() {
 #[test]
 fn keeping_the_secret_needs_a_code_and_issues_nothing() {
     let (bundle, account) = Watched::enrolled();
-    // The volume is damaged: that is what it is for.
+    // The volume is damaged, which is what a roll-forward is for.
     delete_files(&bundle.volume("default"));
     let keep = |code: &str| {
         run_with_input(bundle.script_command("roll_forward", &["--yes", "--keep-secret", "--otp-file", "-"]), code)
@@ -405,7 +406,7 @@ fn keeping_the_secret_needs_a_code_and_issues_nothing() {
     let code = account.code_at(bundle.now());
     let wrong = if code == "000000" { "000001" } else { "000000" };
     keep(wrong).expect(5).saying("One-time Password is invalid");
-    // Begun, it can neither be undone nor forgotten.
+    // Once begun, it can neither be undone nor dropped.
     let undo = bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
     undo.saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
     bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
@@ -447,7 +448,7 @@ fn keeping_the_secret_killed_anywhere_needs_no_code_if_the_secret_is_given_up() 
         if bundle.known("default", &["pending"]) != "null" {
             bundle.script("roll_forward", &["--yes"]).expect(0);
             assert!(!bundle.accepts(&account.borrow()), "{what}");
-            // The marker that the volume begun may hold is in nobody's way.
+            // The new volume may hold a marker; it does not get in the way.
             *account.borrow_mut() = bundle.enrol_anew();
             given_up += 1;
         }
@@ -469,7 +470,7 @@ fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run()
     begin();
     bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |what, _| {
         bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
-        // Killed after its last upload it may be complete but for the word that it is.
+        // Killed after its last upload, it may be complete except for the record of that.
         bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
         bundle.script("roll_forward", &["--yes"]).expect(0);
         assert!(!bundle.accepts(&account), "{what}");
@@ -568,7 +569,7 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
             let understood = output.status.success() || explained.iter().any(|words| stderr.contains(words));
             assert!(understood, "round {round}: {:?}\n{stderr}", output.status.code());
         }
-        // Whoever comes next finds something to go on with.
+        // The next run can go on.
         if bundle.known("default", &["pending"]) != "null" {
             bundle.script("roll_forward", &["--yes"]).expect(0);
         }
@@ -597,7 +598,7 @@ fn while_another_run_writes_the_state_it_is_not_written_and_what_that_wrote_stay
     let mut command = bundle.script_command("roll_forward", &["--yes"]);
     let mut script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
     while !is_waited_for(&other) {
-        // Looks, and looks again; nothing depends on how often.
+        // Polls; nothing depends on how often.
         assert!(script.try_wait().expect("a child").is_none(), "it did not wait for the other run");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
@@ -612,10 +613,10 @@ fn while_another_run_writes_the_state_it_is_not_written_and_what_that_wrote_stay
     bundle.goes_on_with(&account);
 }
 
-/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
+/// A deed that runs scripts. They call the wrapped tools, too, where the deed must not run again. What it prints goes to `beside`.
 fn running(scripts: &str) -> String {
     let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
-    // Measuring is asked for in the environment: not of what is started here.
+    // The caller asked for a measurement in the environment, which the scripts started here must not inherit.
     let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
     format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
 }
@@ -657,7 +658,7 @@ fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it
         fs::write(bundle.bin.join("beside"), "").expect("a file");
         bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
         let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
-        // What is issued meanwhile is issued against a code, as long as the old ones live, and is that code's secret.
+        // What is issued meanwhile is issued for a code, while the old ones are valid, and holds that code's secret.
         assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
         let uploads = bundle.calls().iter().take(number).filter(|call| call.starts_with("upload")).count();
         let issued = bundle.root.join("two.svg").exists();
@@ -671,7 +672,7 @@ fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it
             fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
         }
         assert!(!bundle.accepts(&account));
-        // The clock stands still, and who else is logged in is not ours to decide.
+        // The clock stands still, and who else is logged in is not up to us.
         let report = bundle.script("doctor", &[]).text();
         let wrong =
             report.lines().find(|line| line.starts_with("wrong") && !line.contains("clock") && !line.contains("users"));
@@ -702,8 +703,8 @@ fn with_docker_failing_in_the_middle_of_a_new_volume_it_stops_and_the_next_run_c
     let calls: Vec<usize> = calls.collect();
     assert!(calls.len() >= 2, "{calls:?}");
     for number in calls {
-        // Before: there is no answer from the engine. After: the program ran, and its end is not heard of.
-        // (What fails before it is done counts as a call: only this one fails.)
+        // Before: the engine does not answer. After: the program ran, but the script does not learn how it ended.
+        // (A call that fails is counted, too, so only this one fails.)
         for (side, end) in [("before", "echo failed >>\"$bin/calls\"; exit 125"), ("after", "code=125")] {
             let failing = format!("echo 'docker: error during connect' >&2; touch \"$bin/failed\"; {end}");
             let ended = bundle.script_with(side, number, &failing, "roll_forward", &keep, &code());

@@ -1,5 +1,5 @@
 //! `--platform scone`, pinned by fakes: programs named `scone` and `docker` that record how they were called and answer as
-//! SCONE's documentation and docker say. What the scripts ask of SCONE, in which order, and what they make of every
+//! SCONE's documentation and docker say. They show what the scripts ask of SCONE, in which order, and how they take every
 //! documented answer. Nothing here was ever run against a live CAS.
 
 mod support;
@@ -96,7 +96,7 @@ case " $* " in
 esac
 "#;
 
-/// A host with SCONE's tools: a root that holds the templates alone, a directory to work in, and the fakes first on `PATH`.
+/// A host with SCONE's tools: a root with nothing but the templates, a working directory, and the fakes first on `PATH`.
 struct Host {
     home: TempDir,
 }
@@ -125,7 +125,8 @@ impl Host {
             let written = host.home.path().join(program);
             fs::write(&written, format!("{RECORD}{answers}")).unwrap();
             fs::set_permissions(&written, Permissions::from_mode(0o755)).unwrap();
-            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
+            // A copy is not.
             copy(&written, &host.home.path().join("bin").join(program));
         }
         host
@@ -158,7 +159,7 @@ impl Host {
             .env("OTPQR_ROOT", self.root())
             .env("LOGNAME", "alice")
             .env("RUST_SCRIPT_BASE_PATH", self.root().join("scripts"));
-        // What a careless caller has set must reach neither tool.
+        // Variables that a careless caller has set must reach neither tool.
         command.env("SCONE_CONFIG_ID", "somebody/else@000000");
         command
     }
@@ -175,7 +176,7 @@ impl Host {
         run_with_input(self.command("add_auth", &["--no-confirm", "--otp-file", "-"]), code)
     }
 
-    /// Makes a fake do this first. An `exit` in it is the answer.
+    /// Makes a fake run this first; an `exit` in it is the fake's answer.
     fn instead_of(&self, program: &str, shell: &str) {
         fs::write(self.home.path().join(format!("instead-of-{program}")), shell).unwrap();
     }
@@ -242,7 +243,7 @@ impl Host {
         self.has_clean_desk();
     }
 
-    /// Asserts that no output, and nothing to make it in, is left behind - and no rendered policy.
+    /// Asserts that no output, no directory for it and no rendered policy is left behind.
     #[track_caller]
     fn has_clean_desk(&self) {
         assert_eq!(self.names(&self.desk()), [""; 0]);
@@ -478,7 +479,7 @@ fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
     assert_eq!(measure.environment["SCONE_HASH"], "1");
     assert!(measure.has("--log-driver=none") && measure.has("--network=none") && measure.has("--rm"));
     assert_eq!(measure.args[measure.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);
-    // Nobody gets what the caller had set.
+    // The caller's variables reach nobody.
     assert!(calls.iter().all(|call| !call.environment.contains_key("SCONE_CONFIG_ID")));
 
     let uploads = uploads(calls);
@@ -647,7 +648,7 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert!(mounts[1].starts_with(&format!("--mount=type=bind,\"src={}/", csv(&issuing))), "{mounts:?}");
     assert!(start.has("--security-opt=no-new-privileges"), "{:?}", start.args);
     assert!(mounts[1].ends_with("\",dst=/out") && mounts.len() == 2, "{mounts:?}");
-    // This stand-in initialises no volume, and an empty directory does not stay.
+    // This fake initialises no volume, and an empty directory is removed.
     let volumes = volume.parent().unwrap();
     assert_eq!(volumes.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     assert!(!volume.exists());
@@ -670,7 +671,7 @@ fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_i
     assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "mine");
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
-    // Also one that points nowhere, or appears while the program runs: then the QR code is not lost.
+    // Also a dangling link, or one that appears while the program runs: the QR code is not lost then.
     fs::remove_file(host.qr_code()).unwrap();
     symlink("nowhere", host.qr_code()).unwrap();
     host.script("gen_qr", &["--no-confirm"]).expect(3).saying("exists already");
@@ -686,7 +687,7 @@ fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_i
     assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
 }
 
-/// Every refusal that SCONE documents, and what of it the user must read.
+/// Every refusal that SCONE documents, and what the user must be told.
 #[test]
 fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
     let headline = "CAS sent an attestation/configuration error: ";
@@ -815,7 +816,7 @@ fn the_program_s_own_words_decide_where_scone_says_nothing() {
     let host = Host::with_account();
     let docker = [
         "docker: Error response from daemon: error gathering device information while adding custom device \"/dev/sgx_enclave\": no such file or directory.\n",
-        // The command line of docker has more to say, of less use.
+        // docker's command line prints more, but nothing more useful.
         "docker: Error response from daemon: error gathering device information while adding custom device \"/dev/sgx_enclave\": no such file or directory\n\nRun 'docker run --help' for more information\n",
     ];
     for words in docker {
@@ -1013,7 +1014,7 @@ fn a_roll_forward_that_cas_interrupts_stops_part_way_and_is_completed_by_the_nex
             host.script("roll_forward", &["--yes"]).expect(0);
         } else {
             host.script("roll_forward", &["--yes"]).expect(4).saying("no space left");
-            // Nothing else goes on from there.
+            // Nothing else can go on from there.
             host.script("create", &[]).expect(3).saying("scripts/roll_forward.rs");
             host.as_documented("scone");
             host.script("roll_forward", &["--yes"]).expect(0).saying("continuing the roll-forward that was begun");
@@ -1035,7 +1036,7 @@ fn a_roll_forward_killed_before_or_after_any_upload_is_completed_by_the_next_run
             assert_ne!(host.state()["pending"], Value::Null);
             host.as_documented("scone");
             host.script("roll_forward", &["--yes"]).expect(0);
-            // What a killed run could not remove holds no secret, and nobody else can read it.
+            // What a killed run leaves behind holds no secret and is readable by nobody else.
             for policy in host.names(&host.home.path().join("tmp")) {
                 let policy = host.home.path().join("tmp").join(policy);
                 assert_eq!(policy.metadata().unwrap().permissions().mode() & 0o777, 0o600);

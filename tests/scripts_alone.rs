@@ -1,6 +1,6 @@
-//! Each script alone: copied into an empty directory and told by `OTPQR_ROOT` where the bundle is, it builds, says what it is for,
-//! says what is missing, leaves nothing behind, and takes an account through its life. rust-script does the building, as it does
-//! for a user. Or `make bin` does, for a host without a toolchain.
+//! Each script on its own: copied into an empty directory, with `OTPQR_ROOT` naming the bundle, it builds, prints its help, says
+//! what is missing, leaves nothing behind, and takes an account through its life. rust-script builds it, as for a user; for a host
+//! without a toolchain, `make bin` does.
 
 mod support;
 
@@ -25,7 +25,7 @@ fn rust_script_is_there() -> bool {
     there
 }
 
-/// Where copied scripts lie, always the same place: rust-script keeps a project for each path it has seen.
+/// Where the copied scripts are, always the same path: rust-script keeps a project for each path it has seen.
 fn place(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("alone").join(name)
 }
@@ -114,7 +114,7 @@ fn builds_and_helps(name: &'static str) -> Alone {
     assert_eq!(stderr, "", "an operator sees the compiler's warnings at the first start");
     assert!(help.contains(&format!("Usage: ./scripts/{name}.rs ")) && help.contains("\nExamples:\n"), "{help}");
 
-    // The first line needs these, and nobody cargo.
+    // What the first line needs; not cargo.
     let without_cargo = tempfile::tempdir().unwrap();
     for program in ["sh", "realpath", "rust-script"] {
         symlink(which::which(program).unwrap(), without_cargo.path().join(program)).unwrap();
@@ -140,7 +140,7 @@ fn gen_qr_alone_builds_helps_and_names_the_state_it_lacks() {
         gen_qr.refuses(&[], 2, "give '--confirm-file FILE' or '--no-confirm'");
         gen_qr.refuses(&["--terminal"], 2, "'--terminal' needs a terminal");
         gen_qr.refuses(&["--no-confirm"], 3, "there is no 'state/default.yml' in ");
-        // The one in the bundle: it is the only one known to be there.
+        // The bundle's own, the only one that is sure to exist.
         let hint = format!("hint: {}/scripts/create.rs --account signing", root().display());
         gen_qr.refuses(&["--no-confirm", "--account", "signing"], 3, &hint);
     }
@@ -168,7 +168,7 @@ fn roll_forward_alone_builds_helps_and_names_the_terminal_or_the_state_it_lacks(
 #[test]
 fn doctor_alone_builds_helps_and_names_the_state_it_lacks() {
     if rust_script_is_there() {
-        // What is missing is a finding of its, not an error.
+        // To doctor, what is missing is a finding and not an error.
         let report = builds_and_helps("doctor").run(&[]);
         let findings = String::from_utf8_lossy(&report.stdout);
         assert_eq!(report.status.code(), Some(3), "{findings}");
@@ -191,7 +191,7 @@ fn a_script_that_is_not_told_where_the_bundle_is_cannot_find_the_library_and_mak
     }
 }
 
-/// rust-script names the package of a script that it has not seen for a week, and deletes it.
+/// Asked for the package of a script that it has not seen for a week, rust-script names it and then deletes it.
 #[test]
 fn make_warm_survives_a_cache_older_than_a_week() {
     if !rust_script_is_there() {
@@ -284,7 +284,7 @@ fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
         let program = fs::read(&path).unwrap();
         let built_at = repository().to_str().unwrap().as_bytes();
         assert!(!program.windows(built_at.len()).any(|part| part == built_at), "{name} names where it was built");
-        // Neither the caller's environment nor a program of the host's, not even a shell's.
+        // Neither the caller's environment nor any program of the host, not even a shell.
         let mut command = Command::new(path);
         command.env_clear().env("OTPQR_ROOT", &bundle.root).env("XDG_DATA_HOME", bundle.root.join("data"));
         command.env("PATH", bundle.root.join("templates")).current_dir(&bundle.root).stdin(Stdio::null());
@@ -301,7 +301,7 @@ fn the_scripts_as_binaries_need_nothing_but_the_bundle() {
     let second = with("add_auth", &["--no-confirm", "--otp-file", "-", "--output", "second.svg"]);
     run_with_input(second, &code).expect(0);
     run(with("roll_forward", &["--yes"])).expect(0);
-    // What helps is there where this is, and about the same bundle.
+    // The hint names what is beside this binary, for the same bundle.
     let mut elsewhere = with("gen_qr", &["--no-confirm", "--account", "none", "--root"]);
     elsewhere.arg(&bundle.root);
     let refused = run(elsewhere).expect(3);

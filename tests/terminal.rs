@@ -15,7 +15,7 @@ use rexpect::session::{PtySession, spawn_command};
 
 use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, strace_is_there};
 
-/// A wait for ever would hide a hang; this is no assertion of speed.
+/// So that a hang is seen as one; not an assertion about speed.
 const PATIENCE: Option<u64> = Some(60_000);
 
 fn at_a_terminal(mut command: Command) -> PtySession {
@@ -23,7 +23,7 @@ fn at_a_terminal(mut command: Command) -> PtySession {
     spawn_command(command, PATIENCE).expect("a pseudo-terminal")
 }
 
-/// What it still printed, and its exit code.
+/// The rest of what it printed, and its exit code.
 fn end(mut session: PtySession) -> (String, i32) {
     let rest = session.exp_eof().expect("the end of the output");
     match session.process().wait().expect("the end of the process") {
@@ -32,7 +32,7 @@ fn end(mut session: PtySession) -> (String, i32) {
     }
 }
 
-/// A code that is none of those CAS accepts around now.
+/// A code that CAS does not accept at this time.
 fn wrong_code(bundle: &Bundle, account: &phone::Account) -> String {
     let right: Vec<String> = [0, 30, 60].map(|step| account.code_at(bundle.now() + step - 30)).into();
     (0..).map(|code| format!("{code:06}")).find(|code| !right.contains(code)).expect("a wrong code")
@@ -42,7 +42,7 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970").as_secs()
 }
 
-/// A shell's command that has the terminal echo, as a person's does, and runs a compiled script with these arguments.
+/// A shell's command that turns the terminal's echo on, as a person's shell does, and runs a compiled script.
 fn in_a_shell(bundle: &Bundle, script: &str, args: &str, afterwards: &str) -> Command {
     let script = bundle.root.join("scripts").join(script).display().to_string().replace('\'', r"'\''");
     let mut shell = bundle.command("sh");
@@ -59,7 +59,7 @@ fn bundle() -> Bundle {
     bundle
 }
 
-/// Types a code at the prompt that names `whose`. Near the end of a time step the script offers to wait: a person accepts.
+/// Types a code at the prompt that names `whose`. Near the end of a time step the script offers to wait, which is accepted.
 fn enter(session: &mut PtySession, whose: &str, code: impl Fn() -> String) {
     let asked = session.exp_regex(&format!("{whose} \\(changes in|Wait for the next code")).expect("the prompt").1;
     if asked.starts_with("Wait") {
@@ -70,7 +70,7 @@ fn enter(session: &mut PtySession, whose: &str, code: impl Fn() -> String) {
     session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
 }
 
-/// The account's entry, as the host's clock has it: the script's idea of time is the host's, so the bundle's must be, too.
+/// A bundle with the host's clock: the scripts go by the host's, so CAS has to as well.
 fn bundle_with_the_hosts_clock() -> Bundle {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
     bundle.install(scripts!());
@@ -93,7 +93,7 @@ fn the_code_is_asked_for_last_and_not_shown() {
     }
     session.exp_string(" (changes in ").expect("the time left");
     let left: u64 = session.exp_string(" s)").expect("the time left").parse().expect("a number");
-    // True at some moment since the start; a busy machine may make that a long time.
+    // True at some moment since the start, which on a busy machine may be long ago.
     assert!((started..=now()).any(|at| left == 30 - at % 30), "{left} s left at {}", now());
     session.send_line(&code).expect("typing");
     session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
@@ -129,7 +129,7 @@ fn a_code_that_is_about_to_change_is_not_asked_for() {
     let account = bundle.enrol("default");
     let mut session = about_to_change(&bundle);
     session.send_line("").expect("typing");
-    // Asked when the next one is there, with nearly all its time left.
+    // The prompt comes with the next code, when nearly all of its time is left.
     let left = session.exp_regex("Code for 'SCONE OTP', 'alice' \\(changes in (29|30) s\\)").expect("the prompt").1;
     session.send_line(&account.code_at(bundle.now())).expect("typing");
     let (rest, exit) = end(session);
@@ -148,8 +148,8 @@ fn of_a_code_that_one_insisted_on_and_that_changed_on_its_way_that_is_said() {
         let mut cas = bundle.hold_cas();
         session.send_line(&wrong).expect("typing");
         cas.wait();
-        // Entered in this time step at the latest, and checked in the next. A busy machine may be in the next already: it would
-        // hold CAS up for longer than a start has patience.
+        // Entered in this time step and checked in the next. A busy machine may be in the next already; holding CAS until the
+        // one after would take longer than a start waits.
         let (left, step) = (30 - now() % 30, now() / 30);
         if left <= 3 {
             while now() / 30 == step {
@@ -214,7 +214,7 @@ fn after_a_code_that_was_used_the_next_is_waited_for_and_ctrl_c_ends_that() {
     let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "third.svg"]));
     enter(&mut session, "Code for 'SCONE OTP', 'alice'", || used.clone());
     session.exp_string("that code was used already").expect("advice");
-    // If the next has come meanwhile, it is asked for at once; but only once.
+    // If the next time step has begun meanwhile, the code is asked for at once, but only once.
     let waits = "waiting [0-9]+ s for the next one";
     let then = session.exp_regex(&format!("{waits}|alice \\(changes in|Wait for the next code")).expect("a prompt").1;
     if !then.starts_with("waiting") {
@@ -248,7 +248,7 @@ fn ctrl_c_at_the_prompt_for_a_code_leaves_nothing_behind_and_spends_nothing() {
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
 }
 
-/// What could be a picture: by its name or its content, wherever the scripts write.
+/// Every file that could be a picture, by name or content, wherever the scripts write.
 fn pictures(bundle: &Bundle) -> Vec<String> {
     let beside = fs::read_dir(&bundle.root).expect("the root").map(|entry| entry.expect("an entry").path());
     let mut files = bundle.written();
@@ -265,7 +265,7 @@ fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
     session.exp_string("the QR code of 'SCONE OTP', 'alice' is in").expect("where it is");
-    // A wrong code is no confirmation.
+    // A wrong code does not confirm.
     enter(&mut session, "Code shown for 'SCONE OTP', 'alice'", || "000000".to_owned());
     session.exp_string("that code is wrong").expect("advice");
     let account = bundle.scan("qrcode.svg");
@@ -275,7 +275,7 @@ fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
     assert_eq!(exit, 0, "{rest}");
     assert!(rest.contains("enrolled and confirmed") && rest.contains("destroyed"), "{rest}");
     assert!(!bundle.root.join("qrcode.svg").exists());
-    // The code of the confirmation is spent.
+    // The code that confirmed is spent.
     let reused = bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]);
     reused.expect(5);
 }
@@ -320,13 +320,13 @@ fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
 fn a_qr_code_on_the_terminal_is_in_no_file_and_gone_afterwards() {
     let bundle = bundle_with_the_hosts_clock();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    // A pipe is no terminal: refused before anything is spent.
+    // A pipe is not a terminal: refused before anything is spent.
     bundle.gen_qr(&["--terminal"]).expect(2).saying("'--terminal' needs a terminal");
 
     let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
     session.exp_string("\x1b[?1049h").expect("the alternate screen");
     let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
-    // The session hands out bytes as characters.
+    // The session returns each byte as a character.
     let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
     let account = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
     assert_eq!(account.login, "alice");
@@ -374,7 +374,7 @@ fn a_terminal_shows_the_picture_of_an_older_image_too() {
     let size = head.split("viewBox=\"0 0 ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a size");
     let modules = phone::modules(&svg, size.parse().expect("a number")).expect("a picture");
     for path in [as_strokes(&modules), as_rectangles(&modules)] {
-        // As if the run had been killed before it showed what the program of another image drew.
+        // As if a run had been killed before it showed the picture, which another image's program drew.
         let issuing = bundle.root.join(format!("state/issuing/{}-1-1", bundle.known("default", &["namespace"])));
         fs::create_dir_all(&issuing).expect("the working directory");
         fs::set_permissions(&issuing, fs::Permissions::from_mode(0o700)).expect("permissions");
@@ -391,11 +391,11 @@ fn a_terminal_shows_the_picture_of_an_older_image_too() {
         assert_eq!(exit, 0, "{rest}");
         assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
     }
-    // It was the waiting picture that was shown: nothing more is issued.
+    // The waiting picture was shown: nothing new was issued.
     bundle.gen_qr(&[]).expect(5).saying("issued already");
 }
 
-/// As the images of today draw a QR code: a stroke for each row, broken where it is light.
+/// The form in which current images draw a QR code: a stroke for each row, interrupted where modules are light.
 fn as_strokes(modules: &[Vec<bool>]) -> String {
     let mut path = String::new();
     for (y, row) in modules.iter().enumerate() {
@@ -411,7 +411,7 @@ fn as_strokes(modules: &[Vec<bool>]) -> String {
     format!("<path stroke=\"#000\" d=\"{path}\"/>")
 }
 
-/// As older images drew it: a rectangle for each run of dark modules.
+/// The form in which older images drew it: a rectangle for each run of dark modules.
 fn as_rectangles(modules: &[Vec<bool>]) -> String {
     let mut path = String::new();
     for (y, row) in modules.iter().enumerate() {
@@ -466,7 +466,7 @@ fn interrupted_start(platform: Platform) {
     assert_eq!(exit, 130, "{rest}");
     assert!(!bundle.root.join("qrcode.svg").exists());
     let left = fs::read_dir(bundle.root.join("state/issuing")).expect("where it is issued").count();
-    // docker passes Ctrl-C on by a request to its daemon, and the program may have done its work by then: that is said.
+    // docker passes Ctrl-C on by a request to its daemon; the program may have done its work by then, and the script says so.
     let said = match left {
         0 => "gen_qr: error: interrupted; run the same command again to go on",
         _ => "gen_qr: error: interrupted; the QR code waits in '",
@@ -590,7 +590,7 @@ fn a_picture_that_is_said_to_be_destroyed_was_overwritten_four_times_the_last_wi
     assert!(rest.contains("destroyed"), "{rest}");
     assert!(!bundle.root.join("qrcode.svg").exists());
     let trace = fs::read_to_string(trace).expect("the trace");
-    // By the name it was delivered to: what otpqr wrote had another.
+    // Under the name it was delivered to: otpqr wrote it under another.
     let calls: Vec<&str> = trace.lines().filter(|call| call.contains("/bundle/qrcode.svg>")).collect();
     let passes = calls.split(|call| call.contains("sync(")).map(<[&str]>::to_vec).collect::<Vec<_>>();
     let written: Vec<&Vec<&str>> =

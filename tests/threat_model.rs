@@ -1,5 +1,5 @@
-//! What docs/threat-model.md says of codes that somebody else sees, and no other test shows: how far such a code goes, and by what
-//! its owner notices. And that the attacks it names are shown.
+//! What docs/threat-model.md says about codes that somebody else sees and no other test shows: what can be done with such a code,
+//! and how its owner notices. Also, that `make attacks` shows the attacks it names.
 
 mod support;
 
@@ -14,7 +14,7 @@ fn bundle() -> Bundle {
     bundle
 }
 
-/// Whoever sees a code but does not have the volume has no QR code. The code is gone all the same.
+/// Whoever sees a code but does not have the volume gets no QR code. The code is spent all the same.
 #[test]
 fn a_code_that_was_seen_issues_no_qr_code_without_the_volume() {
     let bundle = bundle();
@@ -33,8 +33,8 @@ fn a_code_that_was_seen_issues_no_qr_code_without_the_volume() {
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
 }
 
-/// A code is not bound to a service: root on the host can take the one that was typed for a confirmation, and with the volume
-/// have the QR code issued. It is not prevented. The owner sees it: the confirmation is refused.
+/// A code is not bound to a service: root on the host can take one that was typed for a confirmation and, with the volume, have
+/// the QR code issued. That is not prevented, but the owner notices: the confirmation is refused.
 #[test]
 fn a_code_that_was_seen_is_good_once_at_any_service_of_its_secret() {
     let bundle = bundle();
@@ -46,7 +46,7 @@ fn a_code_that_was_seen_is_good_once_at_any_service_of_its_secret() {
     run(bundle.by_hand(&service("confirm"), &ByHand::default())).expect(134).saying("already used");
 }
 
-/// The page is the list of the attacks, too: what it names of tests/attacks.rs is a line of `make attacks`, and the other way round.
+/// The page lists all attacks: each test of tests/attacks.rs that it names is a line of `make attacks`, and the reverse.
 #[test]
 fn the_attacks_of_the_threat_model_are_the_ones_that_are_shown() {
     let read = |name: &str| fs::read_to_string(repository().join(name)).expect("a file");

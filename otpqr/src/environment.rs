@@ -1,5 +1,5 @@
-//! What the policy tells otpqr, by environment variables. Everything is validated here, before anything is touched: a value
-//! that an authenticator would not take must not cost the once-marker. A complaint names the variable, never its value.
+//! The environment variables by which the policy configures otpqr. All are validated before anything is touched, so that a
+//! value that an authenticator would not accept does not cost the once-marker. Errors name the variable, never its value.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -7,16 +7,16 @@ use std::path::PathBuf;
 
 use crate::{Exit, Failure};
 
-/// A text that must not be shown: no `Display`, and a `Debug` that says nothing.
+/// A text that must not be shown: no `Display`, and a `Debug` without content.
 pub struct Secret(String);
 
 impl Secret {
-    /// Takes the text in.
+    /// Wraps the text.
     pub fn new(text: String) -> Secret {
         Secret(text)
     }
 
-    /// The one way to the text.
+    /// The only way to the text.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -28,12 +28,12 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// What an authenticator gets to know.
+/// What an authenticator is told.
 #[derive(Debug)]
 pub struct Account {
-    /// Who accepts the codes.
+    /// The issuer, who accepts the codes.
     pub issuer: String,
-    /// Whose codes they are.
+    /// The login to which the codes belong.
     pub login: String,
     /// The shared secret: upper-case base32 without padding.
     pub secret: Secret,
@@ -42,13 +42,13 @@ pub struct Account {
 /// All that issuing a QR code needs.
 #[derive(Debug)]
 pub struct Environment {
-    /// What the QR code is to say.
+    /// The content of the QR code.
     pub account: Account,
     /// The file to create.
     pub output: PathBuf,
     /// The once-marker.
     pub marker: PathBuf,
-    /// Whether an existing once-marker is fine.
+    /// Whether an existing once-marker is accepted.
     pub reset: bool,
 }
 
@@ -115,8 +115,8 @@ fn shared_secret(name: &str) -> Result<Secret, Failure> {
     Ok(secret)
 }
 
-/// How many bits a text in base32 without padding (RFC 4648 section 6) stands for; `None` if it is anything else. As strict as
-/// the strictest reader: no lower case, no length that no bytes have, no set bit after the last byte.
+/// The number of bits in a text in base32 without padding (RFC 4648 section 6); `None` if it is not one. As strict as the
+/// strictest reader: no lower case, no length that does not come from whole bytes, no bit set after the last byte.
 fn base32_bits(text: &str) -> Option<usize> {
     let mut last = 0;
     for digit in text.bytes() {

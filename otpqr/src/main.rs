@@ -1,10 +1,10 @@
 //! otpqr: renders the shared secret of one-time passwords as a QR code (SVG), once.
 //!
-//! It runs where its caller cannot look inside, and gets the secret from there. A once-marker, a file in a volume that cannot
-//! be rolled back, keeps it from showing the secret a second time.
+//! It runs in an enclave, where it gets the secret, out of its caller's sight. A once-marker, a file in a volume that cannot be
+//! rolled back, keeps it from showing the secret a second time.
 //!
-//! What can fail, fails before the marker is taken: everything is validated and rendered and the output is reserved first.
-//! The marker is durable before the first byte of the QR code is written. Standard output stays empty.
+//! Whatever can fail comes before the marker is taken: all input is validated, the QR code rendered and the output reserved
+//! first. The marker is durable before the first byte of the QR code is written. Standard output stays empty.
 
 #![forbid(unsafe_code)]
 
@@ -88,7 +88,7 @@ fn issue() -> Result<(), Failure> {
     let environment = Environment::read()?;
     let svg = qr::svg(&environment.account)?;
     let marker = Marker::new(environment.marker, environment.reset);
-    // The taking below is what decides. This look spares the ordinary refusal even the brief sight of an output file.
+    // Taking the marker below is what decides. Looking first means that an ordinary refusal never creates an output file.
     marker.refuse_if_taken()?;
     let output = Reservation::create(environment.output, svg.expose().len())?;
     match marker.take() {

@@ -1,7 +1,7 @@
 //! The two files: the output, reserved before anything is spent, and the once-marker, durable before the output is filled.
 //!
-//! A program that is killed in between leaves the marker and an output of blanks: nothing was shown, and nothing will be. The
-//! other order could show the secret and leave no trace of it.
+//! A program that is killed in between leaves the marker and an output of blanks: the secret was not shown and never will be.
+//! The other order could show the secret without a trace.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Read, Seek, Write};
@@ -14,15 +14,15 @@ use crate::{Exit, Failure};
 /// Nobody else may read the secret, nor the marker.
 const PRIVATE: u32 = 0o600;
 
-/// An output file that nobody had before us, and whose room on the disk is taken.
+/// A new output file whose space on the disk is allocated.
 pub struct Reservation {
     path: PathBuf,
     file: File,
 }
 
 impl Reservation {
-    /// Creates the output - one that exists is never overwritten - with room for `length` bytes, so that a full disk or a quota
-    /// shows now.
+    /// Creates the output with room for `length` bytes, so that a full disk or a quota is noticed now. An existing file is
+    /// never overwritten.
     pub fn create(path: PathBuf, length: usize) -> Result<Reservation, Failure> {
         let file = create_private(&path).map_err(|cause| match cause.kind() {
             ErrorKind::AlreadyExists => Failure(Exit::Output, format!("output '{}' exists", path.display())),
@@ -46,7 +46,7 @@ impl Reservation {
         self.file.rewind()
     }
 
-    /// Writes the QR code. Only to be called once the marker is taken.
+    /// Writes the QR code. To be called after the marker was taken.
     pub fn fill(mut self, svg: &Secret) -> Result<(), Failure> {
         match self.file.write_all(svg.expose().as_bytes()).and_then(|()| self.file.sync_all()) {
             Ok(()) => Ok(()),
@@ -80,12 +80,12 @@ pub struct Marker {
 }
 
 impl Marker {
-    /// With `reset`, that the marker exists is no reason to refuse.
+    /// With `reset`, an existing marker is accepted.
     pub fn new(path: PathBuf, reset: bool) -> Marker {
         Marker { path, reset }
     }
 
-    /// Refuses if the marker exists, be it as a dangling link.
+    /// Refuses if the marker exists, even as a dangling link.
     pub fn refuse_if_taken(&self) -> Result<(), Failure> {
         match fs::symlink_metadata(&self.path) {
             Ok(_) if !self.reset => Err(self.refusal()),
@@ -94,8 +94,8 @@ impl Marker {
         }
     }
 
-    /// Takes the marker: afterwards it exists and will survive a crash. Of two at once, one is refused. With `reset` it is taken
-    /// as well if it is not there yet, so that nothing issues the same QR code later without a reset.
+    /// Takes the marker: afterwards it exists and survives a crash. Of two at once, one is refused. With `reset`, too, a missing
+    /// marker is created, so that nothing issues the same QR code later without a reset.
     pub fn take(&self) -> Result<(), Failure> {
         let file = match create_private(&self.path) {
             Err(cause) if cause.kind() == ErrorKind::AlreadyExists => match self.reset {
@@ -104,7 +104,7 @@ impl Marker {
             },
             created => created,
         };
-        // Nothing was shown if this fails, but the marker stays where it is: that errs on the side of never showing it.
+        // If this fails, nothing was shown, yet the marker stays: better never shown than shown twice.
         file.and_then(|file| sync(&file, &self.path)).map_err(|cause| self.failure("take", &cause))
     }
 

@@ -5,10 +5,10 @@ use qrcode::{Color, EcLevel, QrCode};
 use crate::environment::{Account, Secret};
 use crate::{Exit, Failure};
 
-/// White space that a reader needs around the code, in modules (ISO/IEC 18004).
+/// The quiet zone around the code, in modules (ISO/IEC 18004).
 const QUIET_ZONE: usize = 4;
 
-/// Draws the account's Key URI. The result ends in `</svg>` and a newline, so that a file cut short can be told.
+/// Draws the account's Key URI. The result ends in `</svg>` and a newline, so that a truncated file can be recognised.
 pub fn svg(account: &Account) -> Result<Secret, Failure> {
     // Level M: at equal size it scans better than H, whose modules are smaller.
     let code = QrCode::with_error_correction_level(key_uri(account).expose(), EcLevel::M).map_err(|cause| {
@@ -26,8 +26,8 @@ pub fn svg(account: &Account) -> Result<Secret, Failure> {
     )))
 }
 
-/// A stroke along the middle of each row, as wide as a module, which is SVG's default: lifted over the light runs, which takes
-/// half of what a rectangle for each dark run would.
+/// A stroke along the middle of each row, interrupted at the light runs and one module wide, which is SVG's default. That takes
+/// half the space of a rectangle for each dark run.
 fn path(code: &QrCode) -> String {
     let mut path = String::new();
     for (y, row) in code.to_colors().chunks(code.width()).enumerate() {
@@ -48,8 +48,8 @@ fn path(code: &QrCode) -> String {
     path
 }
 
-/// The URI that authenticators read. The issuer stands in it twice, for older and newer ones; algorithm, digits and period are
-/// the defaults, and said, for nobody should have to guess. SHA-1, six digits and 30 seconds are what SCONE CAS checks.
+/// The URI that authenticators read. The issuer is in it twice, for older and newer ones. Algorithm, digits and period are the
+/// defaults but stated, so that no reader has to guess: SHA-1, six digits and 30 seconds are what SCONE CAS checks.
 fn key_uri(account: &Account) -> Secret {
     let issuer = percent_encode(&account.issuer);
     let login = percent_encode(&account.login);
@@ -110,7 +110,7 @@ mod tests {
             let (start, rest) = row.split_once(' ').unwrap();
             let (y, strokes) = rest.split_once(".5h").unwrap();
             let (mut x, y): (usize, usize) = (start.parse().unwrap(), y.parse().unwrap());
-            // Dark and light by turns.
+            // Dark and light alternate.
             for (n, run) in strokes.replace(" 0h", "m").split('m').enumerate() {
                 let end = x + run.parse::<usize>().unwrap();
                 drawn[(y - QUIET_ZONE) * code.width()..][x - QUIET_ZONE..end - QUIET_ZONE].fill(n % 2 == 0);

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 const SECRET: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
 
-/// A volume and an output directory, both empty, under a directory of the test's own.
+/// A volume and an output directory, both empty, in a directory for one test.
 struct World(PathBuf);
 
 impl World {
@@ -66,7 +66,7 @@ impl World {
         files
     }
 
-    /// Runs `command`, which must fail as told: one line on standard error, nothing on standard output, no new file.
+    /// Runs `command`, which must fail with `message`: one line on standard error, nothing on standard output, no new file.
     /// In `message`, `WORLD` stands for this world's directory.
     fn refuses(&self, command: &mut Command, code: i32, message: &str) {
         let before = self.files();
@@ -89,7 +89,7 @@ impl World {
     }
 }
 
-/// Whatever comes of it: standard output is empty and the secret is in no stream.
+/// However it ends, standard output is empty and the secret is in no stream.
 fn run(command: &mut Command) -> Output {
     let output = command.output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "");
@@ -107,14 +107,14 @@ fn the_qr_code_is_issued_once() {
     world.succeeds(&mut world.otpqr());
     assert_eq!(world.files(), ["out/qrcode.svg", "volume/once"]);
 
-    // Even where the first output is out of the way.
+    // Even if the first output has been removed.
     let first = world.svg();
     fs::rename(world.output(), world.0.join("first.svg")).unwrap();
     let refusal = "once-marker 'WORLD/volume/once' exists: the QR code was issued before";
     world.refuses(&mut world.otpqr(), 10, refusal);
     assert_eq!(world.files(), ["volume/once"]);
 
-    // A reset issues the same QR code, as often as it is asked to, and leaves the marker where it is.
+    // A reset issues the same QR code, as often as asked, and leaves the marker in place.
     world.succeeds(world.otpqr().env("OTP_RESET", "TRUE"));
     assert_eq!(world.svg(), first);
     fs::remove_file(world.output()).unwrap();
@@ -173,7 +173,7 @@ fn an_output_that_exists_is_never_overwritten_and_the_marker_not_taken() {
 #[test]
 fn an_output_that_cannot_be_written_does_not_cost_the_marker() {
     let world = World::new("unwritable");
-    // A full disk is found out too: the reservation takes the room. (Here: no file may grow.)
+    // So is a full disk, since the reservation allocates the space. (Here no file may grow.)
     world.refuses(
         &mut world.otpqr_by_shell(r#"trap "" XFSZ; ulimit -f 0; exec "$0""#),
         12,
@@ -219,7 +219,7 @@ fn a_marker_that_cannot_be_made_durable_leaves_no_output() {
 #[test]
 fn before_the_marker_is_taken_the_output_holds_nothing_but_blanks() {
     let world = World::new("order");
-    // A named pipe that nobody reads: taking the marker blocks for ever, so whatever we see is from before it.
+    // A named pipe that nobody reads: taking the marker blocks for ever, so whatever we see happened before.
     assert!(Command::new("mkfifo").arg(world.marker()).status().unwrap().success());
     let mut child = world.otpqr().env("OTP_RESET", "TRUE").spawn().unwrap();
     while !fs::metadata(world.output()).is_ok_and(|metadata| metadata.len() > 0) {
@@ -307,7 +307,7 @@ fn a_check_needs_no_secret_spends_nothing_and_leaves_nothing_behind() {
     world.succeeds(&mut check());
     assert_eq!(world.files(), [""; 0]);
 
-    // Whether the marker is there is not the check's business; that a check was killed before is no obstacle.
+    // The check does not care whether the marker exists, nor that an earlier check was killed.
     fs::write(world.marker(), "").unwrap();
     fs::write(world.0.join("volume/once.check"), "").unwrap();
     world.succeeds(&mut check());

@@ -1,4 +1,4 @@
-//! What somebody with root on the host can do: everything but run the measured program with other bytes.
+//! What somebody with root on the host can do: everything except run the measured program with other bytes.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -42,7 +42,7 @@ impl OtherImage {
         let name = match bundle.platform {
             Platform::SimNative => directory.display().to_string(),
             Platform::Sim => {
-                // A name of its own, for others may be doing the same.
+                // A unique name, since other tests may be doing the same.
                 let name = format!("otpqr-other:{}", std::process::id());
                 let dockerfile = format!("FROM {}\nCOPY bin/otpqr /bin/otpqr\n", "otpqr:sim");
                 fs::write(directory.join("Dockerfile"), dockerfile).expect("a Dockerfile");
@@ -86,17 +86,17 @@ impl<'a> Stranger<'a> {
     }
 }
 
-/// The line between a program and CAS, in the attacker's hands. It is TLS, so it can only be held up - long enough to do
-/// something meanwhile - and recorded.
+/// The connection between a program and CAS, in the attacker's hands. It is TLS, so it can only be recorded and held up, long
+/// enough to do something meanwhile.
 pub struct Line {
-    /// What to give out as CAS's address.
+    /// The address to pass off as CAS's.
     pub address: String,
     forwarder: thread::JoinHandle<io::Result<Vec<u8>>>,
 }
 
 impl Line {
-    /// Forwards one connection to `cas`. While an answer of CAS is on its way it looks whether it is `time`, and if it is does
-    /// the `deed`, once, before the answer arrives.
+    /// Forwards one connection to `cas`. Before each of CAS's answers arrives it asks whether it is `time`; the first time it
+    /// is, it does the `deed`.
     pub fn hold(cas: String, time: impl Fn() -> bool + Send + 'static, deed: impl FnOnce() + Send + 'static) -> Line {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
@@ -134,10 +134,10 @@ impl Line {
     }
 }
 
-/// Says to CAS what somebody else said, and waits until CAS hangs up.
+/// Sends CAS the bytes that somebody else sent, and waits until CAS hangs up.
 pub fn replay(cas: &str, recorded: &[u8]) {
     let mut line = TcpStream::connect(cas).expect("CAS");
-    // CAS may hang up before it has heard it all.
+    // CAS may hang up before it has read everything.
     let _ = line.write_all(recorded).and_then(|()| line.shutdown(Shutdown::Write));
     let _ = line.read_to_end(&mut Vec::new());
 }

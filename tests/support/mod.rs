@@ -1,7 +1,7 @@
-//! A bundle of one's own: a root with templates, simulator and state, a simulated CAS with its own data, ports and clock.
-//! What a test or the demonstration does, it does in one, and all of it is gone when the bundle is dropped.
+//! A bundle for one test: a root with templates, simulator and state, and a simulated CAS with its own data, ports and clock.
+//! Tests and the demonstration work in such bundles; dropping one removes everything.
 
-// Each test binary compiles this for itself and uses a part of it.
+// Each test binary compiles this module and uses a part of it.
 #![allow(dead_code)]
 
 pub mod attacker;
@@ -19,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_yaml::Value;
 use tempfile::TempDir;
 
-/// Where the repository lies.
+/// Where the repository is.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -54,7 +54,7 @@ pub fn docker_is_there() -> bool {
     there
 }
 
-/// Whether what a program asks of the kernel can be traced. Skipped without, loudly; where everything is required, that is a failure.
+/// Whether system calls can be traced. Without strace such tests are skipped, loudly; with `REQUIRE_DOCKER=1` they fail.
 pub fn strace_is_there() -> bool {
     let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
     let there = traced.is_ok_and(|status| status.success());
@@ -66,12 +66,12 @@ pub fn strace_is_there() -> bool {
     there
 }
 
-/// Whom the commands run as.
+/// The user as whom commands run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {
-    /// Whoever runs the tests.
+    /// The user who runs the tests.
     Caller,
-    /// A user without any right but to use the Docker Engine. Only root can become that user.
+    /// A user whose only privilege is the Docker Engine. Only root can become that user.
     Ordinary,
 }
 
@@ -114,18 +114,18 @@ impl Outcome {
     }
 }
 
-/// How a start by hand, past the scripts, differs from theirs.
+/// How a start by hand, without the scripts, differs from theirs.
 pub struct ByHand<'a> {
     pub account: &'a str,
     pub environment: &'a [(&'a str, &'a str)],
     pub program: &'a str,
     /// Another image (natively: another root) than the account's.
     pub image: Option<&'a str>,
-    /// Another way to CAS than the direct one.
+    /// Another address of CAS than the direct one.
     pub cas: Option<&'a str>,
     /// The directory below the root for the output.
     pub out: &'a str,
-    /// A directory below the root for a volume of one's own, instead of the account's.
+    /// A directory below the root for a volume other than the account's.
     pub volume: Option<&'a str>,
 }
 
@@ -200,9 +200,9 @@ impl Bundle {
             }
         };
         command.current_dir(&self.root).env("OTPQR_ROOT", &self.root).env("XDG_DATA_HOME", self.root.join("data"));
-        // As rust-script has it.
+        // As rust-script sets it.
         command.env("RUST_SCRIPT_BASE_PATH", self.root.join("scripts"));
-        // What a script leaves that is killed goes with the bundle.
+        // What a killed script leaves behind goes with the bundle.
         command.env("TMPDIR", self.root.join("tmp"));
         command.env("LOGNAME", "alice").env_remove("SCONE_CONFIG_ID").stdin(Stdio::null());
         if self.user == User::Ordinary {
@@ -358,7 +358,7 @@ impl Bundle {
         HeldCas { clock, now, held: None }
     }
 
-    /// Starts a service as somebody would who knows docker (or the runtime) and not the scripts - or knows them too well.
+    /// Starts a service with docker (or the runtime) by hand, as somebody who bypasses the scripts would.
     pub fn by_hand(&self, config_id: &str, how: &ByHand) -> Command {
         let volume = how.volume.map_or_else(|| self.volume(how.account), |name| self.root.join(name));
         let out = self.root.join(how.out);
@@ -429,7 +429,7 @@ impl Bundle {
     }
 }
 
-/// A CAS whose clock is a pipe: it is opened when both ends are there, so each side waits for the other and for nothing else.
+/// A CAS whose clock is a pipe: it opens when both ends are there, so each side waits for the other and for nothing else.
 /// CAS goes on when this is dropped.
 pub struct HeldCas {
     clock: PathBuf,
@@ -447,7 +447,7 @@ impl HeldCas {
 impl Drop for HeldCas {
     fn drop(&mut self) {
         let next = self.clock.with_extension("next");
-        // For reading, too, so that it does not wait for a CAS that never looked.
+        // Opened for reading, too, so that it does not wait for a CAS that never looked.
         let both = || OpenOptions::new().read(true).write(true).open(&self.clock).expect("the clock");
         let mut pipe = self.held.take().unwrap_or_else(both);
         fs::write(&next, self.now.to_string()).expect("the clock");
@@ -491,7 +491,7 @@ pub fn run_with_input(mut command: Command, input: &str) -> Outcome {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
     let mut stdin = child.stdin.take().expect("a pipe");
-    // A child that refuses before it reads closes the pipe: that is no failure of ours.
+    // A child that refuses before it reads closes the pipe, which is not a failure of the test.
     let _ = stdin.write_all(input.as_bytes());
     drop(stdin);
     let output = child.wait_with_output().expect("the child's end");

@@ -1,5 +1,5 @@
-//! Reads a QR code as a phone would: draws the SVG, finds and decodes the code in the picture, parses the Key URI and computes
-//! codes. It shares no code with what it tests, and takes nothing on trust: what is missing, doubled or contradictory is an error.
+//! Reads a QR code as a phone would: renders the SVG, finds and decodes the code in the picture, parses the Key URI and computes
+//! codes. It shares no code with what it tests, and is strict: anything missing, duplicate or contradictory is an error.
 
 use std::fmt;
 
@@ -9,9 +9,9 @@ use totp_rs::{Algorithm, Secret, TOTP};
 
 /// An authenticator's entry.
 pub struct Account {
-    /// Who accepts the codes.
+    /// The issuer, who accepts the codes.
     pub issuer: String,
-    /// Whose codes they are.
+    /// The login to which the codes belong.
     pub login: String,
     /// The shared secret, in base32, as it stood in the Key URI.
     pub secret: String,
@@ -37,7 +37,7 @@ pub fn scan(svg: &str) -> Result<Account, String> {
     parse_key_uri(&decode(&rasterise(svg, None)?)?)
 }
 
-/// Scans a picture that a viewer shows so many pixels wide, whatever the SVG says.
+/// Scans a picture that a viewer shows `width` pixels wide, whatever the SVG says.
 pub fn scan_at(svg: &str, width: u32) -> Result<Account, String> {
     parse_key_uri(&decode(&rasterise(svg, Some(width))?)?)
 }
@@ -85,7 +85,7 @@ fn decode(picture: &tiny_skia::Pixmap) -> Result<String, String> {
     }
 }
 
-/// Some phones find no code without its quiet zone: four light modules on every side (ISO/IEC 18004). Ours would, so it is measured.
+/// Some phones need the quiet zone of four light modules on every side (ISO/IEC 18004). This one does not, so it is measured.
 fn quiet_zone(modules: usize, width: usize, height: usize, dark: impl Fn(usize, usize) -> bool) -> Result<(), String> {
     let columns: Vec<usize> = (0..width).filter(|&x| (0..height).any(|y| dark(x, y))).collect();
     let rows: Vec<usize> = (0..height).filter(|&y| (0..width).any(|x| dark(x, y))).collect();

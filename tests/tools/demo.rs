@@ -1,6 +1,5 @@
-//! `make demo`: the whole flow on a bundle of its own, each step with the command a user would type, what it answered, and
-//! why that is right. Nothing is faked, and nothing is taken on trust: an answer that is not the right one ends the
-//! demonstration with an error.
+//! `make demo`: the whole flow in its own bundle, each step with the command a user would type, its answer, and why that is
+//! right. Nothing is faked, and every answer is checked: a wrong one ends the demonstration with an error.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -198,7 +197,7 @@ impl Demo {
         let volume = self.bundle.volume("second");
         let watched = volume.clone();
         let cas = self.bundle.known("second", &["cas", "enclave_address"]);
-        // The attacker holds CAS's answer to the volume's initialisation up, so that the program starts after the deed.
+        // The attacker holds up CAS's answer to the volume's initialisation, so that the program starts after the deed.
         let line = Line::hold(cas, move || holds_a_file(&watched), move || delete_files(&volume));
         let how = ByHand { account: "second", cas: Some(&line.address), ..ByHand::default() };
         let answer = self.by_hand("otpqr/otpqr", &how)?;
@@ -348,7 +347,7 @@ impl Demo {
         }
         self.go_on()?;
         match outcome.code {
-            // It saw Ctrl-C before we did.
+            // The child noticed Ctrl-C before we did.
             None | Some(130) => Err(Stopped(INTERRUPTED.into())),
             Some(code) => {
                 println!("    [exit {code}]");
@@ -364,7 +363,7 @@ impl Demo {
         }
     }
 
-    /// Holds the answer against the right one.
+    /// Compares the answer with the right one.
     fn right(&self, outcome: &Outcome, code: i32, text: &str, why: &str) -> Step {
         self.must(outcome.code == Some(code), &format!("that should have ended with {code}"))?;
         self.must(outcome.text().contains(text), &format!("that should have said '{text}'"))?;
@@ -378,7 +377,7 @@ impl Demo {
         if right { Ok(()) } else { Err(Stopped(otherwise.to_owned())) }
     }
 
-    /// Reads the QR code with a real decoder; no stream may have held what is in it.
+    /// Reads the QR code with a real decoder; its content may be in no stream.
     fn scan(&self, output: &str, outcomes: &[&Outcome]) -> Step<Account> {
         let svg = fs::read_to_string(output).map_err(|cause| Stopped(format!("'{output}': {cause}")))?;
         let account = phone::scan(&svg).map_err(Stopped)?;
@@ -398,7 +397,7 @@ fn say(text: &str) {
     println!("{text}");
 }
 
-/// As a shell would have to read it.
+/// Quoted for a shell.
 fn quoted(words: &[&str]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,".contains(c);
     let quote = |word: &&str| match !word.is_empty() && word.chars().all(plain) {
