@@ -11,24 +11,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use support::repository;
+use support::{repository, rust_script_is_there};
 
 /// What `gen_qr`, or rather the library, says without a terminal.
 const SAID: &str = "a code is needed and there is no terminal";
 const COMPILES: &str =
     "gen_qr: its source or the library changed: compiling it anew (new dependencies are downloaded)\n";
-
-/// Whether rust-script is installed. Without it this test is skipped, loudly; in CI it fails.
-fn rust_script_is_there() -> bool {
-    let there = which::which("rust-script").is_ok();
-    if !there {
-        let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
-        let required = required.iter().any(|(name, value)| env::var_os(name).is_some_and(|found| found == *value));
-        assert!(!required, "there is no rust-script: make rust-script");
-        eprintln!("SKIPPED: there is no rust-script: make rust-script");
-    }
-    there
-}
 
 /// A copy of `gen_qr` and the library.
 struct Checkout {

@@ -11,19 +11,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use support::{Bundle, Platform, User, phone, repository, run, run_with_input};
-
-/// Whether rust-script is installed. Without it these tests are skipped, loudly; in CI they fail.
-fn rust_script_is_there() -> bool {
-    let there = which::which("rust-script").is_ok();
-    if !there {
-        let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
-        let required = required.iter().any(|(name, value)| env::var_os(name).is_some_and(|found| found == *value));
-        assert!(!required, "there is no rust-script: make rust-script");
-        eprintln!("SKIPPED: there is no rust-script: make rust-script");
-    }
-    there
-}
+use support::{Bundle, Platform, User, phone, repository, run, run_with_input, rust_script_is_there};
 
 /// Where the copied scripts are, always the same path: rust-script keeps a project for each path it has seen.
 fn place(name: &str) -> PathBuf {

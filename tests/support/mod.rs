@@ -40,28 +40,30 @@ impl Platform {
     }
 }
 
-/// Whether the tests that need a Docker Engine can run. Without one they are skipped, loudly; with `REQUIRE_DOCKER=1` they fail.
+/// Whether the tests that need a Docker Engine can run.
 pub fn docker_is_there() -> bool {
-    let found = Command::new("docker").arg("version").stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let there = found.is_ok_and(|status| status.success());
-    if !there {
-        assert!(
-            std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"),
-            "REQUIRE_DOCKER=1 and no Docker Engine"
-        );
-        eprintln!("SKIPPED: there is no Docker Engine");
-    }
-    there
+    required_or_skipped("docker", &["version"], "there is no Docker Engine: apt-get install docker.io, start dockerd")
 }
 
-/// Whether system calls can be traced. Without strace such tests are skipped, loudly; with `REQUIRE_DOCKER=1` they fail.
+/// Whether system calls can be traced.
 pub fn strace_is_there() -> bool {
-    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    let there = traced.is_ok_and(|status| status.success());
+    required_or_skipped("strace", &["-qq", "-o", "/dev/null", "true"], "nothing can be traced: apt-get install strace")
+}
+
+/// Whether rust-script is installed.
+pub fn rust_script_is_there() -> bool {
+    required_or_skipped("rust-script", &["--version"], "there is no rust-script: make rust-script")
+}
+
+/// Whether the tool works. Tests that need it are skipped without it, loudly; with `CI` or `REQUIRE_DOCKER=1` they fail.
+fn required_or_skipped(tool: &str, arguments: &[&str], missing: &str) -> bool {
+    let found = Command::new(tool).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let there = found.is_ok_and(|status| status.success());
     if !there {
-        let required = ["CI", "REQUIRE_DOCKER"].into_iter().find(|name| std::env::var_os(name).is_some());
-        assert!(required.is_none(), "{required:?} is set and nothing can be traced: apt-get install strace");
-        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+        let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
+        let required = required.iter().any(|(name, value)| std::env::var_os(name).is_some_and(|set| set == *value));
+        assert!(!required, "{missing}");
+        eprintln!("SKIPPED: {missing}");
     }
     there
 }

@@ -193,9 +193,9 @@ impl Presentation<'_> {
         if is_enough(left, self.start_takes) {
             return Ok(());
         }
-        let takes = self.start_takes.as_secs() + 1;
+        let needed = self.start_takes.as_secs() + 1;
         let question =
-            format!("The code changes in {left} s, the start takes about {takes} s. Wait for the next code?");
+            format!("The code changes in {left} s, the start takes about {needed} s. Wait for the next code?");
         if interrupt::confirm(question, true, &self.remains)? { wait_for_next_step() } else { Ok(()) }
     }
 }

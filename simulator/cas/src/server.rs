@@ -286,10 +286,7 @@ async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>, busy: &AtomicBool
     let mut trusted = false;
     loop {
         frames.codec_mut().set_max_frame_length(MAX_REQUEST);
-        let frame = match trusted {
-            true => frames.next().await,
-            false => timeout(PATIENCE, frames.next()).await?,
-        };
+        let frame = if trusted { frames.next().await } else { timeout(PATIENCE, frames.next()).await? };
         let Some(frame) = frame else { return Ok(()) };
         let request: Request = serde_json::from_slice(&frame?)?;
         busy.store(true, Ordering::SeqCst);

@@ -30,9 +30,10 @@ fn list(library: &Path, directory: &Path, files: &mut Vec<PathBuf>) -> io::Resul
         if entry.file_name().as_encoded_bytes().starts_with(b".") {
             continue;
         }
-        match entry.path().is_dir() {
-            true => list(library, &file, files)?,
-            false => files.push(file),
+        if entry.path().is_dir() {
+            list(library, &file, files)?;
+        } else {
+            files.push(file);
         }
     }
     Ok(())

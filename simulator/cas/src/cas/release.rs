@@ -180,8 +180,5 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
             });
         }
     }
-    match size > secrets::MAX_CONFIGURATION {
-        true => Err(secrets::too_large()),
-        false => Ok(configuration),
-    }
+    if size > secrets::MAX_CONFIGURATION { Err(secrets::too_large()) } else { Ok(configuration) }
 }

@@ -85,11 +85,11 @@ fn verify(peer: &Peer, mut session: Session) -> Result<String> {
 fn list(peer: &Peer, path: Option<&str>) -> Result<String> {
     let reply = accepted(peer, peer.get("/v1/sessions")?)?;
     let names = reply["sessions"].as_array().into_iter().flatten().filter_map(Value::as_str);
-    let below = |name: &&str| match path.map(|path| path.trim_end_matches('/')) {
+    let is_at_or_below = |name: &&str| match path.map(|path| path.trim_end_matches('/')) {
         None | Some("") => true,
         Some(path) => name.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
     };
-    Ok(names.filter(below).map(|name| format!("{name}\n")).collect())
+    Ok(names.filter(is_at_or_below).map(|name| format!("{name}\n")).collect())
 }
 
 impl Source {

@@ -339,10 +339,10 @@ fn check_names<'a>(list: &str, names: impl Iterator<Item = &'a String>) -> Resul
 
 /// A pinned session hash.
 fn check_pin(hash: Option<&str>, path: &str) -> Result<(), SessionError> {
-    match hash.is_none_or(is_digest) {
-        true => Ok(()),
-        false => Err(rule(&format!("{path}.session_hash"), "not a session hash (64 lower-case hex digits)")),
+    if hash.is_none_or(is_digest) {
+        return Ok(());
     }
+    Err(rule(&format!("{path}.session_hash"), "not a session hash (64 lower-case hex digits)"))
 }
 
 /// A reference to a session or namespace, made absolute.
