@@ -46,12 +46,14 @@ fuzz: ## what strangers can send, made up by libFuzzer: each target for SECONDS=
 	    corpus/$$target seeds/$$target -- -max_total_time=$(or $(SECONDS),60) -timeout=10 -print_final_stats=1) || exit; \
 	done
 
+# clippy's defaults, and an if for a choice between two.
+LINTS := -D warnings -D clippy::match_bool
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
 	cargo fmt --manifest-path otpqr/Cargo.toml --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim --lib
+	cargo clippy --locked --workspace --all-targets -- $(LINTS)
+	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- $(LINTS)
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim -p bundle --lib
 
 # The image is what `sim` built, so that container and host run the very same files, and measure the same.
 image: sim ## the container image otpqr:sim

@@ -98,10 +98,13 @@ impl Marker {
     /// marker is created, so that nothing issues the same QR code later without a reset.
     pub fn take(&self) -> Result<(), Failure> {
         let file = match create_private(&self.path) {
-            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => match self.reset {
-                true => OpenOptions::new().write(true).open(&self.path),
-                false => return Err(self.refusal()),
-            },
+            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
+                if self.reset {
+                    OpenOptions::new().write(true).open(&self.path)
+                } else {
+                    return Err(self.refusal());
+                }
+            }
             created => created,
         };
         // If this fails, nothing was shown, yet the marker stays: better never shown than shown twice.

@@ -283,10 +283,7 @@ impl Demo {
     }
 
     fn heading(&self, text: &str) {
-        match std::io::stdout().is_terminal() {
-            true => println!("\n\x1b[1m== {text}\x1b[0m"),
-            false => println!("\n== {text}"),
-        }
+        if std::io::stdout().is_terminal() { println!("\n\x1b[1m== {text}\x1b[0m") } else { println!("\n== {text}") }
     }
 
     /// Runs a script as its user would: from the repository, by rust-script.
@@ -357,10 +354,7 @@ impl Demo {
     }
 
     fn go_on(&self) -> Step {
-        match STOP.load(Ordering::SeqCst) {
-            true => Err(Stopped(INTERRUPTED.into())),
-            false => Ok(()),
-        }
+        if STOP.load(Ordering::SeqCst) { Err(Stopped(INTERRUPTED.into())) } else { Ok(()) }
     }
 
     /// Compares the answer with the right one.
@@ -400,9 +394,12 @@ fn say(text: &str) {
 /// Quoted for a shell.
 fn quoted(words: &[&str]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,".contains(c);
-    let quote = |word: &&str| match !word.is_empty() && word.chars().all(plain) {
-        true => (*word).to_owned(),
-        false => format!("'{}'", word.replace('\'', r"'\''")),
+    let quote = |word: &&str| {
+        if !word.is_empty() && word.chars().all(plain) {
+            (*word).to_owned()
+        } else {
+            format!("'{}'", word.replace('\'', r"'\''"))
+        }
     };
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }

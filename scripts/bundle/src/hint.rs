@@ -52,7 +52,7 @@ fn beside_this_one(name: &str) -> PathBuf {
         Some(directory) => Path::new(&directory).join(name).with_extension("rs"),
         None => own.with_file_name(name).with_extension(own.extension().unwrap_or_default()),
     };
-    match env::current_dir().ok().and_then(|here| script.strip_prefix(here).ok().map(Path::to_owned)) {
+    match env::current_dir().ok().and_then(|current| script.strip_prefix(current).ok().map(Path::to_owned)) {
         Some(below) => Path::new(".").join(below),
         None => script,
     }

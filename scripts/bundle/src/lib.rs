@@ -2,7 +2,7 @@
 //!
 //! | to read about | see |
 //! |---|---|
-//! | how a run begins and ends | [`fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
+//! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |

@@ -60,10 +60,10 @@ fn candidates(named: Option<&Path>) -> Vec<(PathBuf, bool)> {
     // rust-script names the directory the script lies in; a compiled binary has no such neighbours.
     let scripts = env::var_os("RUST_SCRIPT_BASE_PATH").filter(|value| !value.is_empty());
     let parent = scripts.map(|scripts| (Path::new(&scripts).join(".."), false));
-    parent.into_iter().chain(env::current_dir().ok().map(|here| (here, true))).collect()
+    parent.into_iter().chain(env::current_dir().ok().map(|current| (current, true))).collect()
 }
 
-/// Whether only this user, and root, can have put something there.
+/// Whether it belongs to this user or to root, and not everybody may write there.
 fn is_ours_alone(place: &Path) -> bool {
     fs::metadata(place).is_ok_and(|found| {
         found.mode() & 0o002 == 0 && (found.uid() == 0 || found.uid() == rustix::process::geteuid().as_raw())

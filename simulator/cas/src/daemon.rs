@@ -105,12 +105,11 @@ pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), Da
     }
     let database = Store::open_read_only(&path)?;
     let entries = audit::read(&database).map_err(StoreError::from)?;
-    let printed = match json {
-        false => out.write_all(audit::table(&entries).as_bytes()),
-        true => {
-            let pem = store::identity(&database, || Err(StoreError::Damaged("CAS has no key".into())))?;
-            audit::export(&entries, &tls::Identity::from_pem(&pem)?, out)
-        }
+    let printed = if json {
+        let pem = store::identity(&database, || Err(StoreError::Damaged("CAS has no key".into())))?;
+        audit::export(&entries, &tls::Identity::from_pem(&pem)?, out)
+    } else {
+        out.write_all(audit::table(&entries).as_bytes())
     };
     printed
         .and_then(|()| out.flush())

@@ -106,7 +106,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let acceptor = TlsAcceptor::from(Arc::new(tls));
-    let mut guests = Guests { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), seated: VecDeque::new() };
+    let mut guests = Guests { places: Arc::new(Semaphore::new(MAX_CONNECTIONS)), connected: VecDeque::new() };
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -131,14 +131,14 @@ where
             }
             drop(place);
         });
-        guests.seated.push_back(Guest { since: Instant::now(), busy, task: task.abort_handle() });
+        guests.connected.push_back(Guest { since: Instant::now(), busy, task: task.abort_handle() });
     }
 }
 
 /// The connections of a port, in the order in which they came.
 struct Guests {
     places: Arc<Semaphore>,
-    seated: VecDeque<Guest>,
+    connected: VecDeque<Guest>,
 }
 
 struct Guest {
@@ -151,7 +151,7 @@ struct Guest {
 impl Guests {
     /// A place for one more. If all are taken, the oldest idle connection makes room, once its [`GRACE`] is over.
     async fn place(&mut self) -> Option<OwnedSemaphorePermit> {
-        self.seated.retain(|guest| !guest.task.is_finished());
+        self.connected.retain(|guest| !guest.task.is_finished());
         loop {
             if let Ok(place) = self.places.clone().try_acquire_owned() {
                 return Some(place);
@@ -159,7 +159,7 @@ impl Guests {
             let idle = |guest: &&Guest| {
                 !guest.task.is_finished() && !guest.busy.load(Ordering::SeqCst) && guest.since.elapsed() > GRACE
             };
-            if let Some(guest) = self.seated.iter().find(idle) {
+            if let Some(guest) = self.connected.iter().find(idle) {
                 guest.task.abort();
             }
             // The semaphore is never closed; the time limit is for a guest whose grace ends meanwhile.

@@ -147,10 +147,11 @@ impl Connection {
             Response::Configuration(configuration) => {
                 let proof = configuration.access_proof.as_deref().unwrap_or_default();
                 let proven = |token| proves_access(proof, End::Cas, token, &exporter, &self.nonce);
-                match self.access_token.as_deref().is_none_or(proven) {
-                    true => Ok(configuration),
+                if self.access_token.as_deref().is_none_or(proven) {
+                    Ok(configuration)
+                } else {
                     // Own wording: SCONE's is not documented.
-                    false => Err(Error::Refused(vec!["CAS does not know the service access token".to_owned()])),
+                    Err(Error::Refused(vec!["CAS does not know the service access token".to_owned()]))
                 }
             }
             Response::Refused { causes } => Err(Error::Refused(causes)),
@@ -249,9 +250,10 @@ impl ServerCertVerifier for CasKey {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let certificate = ParsedCertificate::try_from(end_entity)?;
         let key = hex(digest(&SHA256, &certificate.subject_public_key_info()).as_ref());
-        match *self.expected.get_or_init(|| key.clone()) == key {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(CertificateError::UnknownIssuer.into()),
+        if *self.expected.get_or_init(|| key.clone()) == key {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(CertificateError::UnknownIssuer.into())
         }
     }
 

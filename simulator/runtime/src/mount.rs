@@ -88,8 +88,9 @@ pub fn refuse_disk(path: &Path) -> Result<(), String> {
     let directory = openat(CWD, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
     let path = path.display();
     let kind = directory.and_then(fstatfs).map_err(|errno| format!("cannot open '{path}': {errno}"))?.f_type;
-    match kind == TMPFS_MAGIC {
-        true => Ok(()),
-        false => Err(format!("'{path}' is not in memory: mount a tmpfs there (docker run --tmpfs {path}:mode=0700)")),
+    if kind == TMPFS_MAGIC {
+        Ok(())
+    } else {
+        Err(format!("'{path}' is not in memory: mount a tmpfs there (docker run --tmpfs {path}:mode=0700)"))
     }
 }

@@ -78,10 +78,7 @@ pub fn become_init(signals: &Signals) -> io::Result<Option<u8>> {
     // If the parent died before that, its end of the pipe has gone with it.
     let mut end = [PollFd::new(&childs_end, PollFlags::IN)];
     poll(&mut end, Some(&Timespec::default()))?;
-    match end[0].revents().contains(PollFlags::HUP) {
-        true => Err(io::Error::other("the parent has gone")),
-        false => Ok(None),
-    }
+    if end[0].revents().contains(PollFlags::HUP) { Err(io::Error::other("the parent has gone")) } else { Ok(None) }
 }
 
 /// Stands by `child` outside its namespace until it ends. Its exit status.

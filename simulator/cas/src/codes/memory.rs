@@ -20,9 +20,10 @@ pub(super) fn name(secret: &[u8]) -> String {
 
 /// What HMAC-SHA-1 makes of the secret.
 fn block(secret: &[u8]) -> Vec<u8> {
-    let mut block = match secret.len() > BLOCK {
-        true => digest(&SHA1_FOR_LEGACY_USE_ONLY, secret).as_ref().to_vec(),
-        false => secret.to_vec(),
+    let mut block = if secret.len() > BLOCK {
+        digest(&SHA1_FOR_LEGACY_USE_ONLY, secret).as_ref().to_vec()
+    } else {
+        secret.to_vec()
     };
     block.resize(BLOCK, 0);
     block

@@ -62,9 +62,10 @@ impl Node<'_> {
 
     fn inner<E: Error>(self) -> Result<Self, E> {
         self.weigh(0)?;
-        match self.depth < MAX_DEPTH {
-            true => Ok(Node { depth: self.depth + 1, ..self }),
-            false => Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels"))),
+        if self.depth < MAX_DEPTH {
+            Ok(Node { depth: self.depth + 1, ..self })
+        } else {
+            Err(E::custom(format!("nested deeper than {MAX_DEPTH} levels")))
         }
     }
 }
@@ -160,9 +161,6 @@ impl<'de> Visitor<'de> for Key<'_> {
 
     fn visit_str<E: Error>(self, name: &str) -> Result<Value, E> {
         let key = self.node.visit_str(name)?;
-        match self.seen.contains_key(&key) {
-            true => Err(E::custom(format!("duplicate key '{name}'"))),
-            false => Ok(key),
-        }
+        if self.seen.contains_key(&key) { Err(E::custom(format!("duplicate key '{name}'"))) } else { Ok(key) }
     }
 }

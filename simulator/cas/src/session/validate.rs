@@ -352,9 +352,10 @@ fn check_reference(name: &str, path: &str) -> Result<(), SessionError> {
 
 /// Where a volume or file may be in an image.
 fn check_image_path(image_path: &str, path: &str) -> Result<(), SessionError> {
-    match is_plain_absolute(image_path) && image_path != "/" {
-        true => Ok(()),
-        false => Err(rule(&format!("{path}.path"), "not an absolute path below / without . and ..")),
+    if is_plain_absolute(image_path) && image_path != "/" {
+        Ok(())
+    } else {
+        Err(rule(&format!("{path}.path"), "not an absolute path below / without . and .."))
     }
 }
 
