@@ -206,11 +206,23 @@ fn refused_where_nothing_can_be_compiled(checkout: &Checkout) {
     };
     ends(checkout.gen_qr().env("PATH", without_cargo()));
 
-    // As much of the cache as a warm start needs.
     let project = checkout.project();
     let (id, cache) = (project.file_name().unwrap(), project.ancestors().nth(2).unwrap());
-    let copy = tempfile::tempdir().unwrap();
     let program = format!("binaries/release/gen_qr_{}", id.to_str().unwrap());
+    // Started past rust-script, which alone knows where the sources are.
+    let output = checkout.command(cache.join(&program).to_str().unwrap()).output().unwrap();
+    let error = "gen_qr: error: this program was compiled by rust-script but not started by it";
+    assert!(stderr(&output).starts_with(error), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+    // As if it had been compiled anew twice already.
+    let twice = "OTPQR_COMPILED_ANEW=\"$$ 2\" exec ./scripts/gen_qr.rs";
+    let output = checkout.command("sh").args(["-c", twice]).output().unwrap();
+    let error = "gen_qr: error: compiled anew, the program still differs from ";
+    assert!(stderr(&output).starts_with(error), "{}", stderr(&output));
+    assert_eq!(output.status.code(), Some(1));
+
+    // As much of the cache as a warm start needs.
+    let copy = tempfile::tempdir().unwrap();
     for part in [Path::new("projects").join(id), PathBuf::from(&program)] {
         let directory = copy.path().join("rust-script").join(part.parent().unwrap());
         fs::create_dir_all(&directory).unwrap();

@@ -13,12 +13,15 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 
 use self::digest::digest;
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint::quoted;
+use crate::step;
 
 /// Cargo recompiles the library (build.rs), and with it the script, when this changes.
 const SOURCE_DIGEST: &str = "OTPQR_SOURCE_DIGEST";
@@ -41,48 +44,61 @@ macro_rules! fresh {
     };
 }
 
+/// Why it cannot be told whether the program is out of date, or why it stays so.
+#[derive(Debug, thiserror::Error)]
+enum FreshError {
+    #[error("this program was compiled by rust-script but not started by it, so it may be out of date")]
+    NotByRustScript,
+    #[error("cannot compare the program with its source '{script}': {cause}")]
+    NoScript { script: String, cause: io::Error },
+    #[error("cannot compare the program with the library in '{library}': '{source_file}': {cause}")]
+    NoLibrary { library: String, source_file: String, cause: io::Error },
+    #[error("compiled anew, the program still differs from '{script}' or the library in '{library}'")]
+    StillDifferent { script: String, library: String },
+    #[error("cannot start rust-script to compile the program anew: {0}")]
+    NotStarted(io::Error),
+}
+
+impl Concern for FreshError {
+    fn exit(&self) -> Exit {
+        Exit::Other
+    }
+}
+
 /// Returns if the script is what its sources say. Otherwise it is compiled anew and started in place of this process, or the
 /// process ends with exit code 1: old code never runs. `_digest` only makes the script's crate depend on the variable.
 pub fn check(file: &str, compiled: &str, _digest: Option<&str>) {
     let script = file.strip_suffix(".rs").unwrap_or(file);
-    if let Err((message, hint)) = check_or_restart(script, compiled) {
-        // Not eprintln!, which panics when standard error is closed: the exit code must survive that.
-        let _ = io::stderr().write_all(format!("{script}: error: {message}\nhint: {hint}\n").as_bytes());
-        process::exit(crate::failure::Exit::Other as i32);
+    crate::SCRIPT.get_or_init(|| script.to_owned());
+    if let Err(failure) = check_or_restart(script, compiled) {
+        process::exit(failure.print().into());
     }
 }
 
-/// An error is a message and a hint.
-fn check_or_restart(script: &str, compiled: &str) -> Result<(), (String, String)> {
+fn check_or_restart(script: &str, compiled: &str) -> Result<(), Failure> {
     let place = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let (Some(path), Some(base)) = (place("RUST_SCRIPT_PATH"), place("RUST_SCRIPT_BASE_PATH")) else {
-        let message = "this program was compiled by rust-script and is started without it: it may be out of date";
-        return Err((message.to_owned(), format!("./scripts/{script}.rs")));
+        return Err(Failure::from(FreshError::NotByRustScript).hint(format!("./scripts/{script}.rs")));
     };
     let library = base.join("bundle");
-    let text = fs::read(&path).map_err(|cause| {
-        let message = format!("cannot compare the program with its source '{}': {cause}", path.display());
-        (message, format!("start it where it lies: ./scripts/{script}.rs"))
-    })?;
+    let shown = |path: &Path| path.display().to_string();
+    let text = fs::read(&path).map_err(|cause| FreshError::NoScript { script: shown(&path), cause })?;
     let now = digest(&library).map_err(|(source, cause)| {
-        let (library, source) = (library.display(), source.display());
-        let message = format!("cannot compare the program with the library in '{library}': '{source}': {cause}");
-        (message, "export OTPQR_ROOT=/path/to/the/checkout".to_owned())
+        let error = FreshError::NoLibrary { library: shown(&library), source_file: shown(&source), cause };
+        Failure::from(error).hint("export OTPQR_ROOT=/path/to/the/checkout")
     })?;
     if text == compiled.as_bytes() && now == env!("BUNDLE_DIGEST") {
         return Ok(());
     }
     let attempt = attempt();
     if attempt > ATTEMPTS {
-        let (path, library) = (path.display(), library.display());
-        let message = format!("compiled anew, the program still differs from '{path}' or the library in '{library}'");
-        return Err((message, format!("rust-script --clear-cache --force '{path}' --version")));
+        let error = FreshError::StillDifferent { script: shown(&path), library: shown(&library) };
+        let command = format!("rust-script --clear-cache --force {} --version", quoted(path.display()));
+        return Err(Failure::from(error).hint(command));
     }
-    let said =
-        format!("{script}: its source or the library changed: compiling it anew (new dependencies are downloaded)\n");
-    let _ = io::stderr().write_all(said.as_bytes());
+    step("its source or the library changed: compiling it anew (new dependencies are downloaded)");
     let cause = restart(&base, &path, &now, &digest_of_text(&text), attempt);
-    Err((format!("cannot start rust-script to compile the program anew: {cause}"), "make rust-script".to_owned()))
+    Err(Failure::from(FreshError::NotStarted(cause)).hint("make rust-script"))
 }
 
 /// The digest of a script.
