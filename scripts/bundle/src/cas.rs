@@ -14,6 +14,8 @@ enum CasError {
     NotStarted { reason: String },
     #[error("the simulated CAS is not running: {reason}")]
     NotRunning { reason: String },
+    #[error("the simulated CAS's evidence key cannot be read: {reason}")]
+    NoEvidenceKey { reason: String },
     #[error("'scone-sim' did not print '{field}'")]
     FieldMissing { field: &'static str },
     #[error("CAS at '{address}' cannot be attested: {reason}")]
@@ -66,6 +68,17 @@ impl Tools {
             return Err(failure.hints(relayed.map(|rest| format!("{program}{rest}"))));
         }
         parse(&finished.stdout).map(Some)
+    }
+
+    /// What the simulated CAS knows this user's runtimes by, as nobody else can read it; `None` on SCONE, where the hardware
+    /// vouches for evidence.
+    pub fn evidence_key(&self) -> Result<Option<String>, Failure> {
+        let Some(simulator) = &self.simulator else { return Ok(None) };
+        let printed = simulator.run(&["evidence-key".into()], &[])?;
+        if !printed.success() {
+            return Err(CasError::NoEvidenceKey { reason: printed.reason() }.into());
+        }
+        Ok(Some(printed.stdout.trim_end().to_owned()))
     }
 
     /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,

@@ -14,11 +14,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
+use scone_protocol::Secret;
 use serde::{Deserialize, Serialize};
 
+use crate::audit;
 use crate::cas::DATABASE;
 use crate::store::{self, Store, StoreError};
-use crate::{audit, tls};
+use crate::tls::Identity;
 pub use background::{adopt, detach, down, status, up};
 pub use error::DaemonError;
 pub use serve::serve;
@@ -99,17 +102,12 @@ pub fn default_data() -> Result<PathBuf, DaemonError> {
 
 /// Prints the audit log, for people or as an export, and checks that each entry follows from the one before.
 pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), DaemonError> {
-    let path = data.join(DATABASE);
-    if !path.exists() {
-        return Err(DaemonError::File { path, source: io::ErrorKind::NotFound.into() });
-    }
-    let database = Store::open_read_only(&path)?;
+    let database = database(data)?;
     let entries = audit::read(&database).map_err(StoreError::from)?;
     let printed = match json {
         false => out.write_all(audit::table(&entries).as_bytes()),
         true => {
-            let pem = store::identity(&database, || Err(StoreError::Damaged("CAS has no key".into())))?;
-            audit::export(&entries, &tls::Identity::from_pem(&pem)?, out)
+            audit::export(&entries, &identity(&database)?, out)
         }
     };
     printed
@@ -118,6 +116,25 @@ pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), Da
     let hash = audit::check_chain(&entries)?;
     eprintln!("scone-sim: {} entries, each follows from the one before; the last one's hash is {hash}", entries.len());
     Ok(())
+}
+
+/// What runtimes make evidence with.
+pub fn evidence_key(data: &Path) -> Result<Secret, DaemonError> {
+    Ok(identity(&database(data)?)?.evidence_key()?)
+}
+
+/// CAS's memory, to look only.
+fn database(data: &Path) -> Result<Connection, DaemonError> {
+    let path = data.join(DATABASE);
+    if !path.exists() {
+        return Err(DaemonError::File { path, source: io::ErrorKind::NotFound.into() });
+    }
+    Ok(Store::open_read_only(&path)?)
+}
+
+fn identity(database: &Connection) -> Result<Identity, DaemonError> {
+    let pem = store::identity(database, || Err(StoreError::Damaged("CAS has no key".into())))?;
+    Ok(Identity::from_pem(&pem)?)
 }
 
 /// Held while looking at the CAS or changing whether it runs: `status` does not meet a CAS that is half started.

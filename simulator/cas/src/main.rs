@@ -39,6 +39,8 @@ enum Command {
     Status(Data),
     /// Go on with a database that was restored from an older copy, or whose `cas.head` is lost
     Adopt(Data),
+    /// Print what runtimes make evidence with (SCONE_SIM_EVIDENCE_KEY): whoever has it passes for any program
+    EvidenceKey(Data),
     /// Print the audit log and check its chain of hashes
     Log {
         #[command(flatten)]
@@ -123,6 +125,7 @@ fn run(command: Command) -> Result<(), DaemonError> {
         }
         Command::Status(data) => say(&daemon::status(&data.path()?)?.lines()),
         Command::Adopt(data) => daemon::adopt(&data.path()?),
+        Command::EvidenceKey(data) => say(&format!("{}\n", daemon::evidence_key(&data.path()?)?.expose())),
         Command::Log { data, json } => {
             daemon::print_log(&data.path()?, json, &mut BufWriter::new(std::io::stdout().lock()))
         }

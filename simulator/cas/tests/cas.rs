@@ -9,9 +9,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Barrier};
 
 use scone_protocol::connection::Error;
-use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, SetTag, unhex};
+use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, Secret, SetTag, unhex};
+use scone_sim::daemon::{CLIENT_PORT, ENCLAVE_PORT};
+use scone_sim::session::decode_shared_secret;
 use scone_sim::tls::{self, Identity};
 use world::{ANOTHER, HEADLINE, MRENCLAVE, NOW, Outcome, World, code, program, refused, start};
+
+const UNVOUCHED: &str = "The evidence was not made on this connection with this CAS's evidence key";
 
 // Codes
 
@@ -160,14 +164,43 @@ fn recorded_evidence_is_refused_on_another_connection() {
         serde_json::from_slice::<Response>(&receive(stream)).unwrap()
     };
     let (mut first, hello, exporter) = dial();
-    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce);
+    let key = world.evidence_key();
+    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce, &key);
     let (mut second, second_hello, _) = dial();
-    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce);
+    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce, &key);
     for recorded in [&evidence, &mixed] {
         let Response::Refused { causes } = ask(&mut second, recorded) else { panic!("accepted") };
-        assert_eq!(causes.last().unwrap(), "The evidence was not made for this connection");
+        assert_eq!(causes.last().unwrap(), UNVOUCHED);
     }
     assert!(matches!(ask(&mut first, &evidence), Response::Configuration(_)));
+}
+
+/// Whoever reaches the port and knows all names: any local user.
+#[test]
+fn who_makes_up_evidence_learns_nothing_and_spends_nothing() {
+    let world = World::with_policies();
+    let open = "name: open\nversion: \"0.3.10\"\nservices: [{name: s, command: p, pwd: /}]\n\
+                security: {attestation: {mode: none}}\n";
+    world.scone(&["session", "create", &world.file("open.yml", open)]).succeeds();
+    let code = code(&world.secret(), NOW);
+    let headline = "CAS sent an attestation/configuration error: DCAP quote verification failed";
+    let refusal = [headline, "Failed to verify DCAP report", UNVOUCHED];
+    let ask = |key: &str, service, code| {
+        let mut connection = world.connect_with(Secret::new(key.to_owned()));
+        connection.configure(service, code, MRENCLAVE).map_err(Error::causes)
+    };
+    for key in ["", &world.key, &"00".repeat(32)] {
+        for service in ["ns/otpqr/otpqr", "open/s", "ns/unknown/s"] {
+            refused(ask(key, service, None), &refusal);
+        }
+        // The right code is not consumed, and wrong ones keep nobody waiting.
+        refused(ask(key, "ns/otpqr-reset/otpqr", Some(&code)), &refusal);
+        for wrong in ["x", "y", "z"] {
+            refused(ask(key, "ns/otpqr-reset/otpqr", Some(wrong)), &refusal);
+        }
+    }
+    let issued = world.configure("ns/otpqr-reset/otpqr", Some(&code), MRENCLAVE).unwrap();
+    assert_eq!(issued.environment["OTP_SECRET"].expose(), world.secret());
 }
 
 #[test]

@@ -23,6 +23,7 @@ use tempfile::TempDir;
 const NOBODY: u32 = 65534;
 const VOLUME_KEY: [u8; 32] = [7; 32];
 const SERVICE: &str = "ns/otpqr/otpqr";
+const EVIDENCE_KEY: &str = "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
 
 // ---- a CAS ------------------------------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
         let answer = match serde_json::from_slice(&body)? {
             Request::Configure { service, code, evidence, .. } => {
                 let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-                assert!(evidence.is_bound_to(&exporter, &nonce));
+                assert!(evidence.is_made_with(&Secret::new(EVIDENCE_KEY.into()), &exporter, &nonce));
                 let mut state = state.lock().unwrap();
                 state.mrenclave = evidence.mrenclave;
                 match (&state.configuration, code == state.code && service == SERVICE) {
@@ -306,7 +307,10 @@ impl Host {
         };
         command.args(["/bin/probe", "arguments"]);
         command.env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &self.cas.address);
-        command.env("SCONE_SIM_CAS_KEY", &self.cas.key).stdin(Stdio::null());
+        command
+            .env("SCONE_SIM_CAS_KEY", &self.cas.key)
+            .env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY)
+            .stdin(Stdio::null());
         command
     }
 
@@ -330,7 +334,7 @@ impl Host {
         for (from, to) in [("scone-run", "/scone-run"), ("image/bin/probe", "/bin/probe")] {
             command.args(["--mount", &format!("{},readonly", bind(from, to))]);
         }
-        for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "HASH", "HEAP"] {
+        for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "SIM_EVIDENCE_KEY", "HASH", "HEAP"] {
             command.args(["-e", &format!("SCONE_{name}")]);
         }
         command.args(["-e", "OTP_RESET"]).args(options).arg(&image.0);
@@ -525,7 +529,7 @@ fn injected_files_are_in_memory_with_their_mode() {
                 let memory = format!("/root:mode=0700,uid={}", host.ids(",gid="));
                 let mut command = host.in_container(image, &["--tmpfs", &memory]);
                 command.args(["/bin/probe"]).env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
-                command.env("SCONE_SIM_CAS_KEY", &host.cas.key);
+                command.env("SCONE_SIM_CAS_KEY", &host.cas.key).env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY);
                 command
             }
             None => host.command(),
@@ -693,6 +697,7 @@ fn a_container_whose_volume_would_be_on_disk_is_refused() {
     let plain = format!("type=bind,src={},dst=/root/single_run", host.path("out").display());
     let mut command = host.in_container(&image, &["--mount", &plain]);
     command.arg("/bin/probe").env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
+    command.env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY);
     let output = command.output().unwrap();
     assert_fatal(&output, &["'/root/single_run' is not in memory: mount a tmpfs there"]);
     assert_eq!(text(&output.stdout), "");

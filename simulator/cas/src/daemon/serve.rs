@@ -33,6 +33,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     allow_connections();
     let cas = Arc::new(Cas::open(data, time)?);
     let identity = cas.identity()?;
+    let evidence_key = identity.evidence_key()?;
     let port = |listener: &tokio::net::TcpListener| {
         let address = listener
             .local_addr()
@@ -55,7 +56,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
         result = server::serve_clients(clients, tls::client_api(&identity)?, cas.clone()) => result,
-        result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone()) => result,
+        result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone(), evidence_key) => result,
     };
     cas.record(Event::CasExited)?;
     ended.map_err(|source| DaemonError::System { what: "cannot serve", source })
