@@ -266,6 +266,30 @@ fn rolling_forward_makes_old_codes_dead_and_keeps_what_is_kept() {
     assert_ne!(world.secret(), old);
 }
 
+/// Its bytes are looked for, where they are in full beforehand.
+#[test]
+fn a_dropped_secret_is_in_no_file_of_the_data_directory() {
+    let world = World::with_policies();
+    let secret = || decode_shared_secret(&world.secret()).unwrap();
+    let holding = |secret: &[u8]| {
+        let files = fs::read_dir(world.data()).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file());
+        files.filter(|file| fs::read(file).unwrap().windows(secret.len()).any(|part| part == secret)).count()
+    };
+    let replace = |template: &str, from: &str, to: &str| {
+        let hash = world.scone(&["session", "verify", &world.render(template, from, None)]).succeeds();
+        world.scone(&["session", "create", &world.render(template, to, Some(hash.trim()))]).succeeds();
+    };
+    let dropped = secret();
+    replace("otpqr", "1", "12");
+    replace("otpqr-reset", "1", "2");
+    assert_ne!(holding(&dropped), 0);
+    // Somebody reads the log meanwhile.
+    world.scone_sim(&["log"]).succeeds();
+    replace("otpqr", "12", "2");
+    assert_ne!(holding(&secret()), 0);
+    assert_eq!(holding(&dropped), 0);
+}
+
 #[test]
 fn a_tag_moves_from_what_it_is_by_who_knows_the_key() {
     let mut world = World::with_policies();
