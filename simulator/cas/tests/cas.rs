@@ -605,6 +605,15 @@ fn a_port_that_is_taken_is_named_with_its_option() {
 }
 
 #[test]
+fn a_cas_that_aborts_leaves_no_core_dump() {
+    let world = World::new();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", world.process.id())).unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    // With 0 a program that core_pattern names would be given one.
+    assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+}
+
+#[test]
 fn peers_that_say_nothing_do_not_keep_others_waiting() {
     let world = World::with_policies();
     let idle: Vec<TcpStream> = [&world.client, &world.enclave]

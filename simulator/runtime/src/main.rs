@@ -13,7 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getpid, getrlimit, set_dumpable_behavior, setrlimit};
 
 use mount::{Mount, refuse_disk, seal_all};
 use scone_protocol::connection::{self, Address, Connection};
@@ -113,6 +113,7 @@ fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
 }
 
 fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
+    prevent_core_dumps().map_err(starting("Preventing core dumps failed"))?;
     sys::close_other_descriptors_on_exec().map_err(starting("Closing the caller's files failed"))?;
     let [program_path, arguments @ ..] = &args.command[..] else {
         return Err(Failure::while_starting("No program was named", vec![]));
@@ -157,6 +158,13 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
             supervised(command, &signals, &mut || Ok(()))
         }
     }
+}
+
+/// For the program, too, which cannot lift the limit. With 0 the kernel would still hand a dump to a program that `core_pattern`
+/// names; with 1 it makes none.
+fn prevent_core_dumps() -> io::Result<()> {
+    let limit = Some(getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1)));
+    Ok(setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })?)
 }
 
 fn run_protected(

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use ring::digest::{SHA256, digest};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, kill_process, setrlimit};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use scone_protocol::*;
@@ -425,6 +425,22 @@ fn the_program_gets_the_policys_configuration_and_nothing_of_the_callers() {
             assert!(line.ends_with(":\t0000000000000000"), "{line}");
         }
         assert!(complained.contains("Application runs in SGX simulation mode"), "{complained}");
+    });
+}
+
+/// Where it could: in a directory that it may write to, and that stays.
+#[test]
+fn a_program_that_aborts_leaves_no_core_dump_where_its_caller_allows_one() {
+    let maximum = getrlimit(Resource::Core).maximum;
+    setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
+    everywhere(|host| {
+        host.cas.state().more = Some(Box::new(|configuration| configuration.pwd = Some("/out".into())));
+        let output = host.run(&["read=/proc/self/limits", "abort"]);
+        assert_eq!(output.status.code(), Some(128 + 6), "{}", text(&output.stderr));
+        let limits = text(&output.stdout);
+        let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+        assert_eq!(fs::read_dir(host.path("out")).unwrap().count(), 0);
     });
 }
 

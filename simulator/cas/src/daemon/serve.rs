@@ -30,6 +30,7 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
 
     let time = clock.clone().map_or(Clock::System, Clock::File);
     private_umask();
+    prevent_core_dumps()?;
     allow_connections();
     let cas = Arc::new(Cas::open(data, time)?);
     let identity = cas.identity()?;
@@ -88,6 +89,14 @@ fn allow_connections() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         eprintln!("scone-sim: cannot raise the limit of open files: {error}");
     }
+}
+
+/// A core dump would keep all secrets. With a limit of 0 the kernel still hands the dump to a program that `core_pattern` names;
+/// with 1 it makes none.
+fn prevent_core_dumps() -> Result<(), DaemonError> {
+    let limit = Some(getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1)));
+    setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })
+        .map_err(|error| DaemonError::System { what: "cannot prevent core dumps", source: error.into() })
 }
 
 /// Keeps others out of the files that SQLite creates: it applies the process's umask.
