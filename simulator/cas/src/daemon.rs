@@ -42,7 +42,7 @@ pub const ENCLAVE_PORT: u16 = 18765;
 pub struct Options {
     /// The data directory.
     pub data: PathBuf,
-    /// The port of the client API; 0: any free one; `None`: as last time, else [`CLIENT_PORT`].
+    /// The port of the client API; 0: any free one; `None`: as last time, else [`CLIENT_PORT`] if it is free, else any.
     pub client_port: Option<u16>,
     /// The port of the enclave API; likewise, else [`ENCLAVE_PORT`].
     pub enclave_port: Option<u16>,

@@ -62,10 +62,10 @@ struct Data {
 struct Serve {
     #[command(flatten)]
     data: Data,
-    /// Port of the client API, 0 for any free one (default: as last time, else 8081)
+    /// Port of the client API, 0 for any free one (default: as last time, else 8081 if it is free)
     #[arg(long, value_name = "N")]
     client_port: Option<u16>,
-    /// Port of the enclave API, 0 for any free one (default: as last time, else 18765)
+    /// Port of the enclave API, 0 for any free one (default: as last time, else 18765 if it is free)
     #[arg(long, value_name = "N")]
     enclave_port: Option<u16>,
     /// Read the time from FILE (seconds since the epoch, text) at each use: for rehearsals and tests

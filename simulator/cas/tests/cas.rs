@@ -2,9 +2,10 @@
 
 mod world;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Barrier};
 
@@ -593,15 +594,30 @@ fn a_database_of_another_layout_is_left_as_it_is_with_a_hint() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_with_its_option() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
+fn a_port_that_is_taken_is_named_with_a_hint_that_helps() {
     let home = tempfile::tempdir().unwrap();
+    let data = home.path().to_str().unwrap();
+    let scone_sim = |args: &[&str]| Outcome(program("scone-sim").args(args).args(["--data", data]).output().unwrap());
+    let free = ["up", "--client-port", "0", "--enclave-port", "0"];
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let hint = format!("hint: scone-sim up --data '{data}' --client-port 0 --enclave-port 0   #");
     for (option, other) in [("--client-port", "--enclave-port"), ("--enclave-port", "--client-port")] {
-        let up = ["up", option, &port, other, "0", "--data"];
-        Outcome(program("scone-sim").args(up).arg(home.path()).output().unwrap())
-            .fails(3, &format!("hint: scone-sim up {option} 0"));
+        let up = scone_sim(&["up", option, &port.to_string(), other, "0"]);
+        up.fails(3, &format!("cannot listen on 127.0.0.1:{port}: "));
+        assert!(up.error().contains(&hint), "{}", up.error());
     }
+    // A port that it had before is not left for another one by itself: accounts know CAS by it.
+    let ports = scone_sim(&free).succeeds();
+    scone_sim(&["down"]).succeeds();
+    let client = ports.lines().next().unwrap().strip_prefix("client: ").unwrap();
+    let taken = TcpListener::bind(client).unwrap();
+    let up = scone_sim(&["up"]);
+    up.fails(3, &format!("cannot listen on {client}: "));
+    assert!(up.error().contains(&hint), "{}", up.error());
+    scone_sim(&free).succeeds();
+    scone_sim(&["down"]).succeeds();
+    drop(taken);
 }
 
 #[test]
@@ -611,6 +627,27 @@ fn a_cas_that_aborts_leaves_no_core_dump() {
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
     // With 0 a program that core_pattern names would be given one.
     assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+}
+
+/// As two users of one host have them: neither knows of the other.
+#[test]
+fn where_the_usual_ports_are_taken_free_ones_are_found_and_kept() {
+    // If somebody else has them already, all the better.
+    let _usual = [CLIENT_PORT, ENCLAVE_PORT].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let each = |args: &[&str]| {
+        homes.each_ref().map(|home| {
+            Outcome(program("scone-sim").args(args).arg("--data").arg(home.path()).output().unwrap()).succeeds()
+        })
+    };
+    let first = each(&["up"]);
+    let lines: BTreeSet<&str> = first.iter().flat_map(|lines| lines.lines()).collect();
+    assert_eq!(lines.len(), 6, "{lines:?}");
+    assert!(!lines.contains(&*format!("client: 127.0.0.1:{CLIENT_PORT}")), "{lines:?}");
+    assert!(!lines.contains(&*format!("enclave: 127.0.0.1:{ENCLAVE_PORT}")), "{lines:?}");
+    each(&["down"]);
+    assert_eq!(each(&["up"]), first);
+    each(&["down"]);
 }
 
 #[test]

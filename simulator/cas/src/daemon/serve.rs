@@ -23,10 +23,10 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     let _pid_file = lock_pid_file(data)?;
 
     let before = Endpoints::load(data)?;
-    let client_port = options.client_port.or(before.as_ref().map(|e| e.client_port)).unwrap_or(CLIENT_PORT);
-    let enclave_port = options.enclave_port.or(before.as_ref().map(|e| e.enclave_port)).unwrap_or(ENCLAVE_PORT);
-    let clients = listen(client_port, "--client-port").await?;
-    let runtimes = listen(enclave_port, "--enclave-port").await?;
+    let client_port = options.client_port.or(before.as_ref().map(|e| e.client_port));
+    let enclave_port = options.enclave_port.or(before.as_ref().map(|e| e.enclave_port));
+    let clients = listen(data, client_port, CLIENT_PORT).await?;
+    let runtimes = listen(data, enclave_port, ENCLAVE_PORT).await?;
 
     let time = clock.clone().map_or(Clock::System, Clock::File);
     private_umask();
@@ -79,8 +79,16 @@ pub(super) fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
     Ok(pid_file)
 }
 
-async fn listen(port: u16, option: &'static str) -> Result<tokio::net::TcpListener, DaemonError> {
-    server::listen(port).await.map_err(|source| DaemonError::Listen { port, option, source })
+/// On the port that was asked for or had before, else on SCONE's own, or any free one if another user's CAS has that.
+async fn listen(data: &Path, port: Option<u16>, usual: u16) -> Result<tokio::net::TcpListener, DaemonError> {
+    let (port, result) = match port {
+        Some(port) => (port, server::listen(port).await),
+        None => match server::listen(usual).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => (0, server::listen(0).await),
+            result => (usual, result),
+        },
+    };
+    result.map_err(|source| DaemonError::Listen { data: data.to_owned(), port, source })
 }
 
 /// The connections of both ports may need more open files than the usual soft limit allows.
