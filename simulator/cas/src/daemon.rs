@@ -18,7 +18,7 @@ use rusqlite::Connection;
 use scone_protocol::Secret;
 use serde::{Deserialize, Serialize};
 
-use crate::audit;
+use crate::audit::{self, Chain};
 use crate::cas::DATABASE;
 use crate::store::{self, Store, StoreError};
 use crate::tls::Identity;
@@ -100,21 +100,39 @@ pub fn default_data() -> Result<PathBuf, DaemonError> {
     Ok(base.ok_or(DaemonError::NoHome)?.join("scone-sim"))
 }
 
-/// Prints the audit log, for people or as an export, and checks that each entry follows from the one before.
-pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), DaemonError> {
+/// Prints the audit log, or its last entries, for people or as an export, and checks that each entry follows from the one before.
+pub fn print_log(data: &Path, json: bool, last: Option<u32>, out: &mut impl Write) -> Result<(), DaemonError> {
     let database = database(data)?;
-    let entries = audit::read(&database).map_err(StoreError::from)?;
-    let printed = match json {
-        false => out.write_all(audit::table(&entries).as_bytes()),
-        true => {
-            audit::export(&entries, &identity(&database)?, out)
-        }
-    };
-    printed
-        .and_then(|()| out.flush())
-        .map_err(|source| DaemonError::System { what: "cannot print the log", source })?;
-    let hash = audit::check_chain(&entries)?;
-    eprintln!("scone-sim: {} entries, each follows from the one before; the last one's hash is {hash}", entries.len());
+    let newest = audit::last(&database)?;
+    let first = last.map_or(1, |last| (newest - i64::from(last) + 1).max(1));
+    let cannot_print = |source| DaemonError::System { what: "cannot print the log", source };
+    let mut table = audit::Table::default();
+    if !json {
+        audit::for_each::<StoreError>(&database, data, first, |entry| {
+            table.fit(entry);
+            Ok(())
+        })?;
+        out.write_all(table.header().as_bytes()).map_err(cannot_print)?;
+    }
+    let (mut chain, mut flaw) = (Chain::default(), None);
+    audit::for_each(&database, data, first, |entry| {
+        // What is wrong is printed, too.
+        flaw = flaw.take().or(chain.follow(entry).err());
+        let printed = match json {
+            false => out.write_all(table.row(entry).as_bytes()),
+            true => audit::write_entry(entry, out),
+        };
+        printed.map_err(cannot_print)
+    })?;
+    if json {
+        audit::write_seal(&chain, &identity(&database)?, out).map_err(cannot_print)?;
+    }
+    out.flush().map_err(cannot_print)?;
+    if let Some(flaw) = flaw {
+        return Err(flaw.into());
+    }
+    let (hash, count) = (chain.from_entry(first)?, chain.count);
+    eprintln!("scone-sim: {count} entries, each follows from the one before; the last one's hash is {hash}");
     Ok(())
 }
 

@@ -48,6 +48,9 @@ enum Command {
         /// As `scone cas verify-audit-log` reads it: one entry a line, whole hashes, sealed with CAS's signature
         #[arg(long)]
         json: bool,
+        /// Only the last N entries
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        last: Option<u32>,
     },
 }
 
@@ -126,8 +129,8 @@ fn run(command: Command) -> Result<(), DaemonError> {
         Command::Status(data) => say(&daemon::status(&data.path()?)?.lines()),
         Command::Adopt(data) => daemon::adopt(&data.path()?),
         Command::EvidenceKey(data) => say(&format!("{}\n", daemon::evidence_key(&data.path()?)?.expose())),
-        Command::Log { data, json } => {
-            daemon::print_log(&data.path()?, json, &mut BufWriter::new(std::io::stdout().lock()))
+        Command::Log { data, json, last } => {
+            daemon::print_log(&data.path()?, json, last, &mut BufWriter::new(std::io::stdout().lock()))
         }
     }
 }

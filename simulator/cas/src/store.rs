@@ -60,6 +60,8 @@ pub(crate) const TABLES: &str = "
         sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, subject TEXT NOT NULL,
         who TEXT NOT NULL, measurement TEXT NOT NULL, outcome TEXT NOT NULL,
         previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS refusals (free_at INTEGER NOT NULL, left_out INTEGER NOT NULL) STRICT;
+    INSERT INTO refusals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM refusals);
 ";
 
 /// The database failed, or is not ours.
@@ -93,9 +95,9 @@ pub enum StoreError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The file beside the database.
+    /// A file beside the database.
     #[error("cannot use '{}': {source}", path.display())]
-    Head {
+    Beside {
         /// Which file.
         path: PathBuf,
         /// Why.
@@ -142,11 +144,7 @@ impl Store {
         let head = match tx.pragma_query_value(None, "user_version", |row| row.get(0))? {
             // A new database is a new CAS with a key of its own, which nobody takes for the old one. The head comes first: no
             // crash leaves a database without one.
-            0 => {
-                let head = Head::start(head_path, None)?;
-                tx.execute_batch(TABLES)?;
-                head
-            }
+            0 => Head::start(head_path, None)?,
             LAYOUT | TAKEN_OVER => Head::check(head_path, &tx)?,
             other => return Err(StoreError::Layout(other)),
         };

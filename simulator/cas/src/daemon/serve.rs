@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -56,11 +57,23 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        result = rotate_log(cas.clone()) => result,
         result = server::serve_clients(clients, tls::client_api(&identity)?, cas.clone()) => result,
         result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone(), evidence_key) => result,
     };
     cas.record(Event::CasExited)?;
     ended.map_err(|source| DaemonError::System { what: "cannot serve", source })
+}
+
+/// Looks each minute whether the audit log is to be rotated. What fails is tried again.
+async fn rotate_log(cas: Arc<Cas>) -> io::Result<()> {
+    loop {
+        let rotating = cas.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || rotating.rotate_log()).await? {
+            eprintln!("scone-sim: cannot rotate the audit log: {error}");
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
 }
 
 /// Locks the file that says which process serves the directory, and writes this process's id to it.
