@@ -476,6 +476,18 @@ create: error: the simulated CAS cannot be started: port 8081 is taken
 ",
         )
     });
+    let fails = "case $1 in evidence-key) echo 'scone-sim: error: it is damaged' >&2; exit 1 ;; esac";
+    host.instead_of("scone-sim", fails, || {
+        host.says(
+            host.gen_qr(),
+            3,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: starting the confidential program
+gen_qr: error: the simulated CAS's evidence key cannot be read: it is damaged
+",
+        )
+    });
     let clock = host.root.join("clock").display().to_string();
     host.scone_sim(["down"]).expect(0);
     host.says(

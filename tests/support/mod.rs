@@ -380,8 +380,9 @@ impl Bundle {
                 command.arg(format!("--user={uid}:{gid}"));
                 command.arg(format!("--tmpfs=/root/single_run:mode=0700,uid={uid},gid={gid}"));
                 command.arg(mount(&volume, "/.sealed/root/single_run")).arg(mount(&out, "/out"));
-                for name in
-                    ["SCONE_CONFIG_ID", "SCONE_CAS_ADDR"].iter().chain(how.environment.iter().map(|(name, _)| name))
+                for name in ["SCONE_CONFIG_ID", "SCONE_CAS_ADDR", "SCONE_SIM_EVIDENCE_KEY"]
+                    .iter()
+                    .chain(how.environment.iter().map(|(name, _)| name))
                 {
                     command.args(["-e", name]);
                 }
@@ -400,6 +401,7 @@ impl Bundle {
             }
         };
         command.arg(how.program).env("SCONE_CONFIG_ID", config_id).env("SCONE_CAS_ADDR", cas);
+        command.env("SCONE_SIM_EVIDENCE_KEY", self.scone_sim(["evidence-key"]).expect(0).stdout.trim_end());
         command.envs(how.environment.iter().copied());
         command
     }

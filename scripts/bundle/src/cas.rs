@@ -14,6 +14,8 @@ enum CasError {
     NotStarted { reason: String },
     #[error("the simulated CAS is not running: {reason}")]
     NotRunning { reason: String },
+    #[error("the simulated CAS's evidence key cannot be read: {reason}")]
+    NoEvidenceKey { reason: String },
     #[error("'scone-sim' did not print '{field}'")]
     FieldMissing { field: &'static str },
     #[error("CAS at '{address}' cannot be attested: {reason}")]
@@ -68,6 +70,17 @@ impl Tools {
         parse(&finished.stdout).map(Some)
     }
 
+    /// What the simulated CAS knows this user's runtimes by, as nobody else can read it; `None` on SCONE, where the hardware
+    /// vouches for evidence.
+    pub fn evidence_key(&self) -> Result<Option<String>, Failure> {
+        let Some(simulator) = &self.simulator else { return Ok(None) };
+        let printed = simulator.run(&["evidence-key".into()], &[])?;
+        if !printed.success() {
+            return Err(CasError::NoEvidenceKey { reason: printed.reason() }.into());
+        }
+        Ok(Some(printed.stdout.trim_end().to_owned()))
+    }
+
     /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
     /// which its own tool has shown on this host.
     pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
@@ -95,7 +108,8 @@ impl Tools {
         Ok(key)
     }
 
-    /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells.
+    /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells and that was
+    /// not long ago.
     pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
         let spent = |entry: &serde_json::Value| {
             let service = entry["subject"].as_str()?;
@@ -103,18 +117,18 @@ impl Tools {
             let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
             (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
         };
-        Ok(self.audit_log()?.iter().flatten().find_map(spent))
+        Ok(self.audit_log("1000")?.iter().flatten().find_map(spent))
     }
 
     /// CAS's time when it last did something, in seconds since 1970, where CAS tells.
     pub fn last_cas_time(&self) -> Result<Option<u64>, Failure> {
-        Ok(self.audit_log()?.iter().flatten().find_map(|entry| entry["time"].as_u64()))
+        Ok(self.audit_log("1")?.iter().flatten().find_map(|entry| entry["time"].as_u64()))
     }
 
-    /// The simulated CAS's audit log, the newest entry first; `None` on SCONE, whose log is not ours to read.
-    fn audit_log(&self) -> Result<Option<Vec<serde_json::Value>>, Failure> {
+    /// The last entries of the simulated CAS's audit log, the newest first; `None` on SCONE, whose log is not ours to read.
+    fn audit_log(&self, count: &str) -> Result<Option<Vec<serde_json::Value>>, Failure> {
         let Some(simulator) = &self.simulator else { return Ok(None) };
-        let log = simulator.run(&["log", "--json"].map(OsString::from), &[])?;
+        let log = simulator.run(&["log", "--json", "--last", count].map(OsString::from), &[])?;
         Ok(Some(log.stdout.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).collect()))
     }
 }

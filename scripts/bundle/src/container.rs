@@ -103,11 +103,13 @@ impl Tools {
     /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of the
     /// container: SCONE's runtime prints the code there.
     pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
-        let environment = [
+        let evidence_key = self.evidence_key()?;
+        let mut environment = vec![
             ("SCONE_CONFIG_ID", start.config_id),
             ("SCONE_CAS_ADDR", &start.cas.enclave_address),
             ("SCONE_SIM_CAS_KEY", &start.cas.key),
         ];
+        environment.extend(evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
         let mut args = if self.runs_containers() { self.docker_run(start) } else { self.native_run(start) };
         args.push(PROGRAM.into());
         self.engine.run(&args, &environment)

@@ -70,7 +70,7 @@ const SIM: Facts = Facts {
     engine: "docker",
     engine_missing: "./scripts/create.rs --platform sim-native --account native   # without docker",
     image_missing: "make image",
-    docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
+    docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY", "-e=SCONE_SIM_EVIDENCE_KEY"],
     sealed: "/.sealed/root/single_run",
 };
 const SIM_NATIVE: Facts = Facts {

@@ -8,9 +8,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use scone_protocol::Secret;
 use scone_protocol::connection::{Address, Connection};
 use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
+use scone_sim::daemon;
 use scone_sim::session::decode_shared_secret;
 use scone_sim::tls::{Client, Identity};
 use totp_rs::{Algorithm, TOTP};
@@ -189,7 +191,7 @@ fn in_process(cas: &Cas, clients: usize, sessions: std::ops::Range<usize>) -> Re
             let service = format!("s{session}/s");
             let access = Access { proof: None, exporter: [0; 32], nonce: "" };
             let code = Some(codes[session - sessions.start][turn].as_str());
-            cas.configure(&Claim { service: &service, code, access, mrenclave: MRENCLAVE, bound: true })?
+            cas.configure(&Claim { service: &service, code, access, mrenclave: MRENCLAVE, vouched: true })?
                 .map_err(|causes| causes.join(": "))?;
             Ok(())
         })?);
@@ -237,6 +239,7 @@ struct Server {
     process: Child,
     address: Address,
     key: String,
+    evidence_key: Secret,
 }
 
 impl Server {
@@ -251,10 +254,11 @@ impl Server {
             .spawn()?;
         let output = process.stdout.take().ok_or("no output")?;
         let lines: Vec<String> = BufReader::new(output).lines().take(3).collect::<std::io::Result<_>>()?;
+        let evidence_key = daemon::evidence_key(data)?;
         let field = |name: &str| lines.iter().find_map(|line| line.strip_prefix(name)).ok_or("CAS did not start");
         let address = Address::parse(field("enclave: ")?).ok_or("no address")?;
         let key = field("key: ")?.to_owned();
-        Ok(Server { process, address, key })
+        Ok(Server { process, address, key, evidence_key })
     }
 
     /// Each client on one connection; connecting is not timed.
@@ -265,7 +269,7 @@ impl Server {
             let (codes, sessions, ready) = (&codes, &sessions, &ready);
             let client = |i: usize| {
                 scope.spawn(move || {
-                    let runtime = Connection::connect(&self.address, Some(self.key.clone()));
+                    let runtime = Connection::connect(&self.address, Some(self.key.clone()), self.evidence_key.clone());
                     ready.wait();
                     let mut runtime = runtime.map_err(|error| error.causes().join(": "))?;
                     let mut times = Vec::new();

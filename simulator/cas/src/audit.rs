@@ -6,6 +6,8 @@
 
 mod chain;
 mod export;
+mod parts;
+mod refusals;
 mod table;
 
 use ring::digest::{Context, SHA256};
@@ -14,9 +16,10 @@ use scone_protocol::{hex, unhex};
 use serde::{Deserialize, Serialize};
 
 use crate::session::is_session_name;
-pub use chain::{Flaw, check_chain};
-pub use export::{Checkpoint, Export, checkpoint, export};
-pub use table::table;
+pub use chain::{Chain, Flaw};
+pub use export::{Checkpoint, Export, write_entry, write_seal};
+pub use parts::{PART, checkpoint, for_each, forget, last, write_part};
+pub use table::Table;
 
 /// The hash before the first entry.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
@@ -40,6 +43,8 @@ pub enum Event {
     ServiceAttested,
     /// A volume's tag was moved, or not.
     VolumeTagUpdated,
+    /// There were more refusals than the log has room for.
+    RefusalsLeftOut,
 }
 
 impl Event {
@@ -53,6 +58,7 @@ impl Event {
             Event::CodeChecked => "code checked",
             Event::ServiceAttested => "service attested",
             Event::VolumeTagUpdated => "volume FSPF tag updated",
+            Event::RefusalsLeftOut => "refusals left out",
         }
     }
 }
@@ -126,9 +132,24 @@ impl Entry {
 
 const COLUMNS: &str = "sequence, time, event, subject, who, measurement, outcome, previous, hash";
 
-/// Appends an entry. What cannot be a name, a key hash or a measurement is not written down: it may hold what a peer mistook
-/// for one.
+/// Appends an entry - unless it is a refusal, and there were so many that no room is left ([`refusals`]).
 pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Result<()> {
+    let time = time as i64;
+    if record.outcome.starts_with("refused") && !refusals::take_room(tx, time)? {
+        return Ok(());
+    }
+    let left_out = refusals::left_out(tx)?;
+    if left_out > 0 {
+        let outcome = format!("refused: {left_out} more");
+        let event = Event::RefusalsLeftOut;
+        write(tx, time, &Record { event, subject: "", who: "", measurement: "", outcome: &outcome })?;
+    }
+    write(tx, time, record)
+}
+
+/// Writes an entry. What cannot be a name, a key hash or a measurement is not written down: it may hold what a peer mistook
+/// for one.
+fn write(tx: &Connection, time: i64, record: &Record<'_>) -> rusqlite::Result<()> {
     let last: Option<(i64, String)> = tx
         .prepare_cached("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")?
         .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
@@ -140,7 +161,7 @@ pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Resu
     let is_hash = |text| unhex(text).is_some_and(|bytes| bytes.len() == 32);
     let mut entry = Entry {
         sequence,
-        time: time as i64,
+        time,
         event: record.event.text().to_owned(),
         subject: named(record.subject, is_session_name(record.subject), "(not a name)"),
         who: named(record.who, is_hash(record.who), "(not a key hash)"),
@@ -156,11 +177,6 @@ pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Resu
     Ok(())
 }
 
-/// All entries, oldest first.
-pub fn read(db: &Connection) -> rusqlite::Result<Vec<Entry>> {
-    db.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY sequence"))?.query_map([], Entry::from_row)?.collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +184,17 @@ mod tests {
 
     const READ: Record<'_> =
         Record { event: Event::SessionRead, subject: "ns/a", who: "", measurement: "", outcome: "accepted" };
+
+    fn read(db: &Connection) -> Vec<Entry> {
+        let mut statement = db.prepare(&format!("SELECT {COLUMNS} FROM audit ORDER BY sequence")).unwrap();
+        statement.query_map([], Entry::from_row).unwrap().collect::<Result<_, _>>().unwrap()
+    }
+
+    fn check_chain(entries: &[Entry]) -> Result<(), Flaw> {
+        let mut chain = Chain::default();
+        entries.iter().try_for_each(|entry| chain.follow(entry))?;
+        chain.from_entry(1).map(drop)
+    }
 
     fn entries(events: u64) -> Vec<Entry> {
         let mut db = Connection::open_in_memory().unwrap();
@@ -177,7 +204,7 @@ mod tests {
             append(&tx, time, &READ).unwrap();
         }
         tx.commit().unwrap();
-        read(&db).unwrap()
+        read(&db)
     }
 
     #[test]
@@ -214,7 +241,12 @@ mod tests {
         let whole = entries(4);
         let export_by = |entries: &[Entry], cas: &Identity| {
             let mut text = Vec::new();
-            export(entries, cas, &mut text).unwrap();
+            let mut chain = Chain::default();
+            for entry in entries {
+                chain.follow(entry).unwrap();
+                write_entry(entry, &mut text).unwrap();
+            }
+            write_seal(&chain, cas, &mut text).unwrap();
             String::from_utf8(text).unwrap()
         };
         let text = export_by(&whole, &cas);
@@ -232,8 +264,8 @@ mod tests {
         let line = |entry: &Entry| serde_json::to_string(entry).unwrap();
 
         let judge = |text: &str, has: Option<&[Entry]>, predecessor: Option<&str>, last: Option<&str>| {
-            let export = Export::read(text, &cas.key_hash)?;
-            let end = export.end().0;
+            let export = Export::read(text.as_bytes(), &cas.key_hash, |_| ())?;
+            let end = export.end.0;
             let hash = |entries: &[Entry]| entries.iter().find(|e| e.sequence == end).map(|e| e.hash.clone());
             let said = has.map(|entries| Checkpoint { last: entries.len() as i64, hash: hash(entries) });
             export.verify(said.ok_or_else(|| "no answer".to_owned()), predecessor, last)
@@ -292,8 +324,11 @@ mod tests {
         entries[0].time = 1_800_000_000;
         entries[1].time = i64::MAX;
         entries[1].outcome = "refused:\n\u{1b}[2J".into();
+        let mut table = Table::default();
+        entries.iter().for_each(|entry| table.fit(entry));
+        let rows: String = entries.iter().map(|entry| table.row(entry)).collect();
         assert_eq!(
-            table(&entries),
+            table.header() + &rows,
             "ENTRY  TIME                  EVENT         SUBJECT  WHO           MEASUREMENT  OUTCOME\n\
              1      2027-01-15T08:00:00Z  session read  ns/a     abababababab  -            accepted\n\
              2      @9223372036854775807  session read  ns/a     -             -            refused:\u{fffd}\u{fffd}[2J\n"
@@ -307,7 +342,7 @@ mod tests {
         let tx = db.transaction().unwrap();
         let claim = Record { subject: "ns/a/service@123456", who: "123456", measurement: "123456", ..READ };
         append(&tx, 1, &claim).unwrap();
-        let [entry] = &read(&tx).unwrap()[..] else { panic!("one entry") };
+        let [entry] = &read(&tx)[..] else { panic!("one entry") };
         assert_eq!(entry.subject, "(not a name)");
         assert_eq!(entry.who, "(not a key hash)");
         assert_eq!(entry.measurement, "(not a measurement)");

@@ -8,8 +8,9 @@ mod secrets;
 mod sessions;
 mod volumes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
 use scone_protocol::hex;
 
 use crate::audit::{self, Event, Record};
@@ -77,6 +78,7 @@ fn refuse<T, R>(refusal: R) -> Result<T, Stop<R>> {
 
 /// CAS: its memory and its clock.
 pub struct Cas {
+    data: PathBuf,
     store: Store,
     clock: Clock,
 }
@@ -85,7 +87,7 @@ impl Cas {
     /// Opens CAS's memory in the data directory, making it if it is not there.
     pub fn open(data: &Path, clock: Clock) -> Result<Cas, CasError> {
         clock.now()?;
-        Ok(Cas { store: Store::open(&data.join(DATABASE))?, clock })
+        Ok(Cas { data: data.to_owned(), store: Store::open(&data.join(DATABASE))?, clock })
     }
 
     /// CAS's own key and certificate, made at the first start.
@@ -110,6 +112,20 @@ impl Cas {
     /// What an export of the audit log is compared with. SCONE tells only CAS's owner. The simulated CAS has no owner, and
     /// hashes give nothing away.
     pub fn checkpoint(&self, sequence: i64) -> Result<audit::Checkpoint, CasError> {
-        self.store.write(|tx| Ok(audit::checkpoint(tx, sequence)?))
+        Ok(audit::checkpoint(&self.look()?, &self.data, sequence)?)
+    }
+
+    /// Moves the older entries of the audit log out of the database, if there are many.
+    pub fn rotate_log(&self) -> Result<(), CasError> {
+        let identity = self.identity()?;
+        while let Some(end) = audit::write_part(&self.look()?, &self.data, &identity)? {
+            self.store.write::<_, CasError>(|tx| Ok(audit::forget(tx, end)?))?;
+        }
+        Ok(())
+    }
+
+    /// A view of the database that keeps nobody waiting.
+    fn look(&self) -> Result<Connection, CasError> {
+        Ok(Store::open_read_only(&self.data.join(DATABASE))?)
     }
 }

@@ -14,11 +14,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rusqlite::Connection;
+use scone_protocol::Secret;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::{self, Chain};
 use crate::cas::DATABASE;
 use crate::store::{self, Store, StoreError};
-use crate::{audit, tls};
+use crate::tls::Identity;
 pub use background::{adopt, detach, down, status, up};
 pub use error::DaemonError;
 pub use serve::serve;
@@ -39,7 +42,7 @@ pub const ENCLAVE_PORT: u16 = 18765;
 pub struct Options {
     /// The data directory.
     pub data: PathBuf,
-    /// The port of the client API; 0: any free one; `None`: as last time, else [`CLIENT_PORT`].
+    /// The port of the client API; 0: any free one; `None`: as last time, else [`CLIENT_PORT`] if it is free, else any.
     pub client_port: Option<u16>,
     /// The port of the enclave API; likewise, else [`ENCLAVE_PORT`].
     pub enclave_port: Option<u16>,
@@ -97,26 +100,59 @@ pub fn default_data() -> Result<PathBuf, DaemonError> {
     Ok(base.ok_or(DaemonError::NoHome)?.join("scone-sim"))
 }
 
-/// Prints the audit log, for people or as an export, and checks that each entry follows from the one before.
-pub fn print_log(data: &Path, json: bool, out: &mut impl Write) -> Result<(), DaemonError> {
+/// Prints the audit log, or its last entries, for people or as an export, and checks that each entry follows from the one before.
+pub fn print_log(data: &Path, json: bool, last: Option<u32>, out: &mut impl Write) -> Result<(), DaemonError> {
+    let database = database(data)?;
+    let newest = audit::last(&database)?;
+    let first = last.map_or(1, |last| (newest - i64::from(last) + 1).max(1));
+    let cannot_print = |source| DaemonError::System { what: "cannot print the log", source };
+    let mut table = audit::Table::default();
+    if !json {
+        audit::for_each::<StoreError>(&database, data, first, |entry| {
+            table.fit(entry);
+            Ok(())
+        })?;
+        out.write_all(table.header().as_bytes()).map_err(cannot_print)?;
+    }
+    let (mut chain, mut flaw) = (Chain::default(), None);
+    audit::for_each(&database, data, first, |entry| {
+        // What is wrong is printed, too.
+        flaw = flaw.take().or(chain.follow(entry).err());
+        let printed = match json {
+            false => out.write_all(table.row(entry).as_bytes()),
+            true => audit::write_entry(entry, out),
+        };
+        printed.map_err(cannot_print)
+    })?;
+    if json {
+        audit::write_seal(&chain, &identity(&database)?, out).map_err(cannot_print)?;
+    }
+    out.flush().map_err(cannot_print)?;
+    if let Some(flaw) = flaw {
+        return Err(flaw.into());
+    }
+    let (hash, count) = (chain.from_entry(first)?, chain.count);
+    eprintln!("scone-sim: {count} entries, each follows from the one before; the last one's hash is {hash}");
+    Ok(())
+}
+
+/// What runtimes make evidence with.
+pub fn evidence_key(data: &Path) -> Result<Secret, DaemonError> {
+    Ok(identity(&database(data)?)?.evidence_key()?)
+}
+
+/// CAS's memory, to look only.
+fn database(data: &Path) -> Result<Connection, DaemonError> {
     let path = data.join(DATABASE);
     if !path.exists() {
         return Err(DaemonError::File { path, source: io::ErrorKind::NotFound.into() });
     }
-    let database = Store::open_read_only(&path)?;
-    let entries = audit::read(&database).map_err(StoreError::from)?;
-    let printed = if json {
-        let pem = store::identity(&database, || Err(StoreError::Damaged("CAS has no key".into())))?;
-        audit::export(&entries, &tls::Identity::from_pem(&pem)?, out)
-    } else {
-        out.write_all(audit::table(&entries).as_bytes())
-    };
-    printed
-        .and_then(|()| out.flush())
-        .map_err(|source| DaemonError::System { what: "cannot print the log", source })?;
-    let hash = audit::check_chain(&entries)?;
-    eprintln!("scone-sim: {} entries, each follows from the one before; the last one's hash is {hash}", entries.len());
-    Ok(())
+    Ok(Store::open_read_only(&path)?)
+}
+
+fn identity(database: &Connection) -> Result<Identity, DaemonError> {
+    let pem = store::identity(database, || Err(StoreError::Damaged("CAS has no key".into())))?;
+    Ok(Identity::from_pem(&pem)?)
 }
 
 /// Held while looking at the CAS or changing whether it runs: `status` does not meet a CAS that is half started.

@@ -39,6 +39,8 @@ enum Command {
     Status(Data),
     /// Go on with a database that was restored from an older copy, or whose `cas.head` is lost
     Adopt(Data),
+    /// Print what runtimes make evidence with (SCONE_SIM_EVIDENCE_KEY): whoever has it passes for any program
+    EvidenceKey(Data),
     /// Print the audit log and check its chain of hashes
     Log {
         #[command(flatten)]
@@ -46,6 +48,9 @@ enum Command {
         /// As `scone cas verify-audit-log` reads it: one entry a line, whole hashes, sealed with CAS's signature
         #[arg(long)]
         json: bool,
+        /// Only the last N entries
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        last: Option<u32>,
     },
 }
 
@@ -60,10 +65,10 @@ struct Data {
 struct Serve {
     #[command(flatten)]
     data: Data,
-    /// Port of the client API, 0 for any free one (default: as last time, else 8081)
+    /// Port of the client API, 0 for any free one (default: as last time, else 8081 if it is free)
     #[arg(long, value_name = "N")]
     client_port: Option<u16>,
-    /// Port of the enclave API, 0 for any free one (default: as last time, else 18765)
+    /// Port of the enclave API, 0 for any free one (default: as last time, else 18765 if it is free)
     #[arg(long, value_name = "N")]
     enclave_port: Option<u16>,
     /// Read the time from FILE (seconds since the epoch, text) at each use: for rehearsals and tests
@@ -123,8 +128,9 @@ fn run(command: Command) -> Result<(), DaemonError> {
         }
         Command::Status(data) => say(&daemon::status(&data.path()?)?.lines()),
         Command::Adopt(data) => daemon::adopt(&data.path()?),
-        Command::Log { data, json } => {
-            daemon::print_log(&data.path()?, json, &mut BufWriter::new(std::io::stdout().lock()))
+        Command::EvidenceKey(data) => say(&format!("{}\n", daemon::evidence_key(&data.path()?)?.expose())),
+        Command::Log { data, json, last } => {
+            daemon::print_log(&data.path()?, json, last, &mut BufWriter::new(std::io::stdout().lock()))
         }
     }
 }

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::ServerConfig;
-use scone_protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, hex};
+use scone_protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, Secret, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -85,13 +85,19 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
     .await
 }
 
-/// Serves the enclave API; returns only if the listener breaks.
-pub async fn serve_runtimes(listener: TcpListener, tls: ServerConfig, cas: Arc<Cas>) -> std::io::Result<()> {
+/// Serves the enclave API; returns only if the listener breaks. `evidence_key`: what runtimes make evidence with.
+pub async fn serve_runtimes(
+    listener: TcpListener,
+    tls: ServerConfig,
+    cas: Arc<Cas>,
+    evidence_key: Secret,
+) -> std::io::Result<()> {
+    let evidence_key = Arc::new(evidence_key);
     serve(listener, tls, move |stream, busy| {
-        let cas = cas.clone();
+        let (cas, evidence_key) = (cas.clone(), evidence_key.clone());
         async move {
             // A peer that breaks off or talks nonsense is not answered; what it asked for before is decided and recorded.
-            converse(stream, cas, &busy).await.ok();
+            converse(stream, cas, evidence_key, &busy).await.ok();
         }
     })
     .await
@@ -273,7 +279,12 @@ fn failed() -> HttpResponse {
 }
 
 /// One runtime. Until its first request is granted it must hurry; afterwards it may stay as long as its program runs.
-async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>, busy: &AtomicBool) -> std::io::Result<()> {
+async fn converse(
+    stream: TlsStream<TcpStream>,
+    cas: Arc<Cas>,
+    evidence_key: Arc<Secret>,
+    busy: &AtomicBool,
+) -> std::io::Result<()> {
     let exporter =
         stream.get_ref().1.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(std::io::Error::other)?;
     let mut nonce = [0; 32];
@@ -290,8 +301,8 @@ async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>, busy: &AtomicBool
         let Some(frame) = frame else { return Ok(()) };
         let request: Request = serde_json::from_slice(&frame?)?;
         busy.store(true, Ordering::SeqCst);
-        let nonce = nonce.clone();
-        let response = decide(cas.clone(), move |cas| respond(cas, request, &exporter, &nonce)).await;
+        let (nonce, evidence_key) = (nonce.clone(), evidence_key.clone());
+        let response = decide(cas.clone(), move |cas| respond(cas, &evidence_key, request, &exporter, &nonce)).await;
         let response = response.unwrap_or_else(|()| Response::Refused { causes: vec![FAILED.to_owned()] });
         trusted |= !matches!(response, Response::Refused { .. });
         frames.codec_mut().set_max_frame_length(MAX_FRAME);
@@ -300,14 +311,20 @@ async fn converse(stream: TlsStream<TcpStream>, cas: Arc<Cas>, busy: &AtomicBool
     }
 }
 
-fn respond(cas: &Cas, request: Request, exporter: &[u8; 32], nonce: &str) -> Result<Response, CasError> {
+fn respond(
+    cas: &Cas,
+    evidence_key: &Secret,
+    request: Request,
+    exporter: &[u8; 32],
+    nonce: &str,
+) -> Result<Response, CasError> {
     Ok(match request {
         Request::Configure { service, code, access_proof, evidence } => {
             let claim = Claim {
                 service: &service,
                 code: code.as_deref(),
                 mrenclave: &evidence.mrenclave,
-                bound: evidence.is_bound_to(exporter, nonce),
+                vouched: evidence.is_made_with(evidence_key, exporter, nonce),
                 access: Access { proof: access_proof.as_deref(), exporter: *exporter, nonce },
             };
             match cas.configure(&claim)? {

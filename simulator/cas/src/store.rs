@@ -9,6 +9,7 @@
 //! restored from an older copy. Without `cas.head` that could not be told, so CAS does not start on a database that has
 //! entries and no head. Whoever restores both files is not noticed here.
 
+mod erasure;
 mod head;
 mod secrets;
 mod sessions;
@@ -34,27 +35,33 @@ const LAYOUT: i64 = 3;
 /// keeps an older program, which would not find them, from accepting codes again.
 const TAKEN_OVER: i64 = 2;
 
+/// How long to wait for a database that somebody else has locked.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Commits at the latest after this many writes: a steady stream must not put the first one's answer off for ever.
 const LARGEST_BATCH: usize = 256;
 
 /// `session` keeps every version, the highest is active. `secret` holds what CAS drew. A row of `volume` is never deleted.
+/// `refusals` has one row.
 pub(crate) const TABLES: &str = "
-    CREATE TABLE identity (pem TEXT NOT NULL);
-    CREATE TABLE session (
+    CREATE TABLE IF NOT EXISTS identity (pem TEXT NOT NULL);
+    CREATE TABLE IF NOT EXISTS session (
         name TEXT NOT NULL, version INTEGER NOT NULL, hash TEXT NOT NULL, creator TEXT NOT NULL, content TEXT NOT NULL,
         PRIMARY KEY (name, version)) STRICT;
-    CREATE TABLE secret (
+    CREATE TABLE IF NOT EXISTS secret (
         session TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, value BLOB NOT NULL,
         PRIMARY KEY (session, name)) STRICT;
-    CREATE TABLE volume (
+    CREATE TABLE IF NOT EXISTS volume (
         session TEXT NOT NULL, name TEXT NOT NULL, key BLOB NOT NULL, tag TEXT,
         PRIMARY KEY (session, name)) STRICT;
-    CREATE TABLE code (
+    CREATE TABLE IF NOT EXISTS code (
         secret TEXT PRIMARY KEY, highest_step INTEGER, failures INTEGER NOT NULL, failed_at INTEGER NOT NULL) STRICT;
-    CREATE TABLE audit (
+    CREATE TABLE IF NOT EXISTS audit (
         sequence INTEGER PRIMARY KEY, time INTEGER NOT NULL, event TEXT NOT NULL, subject TEXT NOT NULL,
         who TEXT NOT NULL, measurement TEXT NOT NULL, outcome TEXT NOT NULL,
         previous TEXT NOT NULL, hash TEXT NOT NULL) STRICT;
+    CREATE TABLE IF NOT EXISTS refusals (free_at INTEGER NOT NULL, left_out INTEGER NOT NULL) STRICT;
+    INSERT INTO refusals SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM refusals);
 ";
 
 /// The database failed, or is not ours.
@@ -88,9 +95,9 @@ pub enum StoreError {
         /// What is wrong with it.
         what: &'static str,
     },
-    /// The file beside the database.
+    /// A file beside the database.
     #[error("cannot use '{}': {source}", path.display())]
-    Head {
+    Beside {
         /// Which file.
         path: PathBuf,
         /// Why.
@@ -117,6 +124,8 @@ struct Open {
     size: usize,
     /// Whether its transaction was begun.
     begun: bool,
+    /// Whether the write-ahead log may hold what was deleted.
+    erase: bool,
 }
 
 /// Writes that share a commit.
@@ -135,17 +144,15 @@ impl Store {
         let head = match tx.pragma_query_value(None, "user_version", |row| row.get(0))? {
             // A new database is a new CAS with a key of its own, which nobody takes for the old one. The head comes first: no
             // crash leaves a database without one.
-            0 => {
-                let head = Head::start(head_path, None)?;
-                tx.execute_batch(TABLES)?;
-                head
-            }
+            0 => Head::start(head_path, None)?,
             LAYOUT | TAKEN_OVER => Head::check(head_path, &tx)?,
             other => return Err(StoreError::Layout(other)),
         };
+        tx.execute_batch(TABLES)?;
         tx.pragma_update(None, "user_version", LAYOUT)?;
         tx.commit()?;
-        let open = Open { connection, head, batch: Arc::default(), size: 0, begun: false };
+        let mut open = Open { connection, head, batch: Arc::default(), size: 0, begun: false, erase: true };
+        open.erase_deleted();
         Ok(Store { open: Mutex::new(open), waiting: AtomicUsize::new(0) })
     }
 
@@ -182,14 +189,24 @@ impl Store {
         committed.map_err(|error| E::from(StoreError::NotCommitted(error)))?;
         Ok(value)
     }
+
+    /// Erases what was deleted from the write-ahead log as well - unless somebody reads an older state: then with the first
+    /// commit after that.
+    pub fn erase_deleted(&self) {
+        let mut open = lock(&self.open);
+        open.erase = true;
+        if !open.begun {
+            open.erase_deleted();
+        }
+    }
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(10))?;
+    connection.busy_timeout(PATIENCE)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
     connection.pragma_update(None, "synchronous", "FULL")?;
-    // What is deleted is overwritten: a dropped secret is gone.
+    // What is deleted is overwritten. The write-ahead log keeps it until it is emptied: see `erase_deleted`.
     connection.pragma_update(None, "secure_delete", true)?;
     Ok(connection)
 }
@@ -231,7 +248,20 @@ impl Open {
             }
             return Err(error.into());
         }
-        self.head.remember(&self.connection)
+        self.head.remember(&self.connection)?;
+        self.erase_deleted();
+        Ok(())
+    }
+
+    /// Empties the write-ahead log, if that is due. The commit that it follows stands whatever comes of this.
+    fn erase_deleted(&mut self) {
+        if !self.erase {
+            return;
+        }
+        match erasure::empty_write_ahead_log(&self.connection) {
+            Ok(emptied) => self.erase = !emptied,
+            Err(error) => eprintln!("scone-sim: what was deleted is still in the write-ahead log: {error}"),
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use ring::digest::{SHA256, digest};
+use ring::hmac;
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -17,7 +18,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName as Dn, Error, ServerConfig,
     SignatureScheme, version,
 };
-use scone_protocol::hex;
+use scone_protocol::{Secret, hex};
 
 /// The label of a certificate's PEM.
 pub const CERTIFICATE: &str = "CERTIFICATE";
@@ -90,6 +91,12 @@ impl Identity {
             .and_then(|pair| pair.sign(&random, message).ok())
             .map(|signature| signature.as_ref().to_vec())
             .ok_or(TlsError::Damaged)
+    }
+
+    /// What runtimes make evidence with: derived from the private key, so it lies nowhere else than that does.
+    pub fn evidence_key(&self) -> Result<Secret, TlsError> {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.key()?.secret_der());
+        Ok(Secret::new(hex(hmac::sign(&key, b"scone-sim evidence key 1").as_ref())))
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {

@@ -5,7 +5,11 @@ mod world;
 use std::fs;
 
 use scone_protocol::{SetTag, unhex};
-use world::{ANOTHER, MRENCLAVE, NOW, World, code};
+use scone_sim::audit::{self, Event, PART, Record};
+use scone_sim::cas::{Access, Cas, Claim};
+use scone_sim::clock::Clock;
+use scone_sim::store::StoreError;
+use world::{ANOTHER, MRENCLAVE, NOW, Outcome, World, code, program};
 
 const RESET: &str = "ns/otpqr-reset/otpqr";
 
@@ -176,4 +180,125 @@ fn a_log_tampered_with_in_the_database_is_printed_and_refused() {
     let broken = world.scone_sim(&["log"]);
     assert_eq!(broken.0.status.code(), Some(1));
     assert!(broken.error().contains("the audit log is broken at entry 3"), "{}", broken.error());
+}
+
+/// What CAS would have written in a long time.
+fn grow(world: &World, count: i64) {
+    let mut database = rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let tx = database.transaction().unwrap();
+    for _ in 0..count {
+        let read = Record { event: Event::SessionRead, subject: "ns", who: "", measurement: "", outcome: "accepted" };
+        audit::append(&tx, NOW, &read).unwrap();
+    }
+    tx.commit().unwrap();
+}
+
+/// The files with older entries, oldest first.
+fn parts(world: &World) -> Vec<String> {
+    let files = fs::read_dir(world.data()).unwrap().map(|file| file.unwrap().path().display().to_string());
+    let mut parts: Vec<String> = files.filter(|path| path.ends_with(".jsonl")).collect();
+    parts.sort();
+    parts
+}
+
+#[test]
+fn a_long_log_is_kept_in_parts_and_its_chain_goes_through_all_of_them() {
+    let mut world = World::with_policies();
+    let early = world.file("early.json", &world.scone_sim(&["log", "--json"]).succeeds());
+    world.scone_sim(&["down"]).succeeds();
+    let older = ["cas.db", "cas.head"].map(|name| (name, fs::read(world.data().join(name)).unwrap()));
+    grow(&world, 3 * PART);
+    // The one that serves does so each minute.
+    Cas::open(&world.data(), Clock::System).unwrap().rotate_log().unwrap();
+    world.crash_and_restart();
+    let parts = parts(&world);
+    assert_eq!(parts.len(), 2, "{parts:?}");
+    let database = rusqlite::Connection::open(world.data().join("cas.db")).unwrap();
+    let first: i64 = database.query_row("SELECT min(sequence) FROM audit", [], |row| row.get(0)).unwrap();
+    assert_eq!(first, 2 * PART + 1);
+    let total = 3 * PART + 6;
+    let log = world.scone_sim(&["log"]);
+    assert!(log.error().contains(&format!("{total} entries, each follows")), "{}", log.error());
+    assert_eq!(log.succeeds().lines().count() as i64, total + 1);
+    let newest = world.scone_sim(&["log", "--last", "3"]);
+    assert!(newest.error().contains("3 entries, each follows"), "{}", newest.error());
+    assert!(newest.succeeds().lines().nth(1).unwrap().starts_with(&format!("{}  ", total - 2)));
+    assert_eq!(newest.succeeds().lines().count(), 4);
+    // More than the database has.
+    let more = (PART + 1000).to_string();
+    assert_eq!(world.scone_sim(&["log", "--last", &more]).succeeds().lines().count() as i64, PART + 1001);
+
+    // CAS still knows the entries that it has moved, and vouches for each part.
+    let verify = |file: &str, options: &[&str]| world.scone(&[&["cas", "verify-audit-log", file], options].concat());
+    let hash = |file: &str| {
+        let text = fs::read_to_string(file).unwrap();
+        text.lines().rev().nth(1).unwrap().rsplit_once("\"hash\":\"").unwrap().1[..64].to_owned()
+    };
+    let [first, second] = [hash(&parts[0]), hash(&parts[1])];
+    verify(&early, &[]).fails(14, "more recent ones are missing");
+    verify(&early, &["--last", &hash(&early)]).succeeds();
+    verify(&parts[0], &["--last", &first]).succeeds();
+    verify(&parts[1], &["--last", &second]).fails(15, "older ones are missing");
+    verify(&parts[1], &["--last", &second, "--predecessor", &first]).succeeds();
+    let whole = world.file("whole.json", &world.scone_sim(&["log", "--json"]).succeeds());
+    verify(&whole, &["--last", &hash(&whole)]).succeeds();
+
+    let genuine = fs::read_to_string(&parts[0]).unwrap();
+    fs::write(&parts[0], genuine.replacen("accepted", "refused", 1)).unwrap();
+    let broken = world.scone_sim(&["log"]);
+    assert_eq!(broken.0.status.code(), Some(1));
+    assert!(broken.error().contains("the audit log is broken at entry 1"), "{}", broken.error());
+    fs::remove_file(&parts[0]).unwrap();
+    let broken = world.scone_sim(&["log"]);
+    assert_eq!(broken.0.status.code(), Some(1));
+    assert!(broken.error().contains("broken at entry 1: it is missing"), "{}", broken.error());
+
+    // The files say nothing for a database that was put back.
+    fs::write(&parts[0], genuine).unwrap();
+    world.scone_sim(&["down"]).succeeds();
+    drop(database);
+    older.into_iter().for_each(|(name, content)| fs::write(world.data().join(name), content).unwrap());
+    world.crash_and_restart();
+    world.scone(&["cas", "verify-audit-log", &parts[0], "--last", &first]).fails(18, "CAS was rolled back");
+}
+
+/// With less memory than the entries would take.
+#[test]
+fn a_log_of_any_length_is_printed_exported_and_checked_piece_by_piece() {
+    let world = World::with_policies();
+    grow(&world, 50_000);
+    let whole = world.home.path().join("whole.json").display().to_string();
+    let limited = |arg0: &str, words: &str| {
+        let program = program(arg0);
+        let (program, config) = (program.get_program(), world.home.path().join("alice/config.json"));
+        let script = format!("ulimit -d 20000 && exec -a {arg0} \"$0\" {words}");
+        let mut command = std::process::Command::new("bash");
+        command.args(["-c", &script]).arg(program).arg(world.data()).arg(&whole).env("SCONE_CLI_CONFIG", config);
+        Outcome(command.output().unwrap()).succeeds();
+    };
+    limited("scone-sim", "log --data \"$1\" >\"$2\"");
+    limited("scone-sim", "log --json --data \"$1\" >\"$2\"");
+    limited("scone", "cas verify-audit-log \"$2\"");
+}
+
+#[test]
+fn refusals_cannot_fill_the_log_and_how_many_were_left_out_is_said() {
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("clock"), NOW.to_string()).unwrap();
+    let cas = Cas::open(home.path(), Clock::File(home.path().join("clock"))).unwrap();
+    let claim = Claim { service: "a/b/c", code: None, mrenclave: MRENCLAVE, vouched: false, access: Access::default() };
+    for _ in 0..1234 {
+        cas.configure(&claim).unwrap().unwrap_err();
+    }
+    cas.record(Event::CasExited).unwrap();
+    let database = rusqlite::Connection::open(home.path().join("cas.db")).unwrap();
+    let mut told = Vec::new();
+    audit::for_each::<StoreError>(&database, home.path(), 1000, |entry| {
+        told.push(format!("{} {} {}", entry.sequence, entry.event, entry.outcome));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told[1], "1001 refusals left out refused: 234 more");
+    assert!(told[2].starts_with("1002 CAS exited accepted"), "{told:?}");
 }

@@ -2,16 +2,21 @@
 
 mod world;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Barrier};
 
 use scone_protocol::connection::Error;
-use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, SetTag, unhex};
+use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, Secret, SetTag, unhex};
+use scone_sim::daemon::{CLIENT_PORT, ENCLAVE_PORT};
+use scone_sim::session::decode_shared_secret;
 use scone_sim::tls::{self, Identity};
 use world::{ANOTHER, HEADLINE, MRENCLAVE, NOW, Outcome, World, code, program, refused, start};
+
+const UNVOUCHED: &str = "The evidence was not made on this connection with this CAS's evidence key";
 
 // Codes
 
@@ -160,14 +165,43 @@ fn recorded_evidence_is_refused_on_another_connection() {
         serde_json::from_slice::<Response>(&receive(stream)).unwrap()
     };
     let (mut first, hello, exporter) = dial();
-    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce);
+    let key = world.evidence_key();
+    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce, &key);
     let (mut second, second_hello, _) = dial();
-    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce);
+    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce, &key);
     for recorded in [&evidence, &mixed] {
         let Response::Refused { causes } = ask(&mut second, recorded) else { panic!("accepted") };
-        assert_eq!(causes.last().unwrap(), "The evidence was not made for this connection");
+        assert_eq!(causes.last().unwrap(), UNVOUCHED);
     }
     assert!(matches!(ask(&mut first, &evidence), Response::Configuration(_)));
+}
+
+/// Whoever reaches the port and knows all names: any local user.
+#[test]
+fn who_makes_up_evidence_learns_nothing_and_spends_nothing() {
+    let world = World::with_policies();
+    let open = "name: open\nversion: \"0.3.10\"\nservices: [{name: s, command: p, pwd: /}]\n\
+                security: {attestation: {mode: none}}\n";
+    world.scone(&["session", "create", &world.file("open.yml", open)]).succeeds();
+    let code = code(&world.secret(), NOW);
+    let headline = "CAS sent an attestation/configuration error: DCAP quote verification failed";
+    let refusal = [headline, "Failed to verify DCAP report", UNVOUCHED];
+    let ask = |key: &str, service, code| {
+        let mut connection = world.connect_with(Secret::new(key.to_owned()));
+        connection.configure(service, code, MRENCLAVE).map_err(Error::causes)
+    };
+    for key in ["", &world.key, &"00".repeat(32)] {
+        for service in ["ns/otpqr/otpqr", "open/s", "ns/unknown/s"] {
+            refused(ask(key, service, None), &refusal);
+        }
+        // The right code is not consumed, and wrong ones keep nobody waiting.
+        refused(ask(key, "ns/otpqr-reset/otpqr", Some(&code)), &refusal);
+        for wrong in ["x", "y", "z"] {
+            refused(ask(key, "ns/otpqr-reset/otpqr", Some(wrong)), &refusal);
+        }
+    }
+    let issued = world.configure("ns/otpqr-reset/otpqr", Some(&code), MRENCLAVE).unwrap();
+    assert_eq!(issued.environment["OTP_SECRET"].expose(), world.secret());
 }
 
 #[test]
@@ -231,6 +265,30 @@ fn rolling_forward_makes_old_codes_dead_and_keeps_what_is_kept() {
     let again = world.configure("ns/otpqr/check", None, MRENCLAVE).unwrap();
     assert_eq!(again.volumes[0].key, before.volumes[0].key);
     assert_ne!(world.secret(), old);
+}
+
+/// Its bytes are looked for, where they are in full beforehand.
+#[test]
+fn a_dropped_secret_is_in_no_file_of_the_data_directory() {
+    let world = World::with_policies();
+    let secret = || decode_shared_secret(&world.secret()).unwrap();
+    let holding = |secret: &[u8]| {
+        let files = fs::read_dir(world.data()).unwrap().map(|file| file.unwrap().path()).filter(|path| path.is_file());
+        files.filter(|file| fs::read(file).unwrap().windows(secret.len()).any(|part| part == secret)).count()
+    };
+    let replace = |template: &str, from: &str, to: &str| {
+        let hash = world.scone(&["session", "verify", &world.render(template, from, None)]).succeeds();
+        world.scone(&["session", "create", &world.render(template, to, Some(hash.trim()))]).succeeds();
+    };
+    let dropped = secret();
+    replace("otpqr", "1", "12");
+    replace("otpqr-reset", "1", "2");
+    assert_ne!(holding(&dropped), 0);
+    // Somebody reads the log meanwhile.
+    world.scone_sim(&["log"]).succeeds();
+    replace("otpqr", "12", "2");
+    assert_ne!(holding(&secret()), 0);
+    assert_eq!(holding(&dropped), 0);
 }
 
 #[test]
@@ -536,15 +594,60 @@ fn a_database_of_another_layout_is_left_as_it_is_with_a_hint() {
 }
 
 #[test]
-fn a_port_that_is_taken_is_named_with_its_option() {
-    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port().to_string();
+fn a_port_that_is_taken_is_named_with_a_hint_that_helps() {
     let home = tempfile::tempdir().unwrap();
+    let data = home.path().to_str().unwrap();
+    let scone_sim = |args: &[&str]| Outcome(program("scone-sim").args(args).args(["--data", data]).output().unwrap());
+    let free = ["up", "--client-port", "0", "--enclave-port", "0"];
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let hint = format!("hint: scone-sim up --data '{data}' --client-port 0 --enclave-port 0   #");
     for (option, other) in [("--client-port", "--enclave-port"), ("--enclave-port", "--client-port")] {
-        let up = ["up", option, &port, other, "0", "--data"];
-        Outcome(program("scone-sim").args(up).arg(home.path()).output().unwrap())
-            .fails(3, &format!("hint: scone-sim up {option} 0"));
+        let up = scone_sim(&["up", option, &port.to_string(), other, "0"]);
+        up.fails(3, &format!("cannot listen on 127.0.0.1:{port}: "));
+        assert!(up.error().contains(&hint), "{}", up.error());
     }
+    // A port that it had before is not left for another one by itself: accounts know CAS by it.
+    let ports = scone_sim(&free).succeeds();
+    scone_sim(&["down"]).succeeds();
+    let client = ports.lines().next().unwrap().strip_prefix("client: ").unwrap();
+    let taken = TcpListener::bind(client).unwrap();
+    let up = scone_sim(&["up"]);
+    up.fails(3, &format!("cannot listen on {client}: "));
+    assert!(up.error().contains(&hint), "{}", up.error());
+    scone_sim(&free).succeeds();
+    scone_sim(&["down"]).succeeds();
+    drop(taken);
+}
+
+#[test]
+fn a_cas_that_aborts_leaves_no_core_dump() {
+    let world = World::new();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", world.process.id())).unwrap();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+    // With 0 a program that core_pattern names would be given one.
+    assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+}
+
+/// As two users of one host have them: neither knows of the other.
+#[test]
+fn where_the_usual_ports_are_taken_free_ones_are_found_and_kept() {
+    // If somebody else has them already, all the better.
+    let _usual = [CLIENT_PORT, ENCLAVE_PORT].map(|port| TcpListener::bind(("127.0.0.1", port)));
+    let homes = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let each = |args: &[&str]| {
+        homes.each_ref().map(|home| {
+            Outcome(program("scone-sim").args(args).arg("--data").arg(home.path()).output().unwrap()).succeeds()
+        })
+    };
+    let first = each(&["up"]);
+    let lines: BTreeSet<&str> = first.iter().flat_map(|lines| lines.lines()).collect();
+    assert_eq!(lines.len(), 6, "{lines:?}");
+    assert!(!lines.contains(&*format!("client: 127.0.0.1:{CLIENT_PORT}")), "{lines:?}");
+    assert!(!lines.contains(&*format!("enclave: 127.0.0.1:{ENCLAVE_PORT}")), "{lines:?}");
+    each(&["down"]);
+    assert_eq!(each(&["up"]), first);
+    each(&["down"]);
 }
 
 #[test]

@@ -71,7 +71,8 @@ impl Victim {
 
     fn ask(&self) -> Result<Configuration, Vec<String>> {
         let address = Address::parse(&self.world.enclave).unwrap();
-        let mut cas = Connection::connect(&address, Some(self.world.key.clone())).map_err(Error::causes)?;
+        let (key, evidence_key) = (Some(self.world.key.clone()), self.world.evidence_key());
+        let mut cas = Connection::connect(&address, key, evidence_key).map_err(Error::causes)?;
         cas.configure(SERVICE, Some(&self.code), MRENCLAVE).map_err(Error::causes)
     }
 
@@ -260,7 +261,7 @@ fn power_cuts(before: &Files, steps: &[Step], code: &str) -> Vec<(bool, Option<b
                 code: Some(code),
                 access: Access::default(),
                 mrenclave: MRENCLAVE,
-                bound: true,
+                vouched: true,
             };
             outcomes.push((released, cas.map(|cas| cas.configure(&claim).unwrap().is_ok())));
         }

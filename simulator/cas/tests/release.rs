@@ -61,7 +61,7 @@ impl Rig {
     }
 
     fn ask(&self, service: &str) -> Result<Configuration, Vec<String>> {
-        self.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, bound: true, access: Access::default() })
+        self.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access: Access::default() })
     }
 
     fn claim(&self, claim: &Claim<'_>) -> Result<Configuration, Vec<String>> {
@@ -118,7 +118,7 @@ fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_
     let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
     let mrenclave = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
     let claim =
-        Claim { service: "my_session_1234/service", code: None, mrenclave, bound: true, access: Access::default() };
+        Claim { service: "my_session_1234/service", code: None, mrenclave, vouched: true, access: Access::default() };
     assert_eq!(rig.claim(&claim).unwrap_err()[1], "An One-time Password is required to access this session");
     let configuration = rig.claim(&Claim { code: Some(&code), ..claim }).unwrap();
     assert_eq!(configuration.command, ["python3", "my_service.py", "-a", "4", "-b", "12", "-x", ""]);
@@ -143,7 +143,7 @@ fn a_services_own_code_secret_beats_the_sessions() {
             service: "a/s",
             code: Some(code),
             mrenclave: MRENCLAVE,
-            bound: true,
+            vouched: true,
             access: Access::default(),
         })
     };
@@ -161,7 +161,7 @@ fn any_variant_of_the_attestation_will_do() {
     );
     rig.put("a", &text);
     let claim = |mrenclave: &str| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave, bound: true, access: Access::default() })
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave, vouched: true, access: Access::default() })
     };
     let causes = claim(&"dd".repeat(32)).unwrap_err();
     assert!(causes.iter().any(|cause| cause.starts_with("Error 1 of 3: Unexpected enclave measurement")), "{causes:?}");
@@ -178,7 +178,7 @@ fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_
     let ask = |rig: &mut Rig, attestation: &str| {
         rig.put("a", &service_with("command: /p").replace(&measured, attestation));
         let access = Access::default();
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, bound: true, access }).map(drop)
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access }).map(drop)
     };
     let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
     for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
@@ -195,7 +195,7 @@ fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_
 fn without_attestation_anybody_may_start_the_service() {
     let mut rig = Rig::new();
     let any = |rig: &Rig| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: OTHER, bound: true, access: Access::default() })
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: OTHER, vouched: true, access: Access::default() })
     };
     rig.put("a", &service_with("command: /p"));
     assert!(any(&rig).is_err());
@@ -211,7 +211,7 @@ fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
     let (exporter, nonce) = ([7; 32], "nonce");
     let claim = |proof: &str, exporter| {
         let access = Access { proof: Some(proof), exporter, nonce };
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, bound: true, access })
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access })
     };
     let wrong = access_proof(End::Runtime, "another", &exporter, nonce);
     let right = access_proof(End::Runtime, "j765WyMWTKksiqWbBuuc", &exporter, nonce);
@@ -239,7 +239,7 @@ fn who_lacks_the_access_token_cannot_use_up_codes() {
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, bound: true, access })
+        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
     };
     assert!(claim(None).is_err());
     claim(Some(&proof)).unwrap();
@@ -258,7 +258,7 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, bound: true, access })
+        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
     };
     let refused = claim(Some(&proof)).unwrap_err();
     assert_eq!(refused.last().unwrap(), "A service access token was given, and this session has none");

@@ -83,7 +83,7 @@ fn put_clock(home: &TempDir, now: u64) -> PathBuf {
 }
 
 fn configure(cas: &Cas, service: &str, code: Option<&str>) -> Result<Configuration, Vec<String>> {
-    cas.configure(&Claim { service, code, mrenclave: MRENCLAVE, bound: true, access: Access::default() }).unwrap()
+    cas.configure(&Claim { service, code, mrenclave: MRENCLAVE, vouched: true, access: Access::default() }).unwrap()
 }
 
 fn race(rounds: u64) {

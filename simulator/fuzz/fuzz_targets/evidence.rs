@@ -2,13 +2,13 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use scone_protocol::{End, Request, Response, proves_access, unhex};
+use scone_protocol::{End, Request, Response, Secret, proves_access, unhex};
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(request) = serde_json::from_slice::<Request>(bytes) {
         match &request {
             Request::Configure { access_proof, evidence, .. } => {
-                assert!(!evidence.is_bound_to(&[7; 32], "nonce"));
+                assert!(!evidence.is_made_with(&Secret::new("key".into()), &[7; 32], "nonce"));
                 let proof = access_proof.as_deref().unwrap_or_default();
                 assert!(!proves_access(proof, End::Runtime, "token", &[7; 32], "nonce"));
             }

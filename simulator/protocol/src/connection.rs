@@ -15,8 +15,8 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use crate::{
-    Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, Request, Response, SetTag, access_proof, hex,
-    proves_access,
+    Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, Request, Response, Secret, SetTag, access_proof,
+    hex, proves_access,
 };
 
 /// The enclave API's port (`reference/scone.md` section 5.4).
@@ -101,13 +101,14 @@ pub struct Connection {
     tls: Arc<ClientConfig>,
     stream: StreamOwned<ClientConnection, TcpStream>,
     nonce: String,
+    evidence_key: Secret,
     access_token: Option<String>,
 }
 
 impl Connection {
     /// Connects. `key`: the SHA-256 of the SubjectPublicKeyInfo that CAS must have, 64 lower-case hex digits; `None`
-    /// takes any - but then the same throughout the run.
-    pub fn connect(address: &Address, key: Option<String>) -> Result<Connection, Error> {
+    /// takes any - but then the same throughout the run. `evidence_key`: what evidence is made with.
+    pub fn connect(address: &Address, key: Option<String>, evidence_key: Secret) -> Result<Connection, Error> {
         // Resolved once: the program's root may know no names.
         let resolved = (address.host.as_str(), address.port).to_socket_addrs().map_err(Error::Channel)?;
         let addresses: Vec<_> = resolved.collect();
@@ -122,7 +123,7 @@ impl Connection {
         tls.resumption = Resumption::disabled();
         let tls = Arc::new(tls);
         let (stream, nonce) = dial(&addresses, &tls).map_err(Error::Channel)?;
-        Ok(Connection { addresses, tls, stream, nonce, access_token: None })
+        Ok(Connection { addresses, tls, stream, nonce, evidence_key, access_token: None })
     }
 
     /// Demands that both ends know the service access token. Neither end tells it to the other.
@@ -138,7 +139,7 @@ impl Connection {
             .conn
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(|error| Error::Channel(io::Error::other(error)))?;
-        let evidence = Evidence::new(mrenclave, &exporter, &self.nonce);
+        let evidence = Evidence::new(mrenclave, &exporter, &self.nonce, &self.evidence_key);
         let access_proof =
             self.access_token.as_ref().map(|token| access_proof(End::Runtime, token, &exporter, &self.nonce));
         let (service, code) = (service.to_owned(), code.map(str::to_owned));

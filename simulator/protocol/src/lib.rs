@@ -50,37 +50,35 @@ pub enum Request {
     SetTag(SetTag),
 }
 
-/// The measurement, bound to this connection and to CAS's nonce. In SGX a quote would be here; this is the runtime's word.
+/// The measurement, bound to this connection and to CAS's nonce. In SGX a quote would be here; this is the word of a runtime
+/// that was given the evidence key: `scone-sim evidence-key` tells it to whoever can read CAS's data directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Evidence {
     /// The measurement, 64 lower-case hex digits.
     pub mrenclave: String,
-    /// Over this connection, the nonce and the measurement, lower-case hex.
+    /// HMAC-SHA-256 under the evidence key over this connection, the nonce and the measurement, lower-case hex.
     pub binding: String,
 }
 
 impl Evidence {
     /// Makes evidence for `mrenclave` on the connection with this exporter value and this nonce (as it stood in [`Hello`]).
-    pub fn new(mrenclave: &str, exporter: &[u8; 32], nonce: &str) -> Evidence {
-        Evidence { mrenclave: mrenclave.to_owned(), binding: Self::binding(mrenclave, exporter, nonce) }
+    pub fn new(mrenclave: &str, exporter: &[u8; 32], nonce: &str, key: &Secret) -> Evidence {
+        let mac = ring::hmac::sign(&mac_key(key.expose().as_bytes()), &evidence_text(mrenclave, exporter, nonce));
+        Evidence { mrenclave: mrenclave.to_owned(), binding: hex(mac.as_ref()) }
     }
 
-    /// Whether this evidence was made on the connection with this exporter value and this nonce.
-    pub fn is_bound_to(&self, exporter: &[u8; 32], nonce: &str) -> bool {
-        self.binding == Self::binding(&self.mrenclave, exporter, nonce)
+    /// Whether this evidence was made on the connection with this exporter value and this nonce, by somebody who knew `key`.
+    /// Compares in constant time.
+    pub fn is_made_with(&self, key: &Secret, exporter: &[u8; 32], nonce: &str) -> bool {
+        let text = evidence_text(&self.mrenclave, exporter, nonce);
+        let key = mac_key(key.expose().as_bytes());
+        unhex(&self.binding).is_some_and(|mac| ring::hmac::verify(&key, &text, &mac).is_ok())
     }
+}
 
-    /// SHA-256 over a domain label, the exporter value, the nonce and the measurement.
-    fn binding(mrenclave: &str, exporter: &[u8; 32], nonce: &str) -> String {
-        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
-        hash.update(b"scone-sim evidence 1\0");
-        hash.update(exporter);
-        hash.update(nonce.as_bytes());
-        hash.update(b"\0");
-        hash.update(mrenclave.as_bytes());
-        hex(hash.finish().as_ref())
-    }
+fn evidence_text(mrenclave: &str, exporter: &[u8; 32], nonce: &str) -> Vec<u8> {
+    [b"scone-sim evidence 2\0", &exporter[..], nonce.as_bytes(), b"\0", mrenclave.as_bytes()].concat()
 }
 
 /// The two ends of a connection.
@@ -284,12 +282,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn recorded_evidence_is_refused_on_another_connection_or_for_another_nonce() {
-        let evidence = Evidence::new("aa", &[1; 32], "nonce");
-        assert!(!evidence.is_bound_to(&[2; 32], "nonce"));
-        assert!(!evidence.is_bound_to(&[1; 32], "other"));
-        assert!(!Evidence { mrenclave: "bb".into(), ..evidence.clone() }.is_bound_to(&[1; 32], "nonce"));
-        assert!(evidence.is_bound_to(&[1; 32], "nonce"));
+    fn evidence_is_of_one_connection_one_nonce_one_measurement_and_one_key() {
+        let (key, other) = (Secret::new("key".into()), Secret::new("other".into()));
+        let evidence = Evidence::new("aa", &[1; 32], "nonce", &key);
+        assert!(!evidence.is_made_with(&key, &[2; 32], "nonce"));
+        assert!(!evidence.is_made_with(&key, &[1; 32], "other"));
+        assert!(!evidence.is_made_with(&other, &[1; 32], "nonce"));
+        assert!(!Evidence { mrenclave: "bb".into(), ..evidence.clone() }.is_made_with(&key, &[1; 32], "nonce"));
+        assert!(!Evidence { binding: String::new(), ..evidence.clone() }.is_made_with(&key, &[1; 32], "nonce"));
+        assert!(evidence.is_made_with(&key, &[1; 32], "nonce"));
     }
 
     #[test]

@@ -28,6 +28,7 @@ fn main() {
         command.arg("--rootfs").arg(path("image")).arg("--bind").arg(format!("{}:/.sealed/data", volume.display()));
         command.arg("/bin/probe");
         command.env("SCONE_CAS_ADDR", &cas.enclave).env("SCONE_SIM_CAS_KEY", &cas.key);
+        command.env("SCONE_SIM_EVIDENCE_KEY", &cas.evidence_key);
         command.envs(config_id.map(|id| ("SCONE_CONFIG_ID", id)));
         command
     };

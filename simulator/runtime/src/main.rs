@@ -13,11 +13,11 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
-use rustix::process::{DumpableBehavior, Pid, getpid, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getpid, getrlimit, set_dumpable_behavior, setrlimit};
 
 use mount::{Mount, refuse_disk, seal_all};
 use scone_protocol::connection::{self, Address, Connection};
-use scone_protocol::{Configuration, InjectionFile, unhex};
+use scone_protocol::{Configuration, InjectionFile, Secret, unhex};
 use scone_run::failure::{self, Failure};
 use scone_run::program::Program;
 use scone_run::root::{self, Image};
@@ -39,6 +39,8 @@ Environment:
                      what the session demands as service_access_token, if it does
   SCONE_CAS_ADDR     host[:port] of CAS; default cas:18765
   SCONE_SIM_CAS_KEY  the key CAS must have, as `scone-sim` prints it
+  SCONE_SIM_EVIDENCE_KEY
+                     what CAS knows its user's runtimes by: `scone-sim evidence-key`
 
 Examples:
   docker run --rm -e SCONE_HASH=1 IMAGE
@@ -111,6 +113,7 @@ fn report(failure: &Failure, config_id: Option<&ConfigId>) -> ExitCode {
 }
 
 fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
+    prevent_core_dumps().map_err(starting("Preventing core dumps failed"))?;
     sys::close_other_descriptors_on_exec().map_err(starting("Closing the caller's files failed"))?;
     let [program_path, arguments @ ..] = &args.command[..] else {
         return Err(Failure::while_starting("No program was named", vec![]));
@@ -157,6 +160,13 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
     }
 }
 
+/// For the program, too, which cannot lift the limit. With 0 the kernel would still hand a dump to a program that `core_pattern`
+/// names; with 1 it makes none.
+fn prevent_core_dumps() -> io::Result<()> {
+    let limit = Some(getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1)));
+    Ok(setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })?)
+}
+
 fn run_protected(
     program: &Program,
     image: Option<Image>,
@@ -166,7 +176,12 @@ fn run_protected(
 ) -> Result<u8, Failure> {
     let (service, code) = connection::config_id_parts(&config_id.text);
     let attestation = |error: connection::Error| Failure::attestation(error.causes());
-    let cas = Connection::connect(&config_id.address, cas_key()?).map_err(attestation)?;
+    let evidence_key = key("SCONE_SIM_EVIDENCE_KEY")?.ok_or_else(|| {
+        let hint = "SCONE_SIM_EVIDENCE_KEY is not set: `scone-sim evidence-key` prints it".to_owned();
+        Failure::while_starting("No evidence can be made", vec![hint])
+    })?;
+    let cas_key = key("SCONE_SIM_CAS_KEY")?;
+    let cas = Connection::connect(&config_id.address, cas_key, Secret::new(evidence_key)).map_err(attestation)?;
     let mut cas = cas.with_access_token(access_token()?);
     let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
@@ -277,11 +292,11 @@ fn starting<E: std::fmt::Display>(what: &'static str) -> impl FnOnce(E) -> Failu
     move |error| Failure::while_starting(what, vec![error.to_string()])
 }
 
-fn cas_key() -> Result<Option<String>, Failure> {
-    let Some(key) = env::var_os("SCONE_SIM_CAS_KEY") else { return Ok(None) };
+fn key(name: &str) -> Result<Option<String>, Failure> {
+    let Some(key) = env::var_os(name) else { return Ok(None) };
     let key = key.into_string().ok().filter(|key| unhex(key).is_some_and(|key| key.len() == 32));
     let unusable =
-        || Failure::while_starting("SCONE_SIM_CAS_KEY is unusable: 64 lower-case hex digits are expected", vec![]);
+        || Failure::while_starting(format!("{name} is unusable: 64 lower-case hex digits are expected"), vec![]);
     key.map(Some).ok_or_else(unusable)
 }
 

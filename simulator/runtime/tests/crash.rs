@@ -98,6 +98,7 @@ security:
         }
         command.arg("/bin/probe").env_clear().env("PATH", std::env::var_os("PATH").unwrap());
         command.env("SCONE_CAS_ADDR", &self.cas.enclave).env("SCONE_SIM_CAS_KEY", &self.cas.key);
+        command.env("SCONE_SIM_EVIDENCE_KEY", &self.cas.evidence_key);
         command.stdin(Stdio::null());
         command
     }

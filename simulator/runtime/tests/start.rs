@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 
 use ring::digest::{SHA256, digest};
-use rustix::process::{Pid, Signal, geteuid, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, geteuid, getrlimit, kill_process, setrlimit};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use scone_protocol::*;
@@ -23,6 +23,7 @@ use tempfile::TempDir;
 const NOBODY: u32 = 65534;
 const VOLUME_KEY: [u8; 32] = [7; 32];
 const SERVICE: &str = "ns/otpqr/otpqr";
+const EVIDENCE_KEY: &str = "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e";
 
 // ---- a CAS ------------------------------------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
         let answer = match serde_json::from_slice(&body)? {
             Request::Configure { service, code, evidence, .. } => {
                 let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-                assert!(evidence.is_bound_to(&exporter, &nonce));
+                assert!(evidence.is_made_with(&Secret::new(EVIDENCE_KEY.into()), &exporter, &nonce));
                 let mut state = state.lock().unwrap();
                 state.mrenclave = evidence.mrenclave;
                 match (&state.configuration, code == state.code && service == SERVICE) {
@@ -306,7 +307,10 @@ impl Host {
         };
         command.args(["/bin/probe", "arguments"]);
         command.env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &self.cas.address);
-        command.env("SCONE_SIM_CAS_KEY", &self.cas.key).stdin(Stdio::null());
+        command
+            .env("SCONE_SIM_CAS_KEY", &self.cas.key)
+            .env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY)
+            .stdin(Stdio::null());
         command
     }
 
@@ -330,7 +334,7 @@ impl Host {
         for (from, to) in [("scone-run", "/scone-run"), ("image/bin/probe", "/bin/probe")] {
             command.args(["--mount", &format!("{},readonly", bind(from, to))]);
         }
-        for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "HASH", "HEAP"] {
+        for name in ["CONFIG_ID", "CAS_ADDR", "SIM_CAS_KEY", "SIM_EVIDENCE_KEY", "HASH", "HEAP"] {
             command.args(["-e", &format!("SCONE_{name}")]);
         }
         command.args(["-e", "OTP_RESET"]).args(options).arg(&image.0);
@@ -421,6 +425,22 @@ fn the_program_gets_the_policys_configuration_and_nothing_of_the_callers() {
             assert!(line.ends_with(":\t0000000000000000"), "{line}");
         }
         assert!(complained.contains("Application runs in SGX simulation mode"), "{complained}");
+    });
+}
+
+/// Where it could: in a directory that it may write to, and that stays.
+#[test]
+fn a_program_that_aborts_leaves_no_core_dump_where_its_caller_allows_one() {
+    let maximum = getrlimit(Resource::Core).maximum;
+    setrlimit(Resource::Core, Rlimit { current: maximum, maximum }).unwrap();
+    everywhere(|host| {
+        host.cas.state().more = Some(Box::new(|configuration| configuration.pwd = Some("/out".into())));
+        let output = host.run(&["read=/proc/self/limits", "abort"]);
+        assert_eq!(output.status.code(), Some(128 + 6), "{}", text(&output.stderr));
+        let limits = text(&output.stdout);
+        let limit = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).unwrap();
+        assert_eq!(limit.split_whitespace().collect::<Vec<_>>(), ["1", "1", "bytes"]);
+        assert_eq!(fs::read_dir(host.path("out")).unwrap().count(), 0);
     });
 }
 
@@ -525,7 +545,7 @@ fn injected_files_are_in_memory_with_their_mode() {
                 let memory = format!("/root:mode=0700,uid={}", host.ids(",gid="));
                 let mut command = host.in_container(image, &["--tmpfs", &memory]);
                 command.args(["/bin/probe"]).env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
-                command.env("SCONE_SIM_CAS_KEY", &host.cas.key);
+                command.env("SCONE_SIM_CAS_KEY", &host.cas.key).env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY);
                 command
             }
             None => host.command(),
@@ -693,6 +713,7 @@ fn a_container_whose_volume_would_be_on_disk_is_refused() {
     let plain = format!("type=bind,src={},dst=/root/single_run", host.path("out").display());
     let mut command = host.in_container(&image, &["--mount", &plain]);
     command.arg("/bin/probe").env("SCONE_CONFIG_ID", SERVICE).env("SCONE_CAS_ADDR", &host.cas.address);
+    command.env("SCONE_SIM_EVIDENCE_KEY", EVIDENCE_KEY);
     let output = command.output().unwrap();
     assert_fatal(&output, &["'/root/single_run' is not in memory: mount a tmpfs there"]);
     assert_eq!(text(&output.stdout), "");

@@ -57,35 +57,48 @@ impl Flaw {
     }
 }
 
-/// Checks that each entry follows from the one before it, from the first one on; gives the last hash.
-pub fn check_chain(entries: &[Entry]) -> Result<&str, Flaw> {
-    match first_gap(entries)? {
-        Some(missing) => Err(Flaw::Missing(missing)),
-        None if entries.first().is_some_and(|entry| entry.sequence != 1) => Err(Flaw::Missing(1)),
-        None => Ok(entries.last().map_or(GENESIS, |entry| &entry.hash)),
-    }
+/// Entries as they come, one after another: of a whole log or of a part of one.
+#[derive(Default)]
+pub struct Chain {
+    /// How many there were.
+    pub count: u64,
+    /// Place of the first one, and the hash of the entry before it.
+    pub start: Option<(i64, String)>,
+    /// Place and hash of the last one.
+    pub end: Option<(i64, String)>,
+    /// The first entry that is missing between two others.
+    pub gap: Option<i64>,
 }
 
-/// The first entry that is missing between two others, if these are what their hashes say.
-pub(super) fn first_gap(entries: &[Entry]) -> Result<Option<i64>, Flaw> {
-    let mut gap = None;
-    let mut before: Option<&Entry> = None;
-    for entry in entries {
-        let (expected, previous) =
-            before.map_or((entry.sequence, None), |e| (e.sequence.saturating_add(1), Some(&e.hash)));
+impl Chain {
+    /// Takes the next entry, and refuses one that is not what its hash says, or does not follow from the one before.
+    pub fn follow(&mut self, entry: &Entry) -> Result<(), Flaw> {
         if entry.hash != entry.digest() {
             return Err(Flaw::Altered(entry.sequence));
         }
-        let follows = match previous {
-            Some(previous) => entry.previous == *previous,
+        let follows = match &self.end {
             None => entry.sequence != 1 || entry.previous == GENESIS,
+            Some((before, hash)) if entry.sequence == before.saturating_add(1) => entry.previous == *hash,
+            Some((before, _)) => {
+                self.gap = self.gap.or(Some(before.saturating_add(1)));
+                true
+            }
         };
-        if entry.sequence != expected {
-            gap = gap.or(Some(expected));
-        } else if !follows {
+        if !follows {
             return Err(Flaw::Unchained(entry.sequence));
         }
-        before = Some(entry);
+        self.start.get_or_insert_with(|| (entry.sequence, entry.previous.clone()));
+        self.end = Some((entry.sequence, entry.hash.clone()));
+        self.count += 1;
+        Ok(())
     }
-    Ok(gap)
+
+    /// The last hash, if nothing is missing: neither in between nor before entry `first`.
+    pub fn from_entry(&self, first: i64) -> Result<&str, Flaw> {
+        match (&self.start, self.gap) {
+            (Some((start, _)), _) if *start != first => Err(Flaw::Missing(first)),
+            (_, Some(gap)) => Err(Flaw::Missing(gap)),
+            _ => Ok(self.end.as_ref().map_or(GENESIS, |(_, hash)| hash)),
+        }
+    }
 }

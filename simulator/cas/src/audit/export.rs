@@ -1,12 +1,11 @@
 //! The log as a file that can be checked elsewhere: written, read, compared with its CAS.
 
-use std::io::{self, Write};
+use std::io::{self, BufRead, Write};
 
-use rusqlite::{Connection, OptionalExtension};
 use scone_protocol::{hex, unhex};
 use serde::{Deserialize, Serialize};
 
-use super::chain::{Flaw, first_gap};
+use super::chain::{Chain, Flaw};
 use super::{Entry, GENESIS};
 use crate::tls::{self, Identity};
 
@@ -30,45 +29,47 @@ impl Seal {
     }
 }
 
-/// Writes the export.
-pub fn export(entries: &[Entry], cas: &Identity, out: &mut impl Write) -> io::Result<()> {
-    for entry in entries {
-        serde_json::to_writer(&mut *out, entry)?;
-        out.write_all(b"\n")?;
-    }
-    let (sealed, hash) = entries.last().map_or((0, GENESIS), |entry| (entry.sequence, &entry.hash));
-    let signature = cas.sign(&Seal::signed(sealed, hash)).map_err(io::Error::other)?;
+/// Writes an entry of an export.
+pub fn write_entry(entry: &Entry, out: &mut impl Write) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, entry)?;
+    out.write_all(b"\n")
+}
+
+/// Writes the end of an export whose entries these were.
+pub fn write_seal(entries: &Chain, cas: &Identity, out: &mut impl Write) -> io::Result<()> {
+    let (sealed, hash) = entries.end.clone().unwrap_or((0, GENESIS.to_owned()));
+    let signature = cas.sign(&Seal::signed(sealed, &hash)).map_err(io::Error::other)?;
     let certificate = cas.certificate_pem.clone();
-    serde_json::to_writer(&mut *out, &Seal { sealed, hash: hash.to_owned(), certificate, signature: hex(&signature) })?;
+    serde_json::to_writer(&mut *out, &Seal { sealed, hash, certificate, signature: hex(&signature) })?;
     out.write_all(b"\n")
 }
 
 /// An export that was read: each entry is what its hash says.
 pub struct Export {
-    /// Its entries.
-    pub entries: Vec<Entry>,
-    /// The last one, again: there is at least one.
-    end: Entry,
+    chain: Chain,
+    /// Place and hash of its last entry.
+    pub end: (i64, String),
     /// Whether CAS's signature covers the last one, and with it all that it follows from.
     sealed: bool,
-    /// The first entry that is missing between two others.
-    gap: Option<i64>,
 }
 
 impl Export {
-    /// Reads an export, and refuses what the CAS with the key hash `cas` cannot have written.
-    pub fn read(text: &str, cas: &str) -> Result<Export, Flaw> {
-        let lines: Vec<&str> = text.lines().collect();
-        let (seal, entries) = match lines.split_last() {
-            Some((last, entries)) => (serde_json::from_str::<Seal>(last).ok(), entries),
-            None => return Err(Flaw::NotALog(1)),
-        };
-        // Without its seal, the last line should be an entry, too.
-        let entries = if seal.is_some() { entries } else { &lines };
-        let read = |(i, line): (usize, &&str)| serde_json::from_str(line).map_err(|_| Flaw::NotALog(i + 1));
-        let entries: Vec<Entry> = entries.iter().enumerate().map(read).collect::<Result<_, _>>()?;
-        let gap = first_gap(&entries)?;
-        let end = entries.last().ok_or(Flaw::NotALog(1))?.clone();
+    /// Reads an export line by line, and refuses what the CAS with the key hash `cas` cannot have written. `each` is shown each
+    /// entry.
+    pub fn read(text: impl BufRead, cas: &str, mut each: impl FnMut(&Entry)) -> Result<Export, Flaw> {
+        let (mut chain, mut seal) = (Chain::default(), None);
+        for (line, number) in text.lines().zip(1..) {
+            let line = line.ok().filter(|_| seal.is_none()).ok_or(Flaw::NotALog(number))?;
+            match serde_json::from_str::<Entry>(&line) {
+                Ok(entry) => {
+                    chain.follow(&entry)?;
+                    each(&entry);
+                }
+                // After it nothing may come.
+                Err(_) => seal = Some(serde_json::from_str::<Seal>(&line).map_err(|_| Flaw::NotALog(number))?),
+            }
+        }
+        let end = chain.end.clone().ok_or(Flaw::NotALog(1))?;
         let mut sealed = false;
         if let Some(seal) = seal {
             let signature = unhex(&seal.signature).ok_or(Flaw::BadSignature)?;
@@ -77,14 +78,14 @@ impl Export {
             if key != cas {
                 return Err(Flaw::OtherCas(key));
             }
-            sealed = (seal.sealed, &seal.hash) == (end.sequence, &end.hash);
+            sealed = (seal.sealed, seal.hash) == end;
         }
-        Ok(Export { entries, end, sealed, gap })
+        Ok(Export { chain, end, sealed })
     }
 
-    /// Place and hash of its last entry.
-    pub fn end(&self) -> (i64, &str) {
-        (self.end.sequence, &self.end.hash)
+    /// How many entries it has.
+    pub fn count(&self) -> u64 {
+        self.chain.count
     }
 
     /// Compares it with what CAS says of its last entry (or why it says nothing). `predecessor` and `last` are the hashes that a
@@ -95,23 +96,25 @@ impl Export {
         predecessor: Option<&str>,
         last: Option<&str>,
     ) -> Result<(), Flaw> {
-        let end = &self.end;
-        let confirmed = cas.as_ref().is_ok_and(|cas| cas.hash.as_ref() == Some(&end.hash));
+        let (sequence, hash) = &self.end;
+        let confirmed = cas.as_ref().is_ok_and(|cas| cas.hash.as_ref() == Some(hash));
         if !confirmed && !self.sealed {
-            return Err(Flaw::Unsealed(end.sequence));
+            return Err(Flaw::Unsealed(*sequence));
         }
         if !confirmed && cas.is_ok() {
-            return Err(Flaw::RolledBack(end.sequence));
+            return Err(Flaw::RolledBack(*sequence));
         }
-        if let Some(missing) = self.gap {
+        if let Some(missing) = self.chain.gap {
             return Err(Flaw::Missing(missing));
         }
         let cas = cas.map_err(Flaw::Unconfirmed)?;
-        if let Some(start) = self.entries.first().filter(|start| start.previous != predecessor.unwrap_or(GENESIS)) {
-            return Err(Flaw::StartMissing(start.sequence));
+        if let Some((start, _)) =
+            self.chain.start.as_ref().filter(|(_, before)| before != predecessor.unwrap_or(GENESIS))
+        {
+            return Err(Flaw::StartMissing(*start));
         }
-        if last.map_or(cas.last != end.sequence, |last| last != end.hash) {
-            return Err(Flaw::EndMissing(end.sequence));
+        if last.map_or(cas.last != *sequence, |last| last != hash) {
+            return Err(Flaw::EndMissing(*sequence));
         }
         Ok(())
     }
@@ -124,11 +127,4 @@ pub struct Checkpoint {
     pub last: i64,
     /// The hash of the entry at the place that was asked for; `None`: there is no such entry.
     pub hash: Option<String>,
-}
-
-/// CAS's word on the entry at this place.
-pub fn checkpoint(db: &Connection, sequence: i64) -> rusqlite::Result<Checkpoint> {
-    let last = db.query_row("SELECT coalesce(max(sequence), 0) FROM audit", [], |row| row.get(0))?;
-    let hash = db.query_row("SELECT hash FROM audit WHERE sequence = ?1", [sequence], |row| row.get(0)).optional()?;
-    Ok(Checkpoint { last, hash })
 }

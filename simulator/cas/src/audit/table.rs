@@ -1,39 +1,59 @@
 //! The log as people read it.
 
-use std::fmt::Write;
-
 use time::OffsetDateTime;
 
 use super::Entry;
 
-/// The log as a table for people: hashes shortened, columns aligned.
-pub fn table(entries: &[Entry]) -> String {
+const HEADER: [&str; 7] = ["ENTRY", "TIME", "EVENT", "SUBJECT", "WHO", "MEASUREMENT", "OUTCOME"];
+
+/// A table whose columns are as wide as its entries need: hashes shortened, columns aligned. It is shown the entries first, and
+/// makes the rows then, so that nobody has to hold them all.
+pub struct Table {
+    widths: [usize; 7],
+}
+
+impl Default for Table {
+    fn default() -> Table {
+        Table { widths: HEADER.map(str::len) }
+    }
+}
+
+impl Table {
+    /// Makes room for an entry.
+    pub fn fit(&mut self, entry: &Entry) {
+        for (width, cell) in self.widths.iter_mut().zip(cells(entry)) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+
+    /// The first line.
+    pub fn header(&self) -> String {
+        self.line(&HEADER.map(str::to_owned))
+    }
+
+    /// An entry's line.
+    pub fn row(&self, entry: &Entry) -> String {
+        self.line(&cells(entry))
+    }
+
+    fn line(&self, cells: &[String; 7]) -> String {
+        let [aligned @ .., last] = cells;
+        let aligned = aligned.iter().zip(self.widths).map(|(cell, width)| format!("{cell:width$}  "));
+        aligned.chain([format!("{last}\n")]).collect()
+    }
+}
+
+fn cells(entry: &Entry) -> [String; 7] {
     let short = |hash: &str| match hash.get(..12) {
         Some(start) if !hash.starts_with('(') => start.to_owned(),
         _ => if hash.is_empty() { "-" } else { hash }.to_owned(),
     };
-    let row = |entry: &Entry| {
-        let subject = if entry.subject.is_empty() { "-" } else { &entry.subject };
-        let cells = [&entry.sequence.to_string(), &utc(entry.time), &entry.event, subject];
-        let cells = cells.into_iter().map(str::to_owned);
-        let cells = cells.chain([short(&entry.who), short(&entry.measurement), entry.outcome.clone()]);
-        // Whatever stands in an entry, it stays on one line and cannot control a terminal.
-        cells.map(|cell| cell.replace(char::is_control, "\u{fffd}")).collect::<Vec<_>>()
-    };
-    let header = ["ENTRY", "TIME", "EVENT", "SUBJECT", "WHO", "MEASUREMENT", "OUTCOME"].map(str::to_owned).to_vec();
-    let rows: Vec<_> = std::iter::once(header).chain(entries.iter().map(row)).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..6).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        for (cell, width) in row.iter().zip(&widths) {
-            // Writing to a string cannot fail.
-            write!(text, "{cell:width$}  ").ok();
-        }
-        text += &row[6];
-        text.push('\n');
-    }
-    text
+    let subject = if entry.subject.is_empty() { "-" } else { &entry.subject };
+    let (sequence, time) = (entry.sequence.to_string(), utc(entry.time));
+    let (who, measurement) = (short(&entry.who), short(&entry.measurement));
+    let cells = [&sequence, &time, &entry.event, subject, &who, &measurement, &entry.outcome];
+    // Whatever stands in an entry, it stays on one line and cannot control a terminal.
+    cells.map(|cell| cell.replace(char::is_control, "\u{fffd}"))
 }
 
 /// ISO 8601, UTC.

@@ -1,23 +1,27 @@
-//! Whether a program's evidence meets what its service asks for.
-
-use scone_protocol::unhex;
+//! Whether a program's evidence can be believed, and meets what its service asks for.
 
 use super::release::{Claim, Refusal};
 use super::{Stop, refuse};
 use crate::session::Service;
 
-pub(super) fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
-    let untrusted = |details: Vec<String>, reason: String| {
-        let chain = ["Failed to verify DCAP report".to_owned()].into_iter().chain(details);
-        refuse(Refusal::new("DCAP quote verification failed", chain, reason))
-    };
-    // Our own words: SCONE has no such case.
-    if !claim.bound || unhex(claim.mrenclave).is_none_or(|bytes| bytes.len() != 32) {
-        return untrusted(
-            vec!["The evidence was not made for this connection".into()],
-            "evidence of another connection".into(),
-        );
+fn untrusted(details: Vec<String>, reason: &str) -> Result<(), Stop<Refusal>> {
+    let chain = ["Failed to verify DCAP report".to_owned()].into_iter().chain(details);
+    refuse(Refusal::new("DCAP quote verification failed", chain, reason))
+}
+
+/// Asked before all else, whatever the session demands: who cannot vouch for evidence learns nothing, and spends nothing. Our
+/// own words: SCONE has no such case.
+pub(super) fn refuse_unvouched(claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
+    if claim.vouched {
+        return Ok(());
     }
+    untrusted(
+        vec!["The evidence was not made on this connection with this CAS's evidence key".into()],
+        "evidence of another connection, or not made with the evidence key",
+    )
+}
+
+pub(super) fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
     let wanted = service.measurements();
     if wanted.contains(claim.mrenclave) {
         return Ok(());
@@ -43,5 +47,5 @@ pub(super) fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(),
         1 => miss,
         _ => format!("Error {} of {count}: {miss}", i + 1),
     }));
-    untrusted(chain, reason.into())
+    untrusted(chain, reason)
 }

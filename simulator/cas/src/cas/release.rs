@@ -3,7 +3,7 @@
 use rusqlite::Connection;
 use scone_protocol::{Configuration, End, InjectionFile, Secret, access_proof, hex, proves_access};
 
-use super::evidence::judge_evidence;
+use super::evidence::{judge_evidence, refuse_unvouched};
 use super::secrets::{self, Secrets};
 use super::volumes::grant;
 use super::{Cas, CasError, Stop, refuse, settle};
@@ -20,8 +20,8 @@ pub struct Claim<'a> {
     pub code: Option<&'a str>,
     /// The measurement.
     pub mrenclave: &'a str,
-    /// Whether the evidence was made for the connection it came on.
-    pub bound: bool,
+    /// Whether the evidence was made for the connection it came on, with CAS's evidence key.
+    pub vouched: bool,
     /// What shows on this connection that a service access token is known.
     pub access: Access<'a>,
 }
@@ -71,7 +71,7 @@ impl Refusal {
 impl Cas {
     /// Gives a service its configuration, or the lines of SCONE's error frame.
     ///
-    /// First, what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
+    /// First, the evidence must be vouched for; what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
     /// attestation); then the evidence is judged. All of it is durable before CAS answers.
     pub fn configure(&self, claim: &Claim<'_>) -> Result<Result<Configuration, Vec<String>>, CasError> {
         let now = self.clock.now()?;
@@ -88,6 +88,7 @@ impl Cas {
 }
 
 fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configuration, Stop<Refusal>> {
+    refuse_unvouched(claim)?;
     // An unknown session and an unknown service get the same answer (our own words): names are not secret, but CAS does not
     // help to find them out.
     let unknown = |reason| Stop::Refused(Refusal::no_configuration("Session or service does not exist", reason));

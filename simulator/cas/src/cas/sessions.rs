@@ -76,11 +76,12 @@ impl Cas {
     ) -> Result<Result<(String, bool), ClientRefusal>, CasError> {
         let now = self.clock.now()?;
         let parsed = Session::parse(text);
-        self.store.write(|tx| {
+        let mut erased = false;
+        let answer = self.store.write(|tx| {
             let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
             let replaces = parsed.as_ref().is_ok_and(|session| session.predecessor.is_some());
             let result = match parsed {
-                Ok(session) => settle(upload(tx, session, client, now))?,
+                Ok(session) => settle(upload(tx, session, client, now, &mut erased))?,
                 Err(error) => Err(ClientRefusal::Invalid(error)),
             };
             let outcome = match &result {
@@ -93,7 +94,11 @@ impl Cas {
             let record = Record { event, subject: &subject, who: key_hash(client), measurement: "", outcome: &outcome };
             audit::append(tx, now, &record)?;
             Ok(result)
-        })
+        });
+        if erased {
+            self.store.erase_deleted();
+        }
+        answer
     }
 
     /// The active session of that name, or the version with that hash.
@@ -152,11 +157,13 @@ fn admits(who: &[String], creator: &str, client: Option<&tls::Client>) -> bool {
     })
 }
 
+/// `erased`: set if a drawn secret was dropped.
 fn upload(
     tx: &Connection,
     mut session: Session,
     client: Option<&tls::Client>,
     now: u64,
+    erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
     let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
     let predecessor = session.predecessor.take();
@@ -195,7 +202,7 @@ fn upload(
     let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
     // The same content again makes no new version.
     if before.as_ref().is_none_or(|before| before.hash != hash || before.creator != new.creator) {
-        store::activate(tx, &new)?;
+        *erased = store::activate(tx, &new)?;
     }
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {

@@ -1,5 +1,7 @@
 //! `scone cas`: which CASes are trusted, and what they say of themselves.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
 
 use super::arguments::{CasCommand, VerifyAuditLog};
@@ -7,7 +9,7 @@ use super::client::{Peer, accepted};
 use super::config::{Address, Config};
 use super::{CliError, Result, identity, print};
 use crate::SOFTWARE_ONLY;
-use crate::audit::{self, Export, Flaw};
+use crate::audit::{Entry, Export, Flaw, Table};
 
 /// What is to be printed.
 pub(super) fn run(command: CasCommand, path: &Path) -> Result<String> {
@@ -68,12 +70,17 @@ fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Resul
     };
     let wrong =
         |flaw: Flaw| CliError { what: what.to_owned(), causes: vec![flaw.to_string()], exit_code: flaw.exit_code() };
-    let text = std::fs::read_to_string(&file).map_err(|error| CliError::new(what, error.to_string()))?;
-    let export = Export::read(&text, &key).map_err(wrong)?;
+    let open = || File::open(&file).map(BufReader::new).map_err(|error| CliError::new(what, error.to_string()));
+    let mut table = Table::default();
+    let export = Export::read(open()?, &key, |entry| table.fit(entry)).map_err(wrong)?;
     if print_log {
-        print(&audit::table(&export.entries))?;
+        let mut printed = print(&table.header());
+        let row =
+            |entry: &Entry| printed = std::mem::replace(&mut printed, Ok(())).and_then(|()| print(&table.row(entry)));
+        Export::read(open()?, &key, row).map_err(wrong)?;
+        printed?;
     }
-    let (sequence, hash) = export.end();
+    let (sequence, hash) = &export.end;
     let peer = Peer { address, key: Some(key), identity: identity(&config, own.as_deref())?, retries: 1 };
     let said = peer.get(&format!("/v1/audit-log/{sequence}")).and_then(|reply| accepted(&peer, reply));
     let said = said.and_then(|body| {
@@ -81,7 +88,7 @@ fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Resul
     });
     let said = said.map_err(|error| [vec![error.what], error.causes].concat().join(": "));
     export.verify(said, predecessor.as_deref(), last.as_deref()).map_err(wrong)?;
-    Ok(format!("{} entries, the last one's hash is {hash}", export.entries.len()))
+    Ok(format!("{} entries, the last one's hash is {hash}", export.count()))
 }
 
 fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, retries: u32) -> Result<String> {

@@ -25,10 +25,10 @@ pub enum DaemonError {
     /// A port is taken.
     #[error("cannot listen on 127.0.0.1:{port}: {source}")]
     Listen {
+        /// Whose CAS.
+        data: PathBuf,
         /// Which port.
         port: u16,
-        /// The option that changes it.
-        option: &'static str,
         /// Why.
         source: io::Error,
     },
@@ -105,7 +105,10 @@ impl DaemonError {
     pub fn hint(&self) -> Option<String> {
         match self {
             DaemonError::NoHome => Some("scone-sim up --data DIR".into()),
-            DaemonError::Listen { option, .. } => Some(format!("scone-sim up {option} 0   # any free port")),
+            DaemonError::Listen { data, .. } => Some(format!(
+                "scone-sim up --data '{}' --client-port 0 --enclave-port 0   # any that are free",
+                data.display()
+            )),
             DaemonError::Running(data) | DaemonError::Differs { data, .. } => {
                 Some(format!("scone-sim down --data '{}'", data.display()))
             }

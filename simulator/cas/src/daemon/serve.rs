@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,16 +24,18 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     let _pid_file = lock_pid_file(data)?;
 
     let before = Endpoints::load(data)?;
-    let client_port = options.client_port.or(before.as_ref().map(|e| e.client_port)).unwrap_or(CLIENT_PORT);
-    let enclave_port = options.enclave_port.or(before.as_ref().map(|e| e.enclave_port)).unwrap_or(ENCLAVE_PORT);
-    let clients = listen(client_port, "--client-port").await?;
-    let runtimes = listen(enclave_port, "--enclave-port").await?;
+    let client_port = options.client_port.or(before.as_ref().map(|e| e.client_port));
+    let enclave_port = options.enclave_port.or(before.as_ref().map(|e| e.enclave_port));
+    let clients = listen(data, client_port, CLIENT_PORT).await?;
+    let runtimes = listen(data, enclave_port, ENCLAVE_PORT).await?;
 
     let time = clock.clone().map_or(Clock::System, Clock::File);
     private_umask();
+    prevent_core_dumps()?;
     allow_connections();
     let cas = Arc::new(Cas::open(data, time)?);
     let identity = cas.identity()?;
+    let evidence_key = identity.evidence_key()?;
     let port = |listener: &tokio::net::TcpListener| {
         let address = listener
             .local_addr()
@@ -54,11 +57,23 @@ pub async fn serve(options: &Options, ready: impl FnOnce(&Endpoints) -> io::Resu
     let ended = tokio::select! {
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
+        result = rotate_log(cas.clone()) => result,
         result = server::serve_clients(clients, tls::client_api(&identity)?, cas.clone()) => result,
-        result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone()) => result,
+        result = server::serve_runtimes(runtimes, tls::enclave_api(&identity)?, cas.clone(), evidence_key) => result,
     };
     cas.record(Event::CasExited)?;
     ended.map_err(|source| DaemonError::System { what: "cannot serve", source })
+}
+
+/// Looks each minute whether the audit log is to be rotated. What fails is tried again.
+async fn rotate_log(cas: Arc<Cas>) -> io::Result<()> {
+    loop {
+        let rotating = cas.clone();
+        if let Err(error) = tokio::task::spawn_blocking(move || rotating.rotate_log()).await? {
+            eprintln!("scone-sim: cannot rotate the audit log: {error}");
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
 }
 
 /// Locks the file that says which process serves the directory, and writes this process's id to it.
@@ -77,8 +92,16 @@ pub(super) fn lock_pid_file(data: &Path) -> Result<File, DaemonError> {
     Ok(pid_file)
 }
 
-async fn listen(port: u16, option: &'static str) -> Result<tokio::net::TcpListener, DaemonError> {
-    server::listen(port).await.map_err(|source| DaemonError::Listen { port, option, source })
+/// On the port that was asked for or had before, else on SCONE's own, or any free one if another user's CAS has that.
+async fn listen(data: &Path, port: Option<u16>, usual: u16) -> Result<tokio::net::TcpListener, DaemonError> {
+    let (port, result) = match port {
+        Some(port) => (port, server::listen(port).await),
+        None => match server::listen(usual).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => (0, server::listen(0).await),
+            result => (usual, result),
+        },
+    };
+    result.map_err(|source| DaemonError::Listen { data: data.to_owned(), port, source })
 }
 
 /// The connections of both ports may need more open files than the usual soft limit allows.
@@ -87,6 +110,14 @@ fn allow_connections() {
     if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
         eprintln!("scone-sim: cannot raise the limit of open files: {error}");
     }
+}
+
+/// A core dump would keep all secrets. With a limit of 0 the kernel still hands the dump to a program that `core_pattern` names;
+/// with 1 it makes none.
+fn prevent_core_dumps() -> Result<(), DaemonError> {
+    let limit = Some(getrlimit(Resource::Core).maximum.map_or(1, |maximum| maximum.min(1)));
+    setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })
+        .map_err(|error| DaemonError::System { what: "cannot prevent core dumps", source: error.into() })
 }
 
 /// Keeps others out of the files that SQLite creates: it applies the process's umask.

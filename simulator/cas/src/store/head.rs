@@ -35,7 +35,7 @@ impl Head {
         };
         match write() {
             Ok(file) => Ok(Head { path, file }),
-            Err(source) => Err(StoreError::Head { path, source }),
+            Err(source) => Err(StoreError::Beside { path, source }),
         }
     }
 
@@ -43,7 +43,7 @@ impl Head {
     /// none.
     pub fn check(path: PathBuf, db: &Connection) -> Result<Head, StoreError> {
         let lost = |what| StoreError::HeadLost { path: path.clone(), what };
-        let failed = |source| StoreError::Head { path: path.clone(), source };
+        let failed = |source| StoreError::Beside { path: path.clone(), source };
         let mut file = match OpenOptions::new().read(true).write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => return missing(path.clone(), db, lost("is missing")),
@@ -70,7 +70,7 @@ impl Head {
         // Always of the same length: one write replaces the whole.
         self.file
             .write_all_at(line(&last).as_bytes(), 0)
-            .map_err(|source| StoreError::Head { path: self.path.clone(), source })
+            .map_err(|source| StoreError::Beside { path: self.path.clone(), source })
     }
 }
 

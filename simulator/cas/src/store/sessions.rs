@@ -55,8 +55,8 @@ pub fn names(tx: &Connection) -> Result<Vec<String>, StoreError> {
 }
 
 /// Makes `session` the active one of its name, draws the secrets and volume keys it needs and does not have yet, and erases
-/// drawn secrets it no longer declares.
-pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
+/// drawn secrets it no longer declares. Whether it erased any.
+pub fn activate(tx: &Connection, stored: &Stored) -> Result<bool, StoreError> {
     let Stored { version, hash, creator, session } = stored;
     let content =
         serde_json::to_string(session).map_err(|_| StoreError::Damaged("a session is not writable".into()))?;
@@ -77,9 +77,11 @@ pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
         .filter_map(|secret| Some((secret.name.as_str(), secret.kind?, secret.size?)))
         .filter(|(_, kind, _)| kind.is_bytes())
         .collect();
+    let mut erased = false;
     for (name, label, size) in &drawn {
         if !session.secret(name).is_some_and(|secret| secret.keeps(label, *size)) {
             tx.execute("DELETE FROM secret WHERE session = ?1 AND name = ?2", [&session.name, name])?;
+            erased = true;
         }
     }
     for (name, kind, size) in wanted {
@@ -96,5 +98,5 @@ pub fn activate(tx: &Connection, stored: &Stored) -> Result<(), StoreError> {
             params![session.name, volume.name, draw(Kind::Binary, 32)?],
         )?;
     }
-    Ok(())
+    Ok(erased)
 }

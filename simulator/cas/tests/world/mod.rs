@@ -9,8 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use scone_protocol::Configuration;
 use scone_protocol::connection::{Address, Connection, Error};
+use scone_protocol::{Configuration, Secret};
 use tempfile::TempDir;
 use totp_rs::{Algorithm, TOTP};
 
@@ -138,8 +138,16 @@ impl World {
         self.file(&format!("{template}-{versions}.yml"), &text)
     }
 
+    pub fn evidence_key(&self) -> Secret {
+        Secret::new(self.scone_sim(&["evidence-key"]).succeeds().trim_end().to_owned())
+    }
+
     pub fn connect(&self) -> Connection {
-        Connection::connect(&Address::parse(&self.enclave).unwrap(), Some(self.key.clone())).unwrap()
+        self.connect_with(self.evidence_key())
+    }
+
+    pub fn connect_with(&self, evidence_key: Secret) -> Connection {
+        Connection::connect(&Address::parse(&self.enclave).unwrap(), Some(self.key.clone()), evidence_key).unwrap()
     }
 
     /// What a runtime gets.

@@ -213,6 +213,7 @@ fn act(verb: &str, operands: &[&str]) {
             std::thread::scope(|scope| scope.spawn(|| act(verb, &[operands])).join().unwrap());
         }
         "exit" => exit(path.parse().unwrap()),
+        "abort" => std::process::abort(),
         "die" => {
             unsafe { kill(std::process::id() as i32, 15) };
         }

@@ -17,6 +17,8 @@ pub struct Cas {
     pub enclave: String,
     /// Its key hash.
     pub key: String,
+    /// What runtimes make evidence with.
+    pub evidence_key: String,
     data: PathBuf,
 }
 
@@ -35,7 +37,10 @@ impl Cas {
             found.unwrap_or_else(|| panic!("CAS did not say its {name}"))
         };
         let (enclave, key) = (field("enclave: "), field("key: "));
-        Cas { process, enclave, key, data: data.to_owned() }
+        let printed =
+            Command::new(bin().join("scone-sim")).args(["evidence-key", "--data"]).arg(data).output().unwrap();
+        let evidence_key = String::from_utf8(printed.stdout).unwrap().trim_end().to_owned();
+        Cas { process, enclave, key, evidence_key, data: data.to_owned() }
     }
 
     /// Starts again what was killed.
