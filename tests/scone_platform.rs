@@ -77,6 +77,7 @@ esac
 /// An engine with one image, whose program measures itself, checks, or writes a QR code.
 const DOCKER: &str = r#"
 case " $* " in
+  ' info '*) echo '{"SecurityOptions":["name=seccomp,profile=default"]}' ;;
   ' image inspect '*) echo @IMAGE_ID@ ;;
   ' run '*' -e=SCONE_HASH '*) echo @MEASUREMENT@ ;;
   ' run '*)
@@ -462,6 +463,7 @@ fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
         order(&calls).into_iter().filter(|call| call != "scone session verify").collect::<Vec<_>>(),
         [
             "scone --version",
+            "docker info",
             "docker image",
             "docker run",
             "scone cas attest",
@@ -633,8 +635,9 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker image", "docker run"]);
-    let start = &calls[3];
+    let expected = ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker run"];
+    assert_eq!(order(&calls), expected);
+    let start = &calls[4];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
@@ -658,6 +661,21 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(start.environment["SCONE_CAS_ADDR"], "cas.example.com");
     assert!(!calls.iter().any(|call| call.args.iter().any(|arg| arg.contains(&config_id))));
     assert!(!calls[0].environment.contains_key("SCONE_CONFIG_ID"));
+}
+
+/// As Docker and podman say that they are rootless.
+#[test]
+fn a_rootless_engine_runs_the_program_as_its_root_who_is_the_caller() {
+    let infos =
+        [r#"{"SecurityOptions":["name=seccomp","name=rootless"]}"#, r#"{"host":{"security":{"rootless":true}}}"#];
+    let host = Host::with_account();
+    for info in infos {
+        host.instead_of("docker", &format!("[ \"$1\" != info ] || {{ echo '{info}'; exit; }}"));
+        host.script("gen_qr", &["--no-confirm"]).expect(0);
+        let start = host.calls().into_iter().rfind(|call| call.what() == "docker run").unwrap();
+        assert!(start.has("--user=0:0"), "{:?}", start.args);
+        fs::remove_file(host.qr_code()).unwrap();
+    }
 }
 
 #[test]
@@ -843,7 +861,7 @@ fn half_a_qr_code_is_not_delivered() {
     let host = Host::with_account();
     host.instead_of(
         "docker",
-        "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
+        "[ \"$1\" = info ] && { echo '{}'; exit 0; }; [ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
     );
     host.script("gen_qr", &["--no-confirm"]).expect(4).saying("incomplete QR code").saying("scripts/roll_forward.rs");
     assert!(!host.qr_code().exists());
@@ -866,14 +884,13 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(
-        order(&calls),
-        ["scone --version", "scone cas show-identification", "docker image", "docker run", "docker run"]
-    );
+    let expected =
+        ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker run", "docker run"];
+    assert_eq!(order(&calls), expected);
     let namespace = host.known("namespace");
-    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
-    assert_eq!(calls[3].args, calls[4].args);
+    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[5].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[4].args, calls[5].args);
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
     }
@@ -882,8 +899,8 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
         found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(
-        [0, 1, 2, 3, 4].map(|at| holding(&calls[at])),
-        [vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
+        [0, 1, 2, 3, 4, 5].map(|at| holding(&calls[at])),
+        [vec![], vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
     );
     assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
     assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);

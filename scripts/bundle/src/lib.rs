@@ -4,7 +4,7 @@
 //! |---|---|
 //! | how a run begins and ends | [`fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
-//! | what is run on this host | [`tool`], [`platform`], [`container`] |
+//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
@@ -23,6 +23,7 @@ pub mod cas;
 pub mod code;
 pub mod container;
 pub mod drawing;
+pub mod engine;
 pub mod enrolment;
 pub mod failure;
 pub mod fresh;
