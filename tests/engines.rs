@@ -178,6 +178,19 @@ fn an_account_lives_in_rootless_podman() {
     }
 }
 
+/// As of a snap, or of Docker Desktop.
+#[test]
+fn an_engine_need_not_see_the_temporary_directory() {
+    if !engines_are_there() {
+        return;
+    }
+    let blind = "exec unshare --mount sh -c 'mount -t tmpfs none \"$TMPDIR\" && exec \"$@\"' sh";
+    let engine = Engine::podman(User::Caller, blind);
+    engine.build();
+    engine.bundle.enrol("default");
+    assert!(engine.finding("ok    volume").ends_with("it is the one CAS knows, in its latest state"));
+}
+
 #[test]
 fn rootless_docker_is_refused_before_anything_is_changed_and_what_is_named_instead_works() {
     if !engines_are_there() {

@@ -1444,6 +1444,5 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the program was not started", "no code is presented without a start"),
     ("the state cannot be expressed in YAML: {0}", "it consists of strings and numbers"),
     ("the state of account '{name}' vanished", "between two system calls"),
-    ("cannot make a temporary directory: {0}", "the policy that cannot be written, above, is the same error"),
     ("the terminal cannot be written to: {0}", "the terminal would have to vanish while it is written to"),
 ];

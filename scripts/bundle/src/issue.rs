@@ -90,7 +90,16 @@ pub struct Output {
 impl Output {
     /// Makes ready for a QR code of the account's secret, issued on this version of its volume.
     pub fn prepare(account: &Account, volume: u32) -> Result<Output, Failure> {
-        let directory = state::issuing_directory(&account.root, &account.state, volume);
+        Output::prepare_in(state::issuing_directory(&account.root, &account.state, volume), volume)
+    }
+
+    /// Makes ready for a start that issues nothing, aside from where a QR code may wait. What a container mounts lies below
+    /// `state/`: an engine may see no temporary directory, and what a killed run leaves is found by the next one.
+    pub fn prepare_aside(account: &Account, volume: u32) -> Result<Output, Failure> {
+        Output::prepare_in(account.root.join("state/issuing").join(format!("{}.doctor", account.name)), volume)
+    }
+
+    fn prepare_in(directory: PathBuf, volume: u32) -> Result<Output, Failure> {
         let lock = lock(&directory)?;
         let output = Output { volume, directory, _lock: lock };
         let written = output.written();
