@@ -409,14 +409,18 @@ fn volume(account: &Account, otpqr: Option<Versions>) -> Result<Finding, Failure
         Err(failure) => return Ok(Finding::unknown("volume", format!("not opened: {}", failure.into_finding().0))),
     };
     let finished = output.start(account, &format!("{}/otpqr/check", account.state.namespace))?;
-    let reason = finished.reason();
+    let (answer, reason) = (Answer::of(&finished), finished.reason());
     let keep = " --keep-secret   # without the authenticator: no --keep-secret";
     let keep = account.script("roll_forward", keep);
     let finishing = account.state.finishing(&account.name);
     Ok(match (&account.state.pending, finishing) {
         _ if finished.success() => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
         // It says nothing about the volume, so it is no reason to give that up.
-        _ if Answer::of(&finished) != Answer::Volume => Finding::unknown("volume", format!("not opened: {reason}")),
+        _ if answer != Answer::Volume => {
+            let reason = if answer == Answer::Host { finished.whole_reason() } else { reason };
+            let mend = account.remedy(&finished.stderr).map(|command| pasteable(&command));
+            Finding { mend, ..Finding::unknown("volume", format!("not opened: {reason}")) }
+        }
         (Some(pending), Some(undo)) if pending.undo => Finding::wrong("volume", reason, format!("{undo} && {keep}")),
         // What was begun replaces it.
         (_, Some(finishing)) => Finding::wrong("volume", reason, finishing),

@@ -9,7 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use support::{Bundle, Outcome, Platform, User, copy, is_root, repository, run, run_with_input};
+use support::{Bundle, Outcome, Platform, SmallDisk, User, copy, is_root, repository, run, run_with_input};
 
 /// Stands before a tool: does what it is told instead, or before; a deed that does not `exit` lets the call go on.
 const TOOL: &str = r#"#!/bin/sh
@@ -139,6 +139,9 @@ impl Host {
         // What `tempfile` adds to a name.
         if let Some((before, after)) = text.split_once("/otpqr-policy-") {
             text = format!("{before}/otpqr-policy-RANDOM{}", &after[6..]);
+        }
+        if let Some((before, after)) = text.split_once("/.tmp") {
+            text = format!("{before}/.tmpRANDOM{}", &after[6..]);
         }
         let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric());
         let hash = |word: &str| word.len() >= 64 && word[..64].bytes().all(|c| c.is_ascii_hexdigit());
@@ -627,7 +630,7 @@ gen_qr: error: state file 'ROOT/state/signing.yml' belongs to another user (uid 
         fs::create_dir(host.root.join("state/signing.lock")).expect("a directory");
         host.says(
             host.signing("roll_forward", &["--yes"]),
-            1,
+            3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: error: state file 'ROOT/state/signing.yml' cannot be written: Is a directory (os error 21)
@@ -645,6 +648,36 @@ roll_forward: error: state file 'ROOT/state/signing.yml' was changed by another 
 ",
         )
     });
+}
+
+#[test]
+fn a_disk_that_is_full_once_something_was_uploaded() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk");
+        return;
+    }
+    let host = Host::with_account();
+    let disk = SmallDisk::below(&host.root.join("state"));
+    fs::remove_file(host.state_file("signing")).expect("the loss");
+    let create = || host.signing("create", &["--platform", "sim-native"]);
+    let fill = "case \"$1 $2\" in 'session create') cat /dev/zero >\"$bin/../../state/filler\" 2>/dev/null ;; esac";
+    host.instead_of("scone", fill, || {
+        host.says(
+            create(),
+            4,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: state file 'ROOT/state/signing.yml' cannot be written: No space left on device (os error 28) at path \"ROOT/state/.tmpRANDOM\"
+hint: ./scripts/create.rs --account signing   # goes on once that is mended
+",
+        )
+    });
+    disk.empty();
+    create().expect(0);
+    drop(disk);
 }
 
 #[test]
@@ -666,7 +699,7 @@ create: error: template 'ROOT/templates/otpqr.yml' cannot be rendered: No such f
     });
     let mut create = host.script_command("create", &["--account", "signing"]);
     create.env("TMPDIR", "nowhere");
-    host.says(run(create), 1, "\
+    host.says(run(create), 3, "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
@@ -1102,7 +1135,7 @@ gen_qr: error: another start is running: the volume is in use by another program
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the program started, but left an incomplete QR code
+gen_qr: error: the program started, but left an incomplete QR code: it ended with status 0 and said nothing
 hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be taken
 ",
     );
@@ -1424,6 +1457,13 @@ const EXEMPT: &[(&str, &str)] = &[
         "docker is rootless here: its containers are on a network of their own and cannot reach the simulated CAS",
         "tests/engines.rs",
     ),
+    ("./scripts/create.rs --platform sim --account container   # runs in containers instead", "tests/host.rs"),
+    ("CAS itself cannot work: {reason}", "tests/host.rs"),
+    ("df -h {}   # what is full", "tests/host.rs"),
+    ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
+    ("tail -n 3 {log}   # says why", "tests/host.rs"),
+    ("this host cannot run the program: {reason}", "tests/host.rs"),
+    ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
     ("   # writes a file instead", "tests/terminal.rs"),
     ("the terminal cannot show the QR code: {why}", "tests/terminal.rs"),

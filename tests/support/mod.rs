@@ -520,6 +520,46 @@ macro_rules! scripts {
     };
 }
 
+/// A disk of its own, small enough to be filled. Only root can mount it; gone when dropped.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Moves a directory to such a disk.
+    pub fn below(path: &Path) -> SmallDisk {
+        let aside = path.with_extension("aside");
+        fs::rename(path, &aside).expect("a move");
+        fs::create_dir(path).expect("a directory");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(path).status();
+        assert!(mounted.expect("mount").success());
+        copy(&aside.join("."), path);
+        SmallDisk(path.to_owned())
+    }
+
+    /// Fills it but for so many pages.
+    pub fn fill(&self, pages_left: u64) {
+        let filler = self.0.join("filler");
+        let mut file = File::create(&filler).expect("a file");
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("no end");
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        let length = file.metadata().expect("its length").len();
+        file.set_len(length - pages_left * 4096).expect("room");
+    }
+
+    /// Makes room again.
+    pub fn empty(&self) {
+        fs::remove_file(self.0.join("filler")).expect("deletion");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a CAS that a failing test leaves running may have files there.
+        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
+        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    }
+}
+
 /// Runs a command to its end.
 pub fn run(mut command: Command) -> Outcome {
     let output = command.output().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));

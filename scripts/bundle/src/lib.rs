@@ -6,7 +6,7 @@
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
-//! | a start and its answer | [`code`], [`refusal`] |
+//! | a start and its answer | [`code`], [`refusal`], [`host`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
 use std::fmt;
@@ -28,6 +28,7 @@ pub mod enrolment;
 pub mod failure;
 pub mod fresh;
 pub mod hint;
+pub mod host;
 pub mod interrupt;
 pub mod issue;
 pub mod platform;
