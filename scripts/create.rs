@@ -39,7 +39,8 @@ use clap::Parser;
     version,
     after_help = "\
 Exit codes:
-  0 created, or already so   2 usage   3 something is missing, nothing changed   5 refused by CAS   130 interrupted   1 anything else
+  0 created, or already so   2 usage   3 something is missing, nothing changed   4 stopped part-way, run it again
+  5 refused by CAS   130 interrupted   1 anything else
 
 Examples:
   ./scripts/create.rs --cas cas.example.com              an account on SCONE
@@ -191,13 +192,17 @@ fn identity(args: &Args) -> Result<(String, String), Failure> {
 fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
     let is_new = account.state.reset_hash.is_none();
     let versions = Versions::current(&account.state);
+    let again = account.script("create", "   # goes on once that is mended");
+    let stop = |failure: Failure, has_changed| {
+        if has_changed { failure.part_way(again.clone(), None) } else { failure }
+    };
     let mut has_changed = false;
     for session in Session::ALL {
         step(format!("policy '{}'", session.name(&account.state)));
-        let (hash, changed) = upload(account, session, &versions)?;
+        let (hash, changed) = upload(account, session, &versions).map_err(|failure| stop(failure, has_changed))?;
         has_changed |= changed;
         if session.hash(&mut account.state).replace(hash.clone()) != Some(hash) {
-            account.record()?;
+            account.record().map_err(|failure| stop(failure, has_changed))?;
         }
     }
     Ok(match (has_changed, is_new) {

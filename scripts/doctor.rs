@@ -18,7 +18,6 @@
 //! rustix = { version = "=1.1.6", features = ["fs", "process", "termios"] }
 //! serde = { version = "=1.0.229", features = ["derive"] }
 //! serde_json = "=1.0.154"
-//! tempfile = "=3.27.0"
 //! thiserror = "=2.0.21"
 //! ```
 
@@ -29,9 +28,9 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bundle::account::{self, Account, Found};
-use bundle::container::Start;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::hint::{pasteable, quoted, shred};
+use bundle::issue::Output;
 use bundle::platform::Platform;
 use bundle::policy::{Held, Session, Versions, compare};
 use bundle::refusal::Answer;
@@ -72,8 +71,6 @@ struct Args {
 enum DoctorError {
     #[error("the report cannot be written as JSON: {0}")]
     NoJson(serde_json::Error),
-    #[error("cannot make a temporary directory: {0}")]
-    NoTemporaryDirectory(std::io::Error),
 }
 
 impl Concern for DoctorError {
@@ -407,26 +404,23 @@ fn volume(account: &Account, otpqr: Option<Versions>) -> Result<Finding, Failure
         return Ok(Finding::unknown("volume", "not opened: session 1, which has it, is not as it should be"));
     };
     step("starting the program's service 'check'");
-    let (volume, made) = account.volume_directory(versions.volume)?;
-    let output = tempfile::tempdir().map_err(DoctorError::NoTemporaryDirectory)?;
-    let finished = account.tools.start(&Start {
-        config_id: &format!("{}/otpqr/check", account.state.namespace),
-        cas: &account.state.cas,
-        image_id: &account.state.image_id,
-        directories: Some((&volume, output.path())),
-    })?;
-    // Looking leaves no empty directory where one that was moved away is to be moved back to.
-    if made {
-        let _ = fs::remove_dir(&volume);
-    }
-    let reason = finished.reason();
+    let output = match Output::prepare_aside(account, versions.volume) {
+        Ok(output) => output,
+        Err(failure) => return Ok(Finding::unknown("volume", format!("not opened: {}", failure.into_finding().0))),
+    };
+    let finished = output.start(account, &format!("{}/otpqr/check", account.state.namespace))?;
+    let (answer, reason) = (Answer::of(&finished), finished.reason());
     let keep = " --keep-secret   # without the authenticator: no --keep-secret";
     let keep = account.script("roll_forward", keep);
     let finishing = account.state.finishing(&account.name);
     Ok(match (&account.state.pending, finishing) {
         _ if finished.success() => Finding::ok("volume", "it is the one CAS knows, in its latest state"),
         // It says nothing about the volume, so it is no reason to give that up.
-        _ if Answer::of(&finished) != Answer::Volume => Finding::unknown("volume", format!("not opened: {reason}")),
+        _ if answer != Answer::Volume => {
+            let reason = if answer == Answer::Host { finished.whole_reason() } else { reason };
+            let mend = account.remedy(&finished.stderr).map(|command| pasteable(&command));
+            Finding { mend, ..Finding::unknown("volume", format!("not opened: {reason}")) }
+        }
         (Some(pending), Some(undo)) if pending.undo => Finding::wrong("volume", reason, format!("{undo} && {keep}")),
         // What was begun replaces it.
         (_, Some(finishing)) => Finding::wrong("volume", reason, finishing),

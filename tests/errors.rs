@@ -9,7 +9,7 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use support::{Bundle, Outcome, Platform, User, copy, is_root, repository, run, run_with_input};
+use support::{Bundle, Outcome, Platform, SmallDisk, User, copy, is_root, repository, run, run_with_input};
 
 /// Wraps a tool: runs the test's deed before it or, if the deed calls `exit`, instead of it.
 const TOOL: &str = r#"#!/bin/sh
@@ -140,6 +140,9 @@ impl Host {
         // The random part of `tempfile`'s names.
         if let Some((before, after)) = text.split_once("/otpqr-policy-") {
             text = format!("{before}/otpqr-policy-RANDOM{}", &after[6..]);
+        }
+        if let Some((before, after)) = text.split_once("/.tmp") {
+            text = format!("{before}/.tmpRANDOM{}", &after[6..]);
         }
         let words = text.split_inclusive(|c: char| !c.is_ascii_alphanumeric());
         let hash = |word: &str| word.len() >= 64 && word[..64].bytes().all(|c| c.is_ascii_hexdigit());
@@ -640,7 +643,7 @@ gen_qr: error: state file 'ROOT/state/signing.yml' belongs to another user (uid 
         fs::create_dir(host.root.join("state/signing.lock")).expect("a directory");
         host.says(
             host.signing("roll_forward", &["--yes"]),
-            1,
+            3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: error: state file 'ROOT/state/signing.yml' cannot be written: Is a directory (os error 21)
@@ -658,6 +661,36 @@ roll_forward: error: state file 'ROOT/state/signing.yml' was changed by another 
 ",
         )
     });
+}
+
+#[test]
+fn a_disk_that_is_full_once_something_was_uploaded() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk");
+        return;
+    }
+    let host = Host::with_account();
+    let disk = SmallDisk::below(&host.root.join("state"));
+    fs::remove_file(host.state_file("signing")).expect("the loss");
+    let create = || host.signing("create", &["--platform", "sim-native"]);
+    let fill = "case \"$1 $2\" in 'session create') cat /dev/zero >\"$bin/../../state/filler\" 2>/dev/null ;; esac";
+    host.instead_of("scone", fill, || {
+        host.says(
+            create(),
+            4,
+            "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: measuring image 'simulator/bin/rootfs'
+create: attesting CAS
+create: policy 'NAMESPACE'
+create: error: state file 'ROOT/state/signing.yml' cannot be written: No space left on device (os error 28) at path \"ROOT/state/.tmpRANDOM\"
+hint: ./scripts/create.rs --account signing   # goes on once that is mended
+",
+        )
+    });
+    disk.empty();
+    create().expect(0);
+    drop(disk);
 }
 
 #[test]
@@ -679,7 +712,7 @@ create: error: template 'ROOT/templates/otpqr.yml' cannot be rendered: No such f
     });
     let mut create = host.script_command("create", &["--account", "signing"]);
     create.env("TMPDIR", "nowhere");
-    host.says(run(create), 1, "\
+    host.says(run(create), 3, "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
@@ -1115,7 +1148,7 @@ gen_qr: error: another start is running: the volume is in use by another program
         "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
-gen_qr: error: the program started, but left an incomplete QR code
+gen_qr: error: the program started, but left an incomplete QR code: it ended with status 0 and said nothing
 hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be taken
 ",
     );
@@ -1312,7 +1345,7 @@ hint: apt-get install docker.io
 ",
     );
     // The image
-    tool("docker", "echo 'Error: No such image: otpqr:scone' >&2; exit 1");
+    tool("docker", "[ $1 != info ] || { echo '{}'; exit; }; echo 'Error: No such image: otpqr:scone' >&2; exit 1");
     host.says(
         run(script("create", root)),
         3,
@@ -1321,7 +1354,7 @@ create: error: docker has no image 'otpqr:scone': Error: No such image: otpqr:sc
 hint: (cd 'ROOT' && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .)
 ",
     );
-    let docker = "case $1 in image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac";
+    let docker = "case $1 in info) echo {} ;; image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac";
     tool("docker", docker);
     // The address of CAS
     host.says(
@@ -1433,6 +1466,17 @@ const EXEMPT: &[(&str, &str)] = &[
     ("             next: {next}   # its entry will be '{issuer}', '{label}'", "no error; tests/flow.rs"),
     ("./scripts/create.rs --platform sim-native --account native   # without docker", "tests/scone_platform.rs"),
     ("./scripts/create.rs --platform sim{option}   # software only: a rehearsal", "tests/scone_platform.rs"),
+    (
+        "docker is rootless here: its containers are on a network of their own and cannot reach the simulated CAS",
+        "tests/engines.rs",
+    ),
+    ("./scripts/create.rs --platform sim --account container   # runs in containers instead", "tests/host.rs"),
+    ("CAS itself cannot work: {reason}", "tests/host.rs"),
+    ("df -h {}   # what is full", "tests/host.rs"),
+    ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
+    ("tail -n 3 {log}   # says why", "tests/host.rs"),
+    ("this host cannot run the program: {reason}", "tests/host.rs"),
+    ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
     ("   # writes a file instead", "tests/terminal.rs"),
     ("this program was compiled by rust-script but not started by it, so it may be out of date", "tests/fresh.rs"),
@@ -1458,6 +1502,5 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the program was not started", "no code is presented without a start"),
     ("the state cannot be expressed in YAML: {0}", "it consists of strings and numbers"),
     ("the state of account '{name}' vanished", "between two system calls"),
-    ("cannot make a temporary directory: {0}", "the policy that cannot be written, above, is the same error"),
     ("the terminal cannot be written to: {0}", "the terminal would have to vanish while it is written to"),
 ];

@@ -77,6 +77,7 @@ esac
 /// An engine with one image, whose program measures itself, checks, or writes a QR code.
 const DOCKER: &str = r#"
 case " $* " in
+  ' info '*) echo '{"SecurityOptions":["name=seccomp,profile=default"]}' ;;
   ' image inspect '*) echo @IMAGE_ID@ ;;
   ' run '*' -e=SCONE_HASH '*) echo @MEASUREMENT@ ;;
   ' run '*)
@@ -463,6 +464,7 @@ fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
         order(&calls).into_iter().filter(|call| call != "scone session verify").collect::<Vec<_>>(),
         [
             "scone --version",
+            "docker info",
             "docker image",
             "docker run",
             "scone cas attest",
@@ -634,8 +636,9 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker image", "docker run"]);
-    let start = &calls[3];
+    let expected = ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker run"];
+    assert_eq!(order(&calls), expected);
+    let start = &calls[4];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
@@ -659,6 +662,21 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(start.environment["SCONE_CAS_ADDR"], "cas.example.com");
     assert!(!calls.iter().any(|call| call.args.iter().any(|arg| arg.contains(&config_id))));
     assert!(!calls[0].environment.contains_key("SCONE_CONFIG_ID"));
+}
+
+/// As Docker and podman say that they are rootless.
+#[test]
+fn a_rootless_engine_runs_the_program_as_its_root_who_is_the_caller() {
+    let infos =
+        [r#"{"SecurityOptions":["name=seccomp","name=rootless"]}"#, r#"{"host":{"security":{"rootless":true}}}"#];
+    let host = Host::with_account();
+    for info in infos {
+        host.instead_of("docker", &format!("[ \"$1\" != info ] || {{ echo '{info}'; exit; }}"));
+        host.script("gen_qr", &["--no-confirm"]).expect(0);
+        let start = host.calls().into_iter().rfind(|call| call.what() == "docker run").unwrap();
+        assert!(start.has("--user=0:0"), "{:?}", start.args);
+        fs::remove_file(host.qr_code()).unwrap();
+    }
 }
 
 #[test]
@@ -768,11 +786,6 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
             ),
             "Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
         ),
-        (
-            bare("Could not create enclave: Error opening SGX device"),
-            "Could not create enclave: Error opening SGX device",
-        ),
-        (bare("Cannot sign production enclave: no key provided"), "Cannot sign production enclave: no key provided"),
     ];
     let host = Host::with_account();
     for (words, detail) in frames {
@@ -785,6 +798,16 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
         host.program_ends("*@493817", &words, 134);
         let refused = host.add_auth("493817").expect(5).saying(detail);
         assert!(!refused.text().contains("493817"), "{}", refused.stderr);
+        host.has_clean_desk();
+    }
+    // What the host or the image lacks is no refusal.
+    for words in
+        ["Could not create enclave: Error opening SGX device", "Cannot sign production enclave: no key provided"]
+    {
+        host.program_ends("*/otpqr/otpqr", &bare(words), 134);
+        host.script("gen_qr", &["--no-confirm"])
+            .expect(3)
+            .saying(&format!("this host cannot run the program: {words}"));
         host.has_clean_desk();
     }
 }
@@ -844,7 +867,7 @@ fn half_a_qr_code_is_not_delivered() {
     let host = Host::with_account();
     host.instead_of(
         "docker",
-        "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
+        "[ \"$1\" = info ] && { echo '{}'; exit 0; }; [ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
     );
     host.script("gen_qr", &["--no-confirm"]).expect(4).saying("incomplete QR code").saying("scripts/roll_forward.rs");
     assert!(!host.qr_code().exists());
@@ -867,14 +890,13 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(
-        order(&calls),
-        ["scone --version", "scone cas show-identification", "docker image", "docker run", "docker run"]
-    );
+    let expected =
+        ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker run", "docker run"];
+    assert_eq!(order(&calls), expected);
     let namespace = host.known("namespace");
-    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
-    assert_eq!(calls[3].args, calls[4].args);
+    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[5].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[4].args, calls[5].args);
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
     }
@@ -883,8 +905,8 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
         found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
     assert_eq!(
-        [0, 1, 2, 3, 4].map(|at| holding(&calls[at])),
-        [vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
+        [0, 1, 2, 3, 4, 5].map(|at| holding(&calls[at])),
+        [vec![], vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
     );
     assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
     assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);

@@ -75,9 +75,27 @@ pub enum User {
     Caller,
     /// A user whose only privilege is the Docker Engine. Only root can become that user.
     Ordinary,
+    /// The user of rootless engines, as `.ci/run` makes it. Only root can become that user.
+    Rootless,
 }
 
 const ORDINARY: u32 = 64_999;
+/// The name of [`User::Rootless`].
+pub const ROOTLESS: &str = "otpqr-rootless";
+
+impl User {
+    /// Its number, which is its group's, too.
+    fn id(self) -> u32 {
+        match self {
+            User::Caller => rustix::process::geteuid().as_raw(),
+            User::Ordinary => ORDINARY,
+            User::Rootless => {
+                let id = Command::new("id").args(["-u", ROOTLESS]).output().expect("id");
+                String::from_utf8_lossy(&id.stdout).trim().parse().expect("the user that .ci/run makes")
+            }
+        }
+    }
+}
 
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
@@ -153,6 +171,8 @@ pub struct Bundle {
     pub root: PathBuf,
     pub platform: Platform,
     user: User,
+    /// What its commands find in their environment, besides what all bundles have there.
+    pub environment: Vec<(&'static str, OsString)>,
     /// The time of the simulated CAS; `None`: the host's.
     clock: Option<PathBuf>,
 }
@@ -165,7 +185,14 @@ impl Bundle {
         assert!(bin.join("scone-sim").exists(), "the simulator is not built: make sim");
         let home = tempfile::Builder::new().prefix("otpqr-").tempdir().expect("a temporary directory");
         let root = home.path().join(name);
-        let bundle = Bundle { clock: clock.then(|| root.join("clock")), root, platform, user, _home: home };
+        let bundle = Bundle {
+            clock: clock.then(|| root.join("clock")),
+            root,
+            platform,
+            user,
+            environment: Vec::new(),
+            _home: home,
+        };
         fs::create_dir(&bundle.root).expect("the root");
         copy(&repository().join("templates"), &bundle.root.join("templates"));
         for directory in ["simulator", "tmp"] {
@@ -175,9 +202,9 @@ impl Bundle {
         if let Some(clock) = &bundle.clock {
             fs::write(clock, "1800000015").expect("the clock");
         }
-        if user == User::Ordinary {
+        if user != User::Caller {
             fs::set_permissions(bundle._home.path(), Permissions::from_mode(0o755)).expect("permissions");
-            give_away(&bundle.root);
+            bundle.give_away(&bundle.root);
         }
         bundle.up_on_free_ports();
         bundle
@@ -200,6 +227,12 @@ impl Bundle {
                 command.args(["--groups", &socket.unwrap_or(ORDINARY).to_string(), "--"]).arg(program);
                 command
             }
+            User::Rootless => {
+                let mut command = Command::new("setpriv");
+                let id = self.user.id().to_string();
+                command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]).arg(program);
+                command
+            }
         };
         command.current_dir(&self.root).env("OTPQR_ROOT", &self.root).env("XDG_DATA_HOME", self.root.join("data"));
         // As rust-script sets it.
@@ -207,9 +240,10 @@ impl Bundle {
         // What a killed script leaves behind goes with the bundle.
         command.env("TMPDIR", self.root.join("tmp"));
         command.env("LOGNAME", "alice").env_remove("SCONE_CONFIG_ID").stdin(Stdio::null());
-        if self.user == User::Ordinary {
-            command.env("HOME", &self.root);
+        if self.user != User::Caller {
+            command.env("HOME", &self.root).env_remove("XDG_CACHE_HOME").env_remove("XDG_CONFIG_HOME");
         }
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 
@@ -236,9 +270,7 @@ impl Bundle {
         let path = self.root.join(name);
         fs::create_dir(&path).expect("a directory");
         fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("permissions");
-        if self.user == User::Ordinary {
-            give_away(&path);
-        }
+        self.give_away(&path);
     }
 
     /// Copies the compiled scripts to where the bundle's user can run them. (A test hands in `scripts!()`.)
@@ -366,8 +398,8 @@ impl Bundle {
         let out = self.root.join(how.out);
         for directory in [&volume, &out] {
             fs::create_dir_all(directory).expect("a directory to mount");
-            if self.user == User::Ordinary {
-                chown(directory, Some(ORDINARY), Some(ORDINARY)).expect("ownership");
+            if self.user != User::Caller {
+                chown(directory, Some(self.user.id()), Some(self.user.id())).expect("ownership");
             }
         }
         let image = how.image.map_or_else(|| self.known(how.account, &["image_id"]), str::to_owned);
@@ -418,8 +450,17 @@ impl Bundle {
 
     fn ids(&self) -> (u32, u32) {
         match self.user {
-            User::Caller => (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
-            User::Ordinary => (ORDINARY, ORDINARY),
+            User::Caller => (self.user.id(), rustix::process::getegid().as_raw()),
+            User::Ordinary | User::Rootless => (self.user.id(), self.user.id()),
+        }
+    }
+
+    /// Makes the bundle's user own this, and all below it.
+    pub fn give_away(&self, path: &Path) {
+        if self.user != User::Caller {
+            let owner = format!("{0}:{0}", self.user.id());
+            let status = Command::new("chown").args(["-R", "-h", &owner]).arg(path).status().expect("chown");
+            assert!(status.success());
         }
     }
 
@@ -483,6 +524,46 @@ macro_rules! scripts {
     };
 }
 
+/// A disk of its own, small enough to be filled. Only root can mount it; gone when dropped.
+pub struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Moves a directory to such a disk.
+    pub fn below(path: &Path) -> SmallDisk {
+        let aside = path.with_extension("aside");
+        fs::rename(path, &aside).expect("a move");
+        fs::create_dir(path).expect("a directory");
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(path).status();
+        assert!(mounted.expect("mount").success());
+        copy(&aside.join("."), path);
+        SmallDisk(path.to_owned())
+    }
+
+    /// Fills it but for so many pages.
+    pub fn fill(&self, pages_left: u64) {
+        let filler = self.0.join("filler");
+        let mut file = File::create(&filler).expect("a file");
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("no end");
+        assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
+        let length = file.metadata().expect("its length").len();
+        file.set_len(length - pages_left * 4096).expect("room");
+    }
+
+    /// Makes room again.
+    pub fn empty(&self) {
+        fs::remove_file(self.0.join("filler")).expect("deletion");
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a CAS that a failing test leaves running may have files there.
+        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
+        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    }
+}
+
 /// Runs a command to its end.
 pub fn run(mut command: Command) -> Outcome {
     let output = command.output().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
@@ -507,12 +588,6 @@ pub fn run_with_input(mut command: Command, input: &str) -> Outcome {
 pub fn copy(from: &Path, to: &Path) {
     let status = Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp");
     assert!(status.success(), "cp -a {} {}", from.display(), to.display());
-}
-
-fn give_away(path: &Path) {
-    let owner = format!("{ORDINARY}:{ORDINARY}");
-    let status = Command::new("chown").args(["-R", "-h", &owner]).arg(path).status().expect("chown");
-    assert!(status.success());
 }
 
 fn collect(directory: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {

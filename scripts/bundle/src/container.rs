@@ -19,8 +19,6 @@ enum ImageError {
     NoDirectory { directory: String },
     #[error("docker has no image '{image}': {reason}")]
     NoImage { image: String, reason: String },
-    #[error("docker does not answer: {reason}")]
-    NoAnswer { reason: String },
     #[error("the image '{id}' cannot be measured: {reason}")]
     NotMeasured { id: String, reason: String },
     #[error("the image '{id}' did not print a measurement: its '{program}' is not a SCONE program")]
@@ -57,18 +55,14 @@ impl Tools {
             let missing = ImageError::NoDirectory { directory: directory.display().to_string() };
             return id.ok_or_else(|| Failure::from(missing).hint(self.facts.image_missing));
         }
+        self.check_engine()?;
         let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
         let finished = self.engine.run(&args, &[])?;
         if finished.success() {
             return Ok(finished.stdout.trim().to_owned());
         }
-        let reason = finished.reason();
-        if reason.to_lowercase().contains("no such image") {
-            let missing = ImageError::NoImage { image: image.to_owned(), reason };
-            return Err(Failure::from(missing).hint(self.facts.image_missing));
-        }
-        Err(Failure::from(ImageError::NoAnswer { reason })
-            .hint("docker version   # says whether the engine runs, and whether you may use it"))
+        let missing = ImageError::NoImage { image: image.to_owned(), reason: finished.reason() };
+        Err(Failure::from(missing).hint(self.facts.image_missing))
     }
 
     /// The measurement (mrenclave) of our program in the image: 64 hex digits or an error, for a program that was not sconified
@@ -110,27 +104,26 @@ impl Tools {
             ("SCONE_SIM_CAS_KEY", &start.cas.key),
         ];
         environment.extend(evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
-        let mut args = if self.runs_containers() { self.docker_run(start) } else { self.native_run(start) };
+        let mut args = if self.runs_containers() { self.docker_run(start)? } else { self.native_run(start) };
         args.push(PROGRAM.into());
         self.engine.run(&args, &environment)
     }
 
-    fn docker_run(&self, start: &Start) -> Vec<OsString> {
-        let user = rustix::process::geteuid().as_raw();
-        let group = rustix::process::getegid().as_raw();
+    fn docker_run(&self, start: &Start) -> Result<Vec<OsString>, Failure> {
         let fixed = ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
         let mut args: Vec<OsString> = fixed.map(OsString::from).into();
         args.extend(["-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from));
-        args.push(format!("--user={user}:{group}").into());
+        args.push(format!("--user={}", self.user_in_container()?).into());
         args.extend(self.facts.docker.iter().map(OsString::from));
         if let Some((volume, output)) = start.directories {
             if self.facts.sealed != VOLUME {
-                args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
+                // Only one user runs anything in the container, and podman does not know docker's `uid=`.
+                args.push(format!("--tmpfs={VOLUME}:mode=1777").into());
             }
             args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
         }
         args.push(start.image_id.into());
-        args
+        Ok(args)
     }
 
     fn native_run(&self, start: &Start) -> Vec<OsString> {

@@ -36,12 +36,14 @@ enum IssueError {
     NotDelivered { file: String, output: String, cause: io::Error },
     #[error("the QR code in '{file}' cannot be destroyed: {cause}")]
     NotDestroyed { file: String, cause: String },
-    #[error("the program started, but left an incomplete QR code")]
-    Incomplete,
+    #[error("the program started, but left an incomplete QR code: {reason}")]
+    Incomplete { reason: String },
     #[error("the volume was refused: {reason}")]
     Volume { reason: String },
     #[error("CAS cannot be reached: {reason}")]
     NoChannel { reason: String },
+    #[error("CAS itself cannot work: {reason}")]
+    CasFailed { reason: String },
     #[error("another start is running: {reason}")]
     AnotherStart { reason: String },
     #[error("the program is not the one in the policies: {reason}")]
@@ -56,6 +58,8 @@ enum IssueError {
     Output { reason: String },
     #[error("the program could not be started: {reason}")]
     NotStarted { reason: String },
+    #[error("this host cannot run the program: {reason}")]
+    Host { reason: String },
     #[error("the program ended without a QR code: {reason}")]
     NoQrCode { reason: String },
     #[error("the program was not started")]
@@ -68,9 +72,10 @@ impl Concern for IssueError {
         match self {
             NoFileName { .. } | NotWritable { .. } | Exists { .. } => Exit::Precondition,
             NotPrepared { .. } | NotPrivate { .. } | Busy { .. } => Exit::Precondition,
-            NoChannel { .. } | AnotherStart { .. } | Output { .. } | NotStarted { .. } => Exit::Precondition,
+            NoChannel { .. } | CasFailed { .. } | AnotherStart { .. } => Exit::Precondition,
+            Output { .. } | NotStarted { .. } | Host { .. } => Exit::Precondition,
             Volume { .. } | AnotherProgram { .. } | Refused { .. } | IssuedAlready => Exit::Refused,
-            NotDelivered { .. } | NotDestroyed { .. } | Incomplete | NoQrCode { .. } => Exit::PartWay,
+            NotDelivered { .. } | NotDestroyed { .. } | Incomplete { .. } | NoQrCode { .. } => Exit::PartWay,
             Unreadable { .. } | Policy { .. } | NeverStarted => Exit::Other,
         }
     }
@@ -90,7 +95,16 @@ pub struct Output {
 impl Output {
     /// Makes ready for a QR code of the account's secret, issued on this version of its volume.
     pub fn prepare(account: &Account, volume: u32) -> Result<Output, Failure> {
-        let directory = state::issuing_directory(&account.root, &account.state, volume);
+        Output::prepare_in(state::issuing_directory(&account.root, &account.state, volume), volume)
+    }
+
+    /// Makes ready for a start that issues nothing, aside from where a QR code may wait. What a container mounts lies below
+    /// `state/`: an engine may see no temporary directory, and what a killed run leaves is found by the next one.
+    pub fn prepare_aside(account: &Account, volume: u32) -> Result<Output, Failure> {
+        Output::prepare_in(account.root.join("state/issuing").join(format!("{}.doctor", account.name)), volume)
+    }
+
+    fn prepare_in(directory: PathBuf, volume: u32) -> Result<Output, Failure> {
         let lock = lock(&directory)?;
         let output = Output { volume, directory, _lock: lock };
         let written = output.written();
@@ -203,8 +217,10 @@ impl Output {
     /// Why a start issued no QR code.
     pub fn explain(&self, account: &Account, finished: &Finished) -> Failure {
         let (answer, reason) = (Answer::of(finished), finished.reason());
-        if self.written().exists() && !answer.is_from_runtime() {
-            return Failure::from(IssueError::Incomplete)
+        let helps = account.remedy(&finished.stderr);
+        if self.written().exists() && !answer.is_refusal() {
+            return Failure::from(IssueError::Incomplete { reason: finished.whole_reason() })
+                .hints(helps)
                 .hint(account.script("roll_forward", "   # the once-marker may be taken"));
         }
         match answer {
@@ -212,6 +228,7 @@ impl Output {
                 .hint(account.script("roll_forward", " --keep-secret   # authenticator at hand: codes stay valid"))
                 .hint(account.script("roll_forward", "   # otherwise: new secret, kills the old codes")),
             Answer::NoChannelToCas => IssueError::NoChannel { reason }.into(),
+            Answer::CasFailed => Failure::from(IssueError::CasFailed { reason }).hints(helps),
             Answer::VolumeInUse => IssueError::AnotherStart { reason }.into(),
             Answer::Measurement => Failure::from(IssueError::AnotherProgram { reason })
                 .hint(account.script("create", "   # updates the policies")),
@@ -222,9 +239,11 @@ impl Output {
                 .hint(account.script("add_auth", "       # with a code: the same secret for another authenticator"))
                 .hint(account.script("roll_forward", "   # without: new secret, kills the old codes")),
             Answer::Environment => IssueError::Policy { reason }.into(),
-            Answer::Output => IssueError::Output { reason }.into(),
-            Answer::NotStarted => IssueError::NotStarted { reason }.into(),
+            Answer::Output => Failure::from(IssueError::Output { reason }).hints(helps),
+            Answer::NotStarted => Failure::from(IssueError::NotStarted { reason }).hints(helps),
+            Answer::Host => Failure::from(IssueError::Host { reason: finished.whole_reason() }).hints(helps),
             Answer::Ended => Failure::from(IssueError::NoQrCode { reason })
+                .hints(helps)
                 .hint(account.script("roll_forward", "   # if the once-marker is taken")),
         }
     }

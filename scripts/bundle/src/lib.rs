@@ -4,9 +4,9 @@
 //! |---|---|
 //! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
-//! | what is run on this host | [`tool`], [`platform`], [`container`] |
+//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
-//! | a start and its answer | [`code`], [`refusal`] |
+//! | a start and its answer | [`code`], [`refusal`], [`host`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
 use std::fmt;
@@ -23,10 +23,12 @@ pub mod cas;
 pub mod code;
 pub mod container;
 pub mod drawing;
+pub mod engine;
 pub mod enrolment;
 pub mod failure;
 pub mod fresh;
 pub mod hint;
+pub mod host;
 pub mod interrupt;
 pub mod issue;
 pub mod platform;

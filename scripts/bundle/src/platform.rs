@@ -1,9 +1,11 @@
 //! The three platforms, and all that differs between them, in one table.
 
+use std::cell::OnceCell;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::failure::{Concern, Exit, Failure};
 use crate::tool::Tool;
@@ -90,6 +92,8 @@ pub struct Tools {
     pub(crate) root: PathBuf,
     pub scone: Tool,
     pub(crate) engine: Tool,
+    /// What the engine says of itself, once it was asked.
+    pub(crate) engine_info: OnceCell<Value>,
     /// `scone-sim`; `None` on SCONE.
     pub(crate) simulator: Option<Tool>,
 }
@@ -137,6 +141,6 @@ impl Platform {
             step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
         }
         let engine = find(facts.engine, facts.engine_missing)?;
-        Ok(Tools { facts, root: root.to_owned(), scone, engine, simulator })
+        Ok(Tools { facts, root: root.to_owned(), scone, engine, engine_info: OnceCell::new(), simulator })
     }
 }

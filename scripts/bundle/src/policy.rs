@@ -35,7 +35,7 @@ impl Concern for PolicyError {
     fn exit(&self) -> Exit {
         match self {
             PolicyError::NotTaken { exit, .. } => *exit,
-            PolicyError::NoFile(_) | PolicyError::NoHash { .. } => Exit::Other,
+            PolicyError::NoHash { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
     }
@@ -235,11 +235,12 @@ pub fn upload(account: &Account, session: Session, versions: &Versions) -> Resul
     if let Ok(hash) = policy.scone("verify")? {
         return Ok((hash, false));
     }
-    Err(explain(&policy, session, refusal.reason())?)
+    Err(explain(&policy, session, refusal)?)
 }
 
 /// Why an upload was refused.
-fn explain(policy: &Policy, session: Session, reason: String) -> Result<Failure, Failure> {
+fn explain(policy: &Policy, session: Session, refusal: Finished) -> Result<Failure, Failure> {
+    let reason = refusal.reason();
     let (account, session_name) = (policy.account, policy.session.clone());
     let state = &account.state;
     let is_known = session.known_hash(state).is_some();
@@ -249,6 +250,11 @@ fn explain(policy: &Policy, session: Session, reason: String) -> Result<Failure,
             let lost = PolicyError::Lost { cas: state.cas.address.clone(), session: session_name };
             return Ok(Failure::from(lost)
                 .hint(account.script("roll_forward", " --cas-wiped   # new secret, new volume, new sessions")));
+        }
+        // CAS itself failed, which is no refusal.
+        _ if refusal.stderr.contains("HTTP error status code 5") => {
+            let failed = PolicyError::NoAnswer { session: session_name, reason };
+            return Ok(Failure::from(failed).hints(account.remedy(&refusal.stderr)));
         }
         _ if is_part_way => Exit::PartWay,
         Some(_) => Exit::Refused,

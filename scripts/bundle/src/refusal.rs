@@ -1,4 +1,5 @@
-//! What a start that went wrong says: the answers of SCONE's runtime and CAS, of otpqr, and of the host, in one table.
+//! What a start that went wrong says: the answers of SCONE's runtime and CAS, of otpqr, and of the host, in one table. Only CAS,
+//! the volume and the once-marker refuse; everything else is something that the host lacks.
 
 use crate::tool::Finished;
 
@@ -13,9 +14,13 @@ pub enum Answer {
     Volume,
     VolumeInUse,
     NoChannelToCas,
+    /// CAS cannot work: its disk is full, say.
+    CasFailed,
     Measurement,
-    /// Anything else that SCONE's runtime reports.
+    /// Anything else that CAS refuses.
     Refused,
+    /// Anything else that SCONE's runtime reports: it lacks something on this host.
+    Host,
     /// otpqr: the once-marker is there already.
     MarkerPresent,
     /// otpqr: its environment, which the policy sets.
@@ -37,9 +42,14 @@ const WORDS: &[(&str, Answer)] = &[
     ("file system protection file", Answer::Volume),
     ("Verification of file chunk", Answer::Volume),
     ("is not part of this volume", Answer::Volume),
+    ("was sealed by another version", Answer::Volume),
     ("the volume is in use", Answer::VolumeInUse),
     ("Unexpected enclave measurement", Answer::Measurement),
+    ("CAS failed, see its log", Answer::CasFailed),
 ];
+
+/// What SCONE's runtime reports where CAS said no.
+const REFUSALS: &[&str] = &["Attestation failed", "CAS did not take the volume's new tag"];
 
 /// otpqr's exit codes, and docker's own.
 const CODES: &[(i32, Answer)] = &[
@@ -59,16 +69,21 @@ impl Answer {
             let known = WORDS.iter().find(|(words, _)| reason.contains(words)).map(|(_, answer)| *answer);
             // The reason behind it may be the network's own.
             let unreachable = finished.stderr.contains("Failed to establish an encrypted channel to CAS");
-            return known.unwrap_or(if unreachable { Answer::NoChannelToCas } else { Answer::Refused });
+            let refused = REFUSALS.iter().any(|words| finished.stderr.contains(words));
+            return match known {
+                Some(known) => known,
+                None if unreachable => Answer::NoChannelToCas,
+                None if refused => Answer::Refused,
+                None => Answer::Host,
+            };
         }
         let known = CODES.iter().find(|(code, _)| finished.code == Some(*code));
         known.map_or(Answer::Ended, |(_, answer)| *answer)
     }
 
-    /// Whether SCONE's runtime refused the start, so that the program never ran.
-    pub fn is_from_runtime(self) -> bool {
-        use Answer::*;
-        !matches!(self, MarkerPresent | Environment | Output | NotStarted | Ended)
+    /// Whether CAS or the volume refused.
+    pub fn is_refusal(self) -> bool {
+        matches!(self, Answer::Volume | Answer::Measurement | Answer::Refused) || self.is_about_code()
     }
 
     /// Whether the code was refused.
@@ -89,7 +104,11 @@ mod tests {
     fn the_runtime_s_words_count_before_the_program_s_code() {
         let fatal = |cause: &str| format!("[SCONE|FATAL] init.c:1: failed\n  Caused by: {cause}\n");
         assert_eq!(answer(10, &fatal("One-time Password is invalid")), Answer::CodeInvalid);
-        assert_eq!(answer(134, &fatal("something new")), Answer::Refused);
+        let attested = |cause: &str| fatal(cause).replace(" failed", " Attestation failed");
+        assert_eq!(answer(134, &attested("something new")), Answer::Refused);
+        assert_eq!(answer(134, &attested("CAS failed, see its log")), Answer::CasFailed);
+        assert_eq!(answer(134, &fatal("No space left on device")), Answer::Host);
+        assert_eq!(answer(134, "[SCONE|FATAL] Could not create enclave: Error opening SGX device\n"), Answer::Host);
         let channel = fatal("Failed to establish an encrypted channel to CAS\n  Caused by: Connection refused");
         assert_eq!(answer(134, &channel), Answer::NoChannelToCas);
     }

@@ -45,7 +45,7 @@ enum StateError {
 impl Concern for StateError {
     fn exit(&self) -> Exit {
         match self {
-            StateError::Unwritable { .. } | StateError::Changed { .. } | StateError::NoYaml(_) => Exit::Other,
+            StateError::Changed { .. } | StateError::NoYaml(_) => Exit::Other,
             _ => Exit::Precondition,
         }
     }

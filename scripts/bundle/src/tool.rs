@@ -120,6 +120,17 @@ impl Finished {
             (None, None) => "it was ended by a signal".to_owned(),
         }
     }
+
+    /// The reason, behind what SCONE's runtime gave up at.
+    pub fn whole_reason(&self) -> String {
+        let reason = self.reason();
+        let headline = self.stderr.lines().find_map(|line| line.strip_prefix("[SCONE|FATAL] "));
+        let what = headline.map(|line| line.rsplit_once("enclave state: ").map_or(line, |(_, what)| what));
+        match what {
+            Some(what) if !reason.contains(what) => format!("{what}: {reason}"),
+            _ => reason,
+        }
+    }
 }
 
 /// SCONE's runtime prints `… using service ID session/service@code`.
@@ -150,6 +161,9 @@ mod tests {
         assert_eq!(finished("[SCONE|FATAL] failed\n  Caused by: a\n  Caused by: b\nmore\n").reason(), "b");
         assert_eq!(finished("docker: no such image\nSee 'docker run --help'.\n").reason(), "no such image");
         assert_eq!(finished("one\ntwo\n\n").reason(), "two");
+        let frame = "[SCONE|FATAL] a.c:1: Could not initialize enclave state: Opening failed\n  Caused by: full\n";
+        assert_eq!(finished(frame).whole_reason(), "Opening failed: full");
+        assert_eq!(finished("[SCONE|FATAL] No device\n").whole_reason(), "No device");
         assert_eq!(finished("").reason(), "it ended with status 134 and said nothing");
         assert_eq!(Finished { code: None, ..finished("") }.reason(), "it was ended by a signal");
     }

@@ -144,7 +144,8 @@ fn start(mut command: Command) -> io::Result<(Pid, OwnedFd)> {
     let start = move || {
         drop_capabilities()?;
         set_no_new_privs(true)?;
-        let listener = sys::install_filter(&mut barrier::filter())?;
+        let listener = sys::install_filter(&mut barrier::filter())
+            .map_err(|error| io::Error::other(format!("this system has no seccomp that could hold a sync: {error}")))?;
         // The program inherits it: with the runtime's death the last copy would be closed, and a held sync would return to a
         // program that has not been killed yet.
         fcntl_setfd(&listener, FdFlags::empty())?;

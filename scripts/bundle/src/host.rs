@@ -1,0 +1,43 @@
+//! What a host may lack for a start, as it is said, and the command that helps.
+
+use std::fs;
+
+use crate::account::Account;
+use crate::hint::quoted;
+
+/// What switches user namespaces off or takes their use away: the setting, the value that does, and one that does not.
+const RESTRICTIONS: &[(&str, &str, &str)] = &[
+    ("user.max_user_namespaces", "0", "15000"),
+    ("kernel.unprivileged_userns_clone", "0", "1"),
+    ("kernel.apparmor_restrict_unprivileged_userns", "1", "0"),
+];
+
+impl Account {
+    /// The command that helps against what is said to be lacking.
+    pub fn remedy(&self, said: &str) -> Option<String> {
+        // First: the kernel calls it "no space", too, if there may be no more of them.
+        if said.contains("user namespace") {
+            return Some(allow_user_namespaces());
+        }
+        if said.contains("seccomp") {
+            return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());
+        }
+        let said = said.to_lowercase();
+        if said.contains("no space left on device") || said.contains("quota exceeded") {
+            return Some(format!("df -h {}   # what is full", quoted(self.root.join("state").display())));
+        }
+        let log = "\"${XDG_DATA_HOME:-$HOME/.local/share}/scone-sim/cas.log\"";
+        said.contains("cas failed, see its log").then(|| format!("tail -n 3 {log}   # says why"))
+    }
+}
+
+fn allow_user_namespaces() -> String {
+    let is_set = |name: &str, to: &str| {
+        let file = format!("/proc/sys/{}", name.replace('.', "/"));
+        fs::read_to_string(file).is_ok_and(|value| value.trim() == to)
+    };
+    match RESTRICTIONS.iter().find(|(name, restricts, _)| is_set(name, restricts)) {
+        Some((name, _, allows)) => format!("sudo sysctl --write {name}={allows}   # allows user namespaces"),
+        None => "./scripts/create.rs --platform sim --account container   # runs in containers instead".to_owned(),
+    }
+}

@@ -1,0 +1,213 @@
+//! Container engines other than Docker's run by root: podman by the name of `docker`, of root and rootless; rootless Docker.
+//! A test's engine is its own: what it stores and what it leaves running ends with the test.
+
+mod support;
+
+use std::fs::{self, Permissions};
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Bundle, Platform, ROOTLESS, User, copy, is_root, repository, run};
+use tempfile::TempDir;
+
+/// For hosts without systemd, and for users who may not raise their limits.
+const CONTAINERS_CONF: &str = r#"
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+"#;
+
+/// Whether these engines can run. Skipped without, loudly; for root with `REQUIRE_DOCKER=1` that is a failure.
+fn engines_are_there() -> bool {
+    let needed = ["podman", "runc", "rootlesskit", "slirp4netns", "newuidmap"];
+    let user = Command::new("id").arg(ROOTLESS).output().is_ok_and(|id| id.status.success());
+    let there = user && needed.into_iter().all(|name| which::which(name).is_ok());
+    if !there || !is_root() {
+        let required = is_root() && std::env::var_os("REQUIRE_DOCKER").is_some_and(|value| value == "1");
+        assert!(!required, "REQUIRE_DOCKER=1 and no other engines: .ci/run installs what they need");
+        eprintln!("SKIPPED: other engines need root and what .ci/run installs");
+        return false;
+    }
+    true
+}
+
+/// A bundle whose `docker` is another engine.
+struct Engine {
+    bundle: Bundle,
+    /// Where the engine has its files, below a short name: it makes sockets there.
+    home: TempDir,
+    daemon: Option<Child>,
+}
+
+impl Engine {
+    fn new(user: User) -> Engine {
+        let mut bundle = Bundle::of_test(Platform::Sim, user);
+        bundle.install(scripts!());
+        for file in ["Dockerfile.otpqr", ".dockerignore"] {
+            copy(&repository().join(file), &bundle.root.join(file));
+        }
+        let home = tempfile::Builder::new().prefix("otpqr-").tempdir().expect("a directory");
+        for name in ["bin", "run"] {
+            fs::create_dir(home.path().join(name)).expect("a directory");
+        }
+        fs::set_permissions(home.path().join("run"), Permissions::from_mode(0o700)).expect("permissions");
+        let path = [home.path().join("bin").into(), std::env::var_os("PATH").expect("PATH")].join(":".as_ref());
+        bundle.environment = vec![("PATH", path), ("XDG_RUNTIME_DIR", home.path().join("run").into())];
+        bundle.give_away(home.path());
+        Engine { bundle, home, daemon: None }
+    }
+
+    /// podman, called by a script named `docker`, which does something first.
+    fn podman(user: User, first: &str) -> Engine {
+        let mut engine = Engine::new(user);
+        let home = engine.home.path();
+        fs::write(home.join("containers.conf"), CONTAINERS_CONF).expect("podman's settings");
+        engine.bundle.environment.push(("CONTAINERS_CONF", home.join("containers.conf").into()));
+        let podman =
+            format!("podman --root {0}/root --runroot {0}/runroot --storage-driver vfs \"$@\"", home.display());
+        fs::write(home.join("docker"), format!("#!/bin/sh\n{first} {podman}\n")).expect("a script");
+        fs::set_permissions(home.join("docker"), Permissions::from_mode(0o755)).expect("permissions");
+        // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+        copy(&home.join("docker"), &home.join("bin/docker"));
+        engine
+    }
+
+    /// Docker's, in namespaces of an ordinary user.
+    fn rootless_docker() -> Engine {
+        let mut engine = Engine::new(User::Rootless);
+        let home = engine.home.path().to_owned();
+        let socket = format!("unix://{}/run/docker.sock", home.display());
+        engine.bundle.environment.push(("DOCKER_HOST", socket.into()));
+        // As Docker's own script for this has it, which Debian does not package.
+        let rootlesskit = "exec rootlesskit --state-dir=$1/rootlesskit --net=slirp4netns --mtu=65520 --disable-host-loopback \
+            --port-driver=builtin --copy-up=/etc --copy-up=/run";
+        let dockerd = "rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd --rootless --iptables=false \
+            --ip6tables=false --storage-driver=vfs --data-root=$1/data --exec-root=$1/run/exec \
+            --pidfile=$1/run/docker.pid --host=$DOCKER_HOST";
+        let mut start = engine.bundle.command("sh");
+        start.args(["-c", &format!("{rootlesskit} sh -c '{dockerd}' sh \"$1\""), "sh"]).arg(&home);
+        // What keeps root's programs from an ordinary user's PATH.
+        // An ordinary user's PATH may lack root's programs.
+        let path = [engine.bundle.environment[0].1.clone(), "/usr/sbin:/sbin".into()].join(":".as_ref());
+        let mut daemon = start.env("PATH", path).stderr(Stdio::piped()).spawn().expect("rootless Docker");
+        let mut log = BufReader::new(daemon.stderr.take().expect("its log"));
+        engine.daemon = Some(daemon);
+        let mut read = String::new();
+        while !read.contains("API listen on") {
+            assert_ne!(log.read_line(&mut read).expect("its log"), 0, "rootless Docker does not start:\n{read}");
+        }
+        thread::spawn(move || io::copy(&mut log, &mut io::sink()));
+        engine
+    }
+
+    /// Builds the image as `make image` does.
+    fn build(&self) {
+        let mut build = self.bundle.command("docker");
+        build.args(["build", "--quiet", "--target", "sim", "--file", "Dockerfile.otpqr", "--tag", "otpqr:sim", "."]);
+        run(build).expect(0);
+    }
+
+    /// The finding of doctor's that begins so.
+    fn finding(&self, begin: &str) -> String {
+        let report = self.bundle.script("doctor", &[]).stdout;
+        let found = report.lines().find(|line| line.starts_with(begin));
+        found.unwrap_or_else(|| panic!("no '{begin}' in\n{report}")).to_owned()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if let Some(daemon) = &mut self.daemon {
+            kill_process(Pid::from_child(daemon), Signal::TERM).expect("rootless Docker is told to end");
+            daemon.wait().expect("its end");
+        }
+        // Rootless podman leaves a process that holds its namespaces.
+        let pause = fs::read_to_string(self.home.path().join("run/libpod/tmp/pause.pid"));
+        if let Some(pid) = pause.ok().and_then(|pid| Pid::from_raw(pid.trim().parse().ok()?)) {
+            kill_process(pid, Signal::KILL).expect("podman's process to end");
+        }
+    }
+}
+
+/// An account's life.
+fn an_account_lives(engine: &Engine) {
+    let bundle = &engine.bundle;
+    bundle
+        .script("create", &["--platform", "sim"])
+        .expect(3)
+        .saying("create: error: docker has no image 'otpqr:sim': ")
+        .saying("image not known")
+        .saying("hint: make image");
+    assert!(!bundle.state_file("default").exists());
+
+    engine.build();
+    let first = bundle.enrol("default");
+    bundle.gen_qr(&["--output", "again.svg"]).expect(5).saying("the QR code was issued already");
+    let code = first.code_at(bundle.now());
+    let wrong = if code == "000000" { "000001" } else { "000000" };
+    bundle.add_auth(wrong, &["--output", "second.svg"]).expect(5).saying("that code is wrong");
+    bundle.add_auth(&code, &["--output", "second.svg"]).expect(0);
+    assert_eq!(bundle.scan("second.svg").secret, first.secret);
+    let owner = |path: &Path| fs::metadata(path).expect("a file").uid();
+    assert_eq!(owner(&bundle.root.join("second.svg")), owner(&bundle.root), "whose the QR code is");
+    bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("that code was used already");
+
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    bundle.gen_qr(&["--output", "new.svg"]).expect(0);
+    assert_ne!(bundle.scan("new.svg").secret, first.secret);
+    assert!(engine.finding("ok    volume").ends_with("it is the one CAS knows, in its latest state"));
+}
+
+#[test]
+fn an_account_lives_in_podman() {
+    if engines_are_there() {
+        an_account_lives(&Engine::podman(User::Caller, "exec"));
+    }
+}
+
+#[test]
+fn an_account_lives_in_rootless_podman() {
+    if engines_are_there() {
+        an_account_lives(&Engine::podman(User::Rootless, "exec"));
+    }
+}
+
+/// As of a snap, or of Docker Desktop.
+#[test]
+fn an_engine_need_not_see_the_temporary_directory() {
+    if !engines_are_there() {
+        return;
+    }
+    let blind = "exec unshare --mount sh -c 'mount -t tmpfs none \"$TMPDIR\" && exec \"$@\"' sh";
+    let engine = Engine::podman(User::Caller, blind);
+    engine.build();
+    engine.bundle.enrol("default");
+    assert!(engine.finding("ok    volume").ends_with("it is the one CAS knows, in its latest state"));
+}
+
+#[test]
+fn rootless_docker_is_refused_before_anything_is_changed_and_what_is_named_instead_works() {
+    if !engines_are_there() {
+        return;
+    }
+    let engine = Engine::rootless_docker();
+    engine.build();
+    let refused = engine.bundle.script("create", &["--platform", "sim"]).expect(3);
+    let expected = "\
+create: platform 'sim' is software only: a rehearsal that protects nobody from root
+create: error: docker is rootless here: its containers are on a network of their own and cannot reach the simulated CAS
+hint: ./scripts/create.rs --platform sim-native --account native   # without docker
+";
+    assert_eq!(refused.stderr.replace(&engine.bundle.root.join("").display().to_string(), ""), expected);
+    assert_eq!(engine.bundle.written().len(), 0, "what the refused script wrote");
+
+    let native = ["--account", "native"];
+    engine.bundle.script("create", &[&["--platform", "sim-native"], &native[..]].concat()).expect(0);
+    engine.bundle.gen_qr(&native).expect(0);
+}

@@ -1,0 +1,131 @@
+//! What a host may lack. Nothing of it is a refusal: the exit code says whether something was changed, the message what is
+//! lacking, and the hint helps.
+
+mod support;
+
+use std::process::Command;
+
+use support::{Bundle, Outcome, Platform, SmallDisk, User, is_root, run, strace_is_there};
+
+/// A bundle with an account whose QR code was not issued.
+fn created() -> Bundle {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    bundle
+}
+
+/// `gen_qr` behind a program that takes something away from it.
+fn gen_qr_behind(bundle: &Bundle, program: &str, args: &[&str]) -> Outcome {
+    let mut command: Command = bundle.command(program);
+    command.args(args).arg(bundle.root.join("scripts/gen_qr")).arg("--no-confirm");
+    run(command)
+}
+
+/// The only hint.
+fn hint(outcome: &Outcome) -> &str {
+    let hints: Vec<_> = outcome.stderr.lines().filter_map(|line| line.strip_prefix("hint: ")).collect();
+    let [hint] = hints.as_slice() else { panic!("not one hint: {}", outcome.stderr) };
+    hint
+}
+
+#[test]
+fn without_user_namespaces() {
+    let bundle = created();
+    // The limit is a namespace's own: in one of its own it disturbs nobody.
+    let switched_off = |then: &str| {
+        let script = format!("echo 0 >/proc/sys/user/max_user_namespaces && {then} exec \"$@\"");
+        gen_qr_behind(&bundle, "unshare", &["-Ur", "sh", "-c", &script, "sh"])
+    };
+    let lacking = switched_off("").expect(3).saying(
+        "gen_qr: error: this host cannot run the program: Leaving the host's namespaces failed: cannot create a user namespace",
+    );
+    assert_eq!(hint(&lacking), "sudo sysctl --write user.max_user_namespaces=15000   # allows user namespaces");
+    let followed = hint(&lacking).strip_prefix("sudo ").and_then(|hint| hint.split_once('#')).expect("a command").0;
+    switched_off(&format!("{followed} >&2 &&")).expect(0);
+}
+
+#[test]
+fn with_user_namespaces_forbidden_by_no_setting() {
+    if !strace_is_there() {
+        return;
+    }
+    let bundle = created();
+    let forbidden = strace(&bundle, "unshare:error=EPERM").expect(3).saying("cannot create a user namespace");
+    assert_eq!(
+        hint(&forbidden),
+        "./scripts/create.rs --platform sim --account container   # runs in containers instead"
+    );
+}
+
+#[test]
+fn without_seccomp() {
+    if !strace_is_there() {
+        return;
+    }
+    let bundle = created();
+    let lacking = strace(&bundle, "seccomp:error=ENOSYS").expect(3).saying(
+        "gen_qr: error: this host cannot run the program: scone-run: Cannot start the program: this system has no seccomp",
+    );
+    assert_eq!(hint(&lacking), "uname -r   # Linux 5.11 or newer is needed, with seccomp");
+    bundle.gen_qr(&[]).expect(0);
+}
+
+/// `gen_qr` on a kernel that answers so.
+fn strace(bundle: &Bundle, inject: &str) -> Outcome {
+    let inject = format!("inject={inject}");
+    gen_qr_behind(bundle, "strace", &["-f", "-qq", "-o", "/dev/null", "-e", &inject])
+}
+
+/// Wherever it shows: before the program runs, when it reserves its output, or when it takes the marker.
+#[test]
+fn with_the_disk_full() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk");
+        return;
+    }
+    let bundle = created();
+    let disk = SmallDisk::below(&bundle.root.join("state"));
+    let mut codes = Vec::new();
+    for pages in 0.. {
+        disk.fill(pages);
+        let full = bundle.gen_qr(&[]);
+        disk.empty();
+        codes.push(full.code);
+        if full.code == Some(0) {
+            break;
+        }
+        let full = full.saying("No space left on device");
+        assert!(full.stderr.contains("\nhint: df -h '"), "{}", full.stderr);
+    }
+    codes.dedup();
+    assert_eq!(codes, [Some(3), Some(4), Some(0)]);
+    drop(disk);
+}
+
+#[test]
+fn with_the_disk_of_cas_full() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can mount a small disk");
+        return;
+    }
+    let bundle = created();
+    bundle.scone_sim(["down"]).expect(0);
+    let disk = SmallDisk::below(&bundle.root.join("data"));
+    bundle.scone_sim(["up"]).expect(0);
+    disk.fill(0);
+    let full = bundle.gen_qr(&[]).expect(3).saying("gen_qr: error: CAS itself cannot work: CAS failed, see its log");
+    let shown = run({
+        let mut shell = bundle.command("sh");
+        shell.args(["-c", hint(&full)]);
+        shell
+    });
+    assert!(shown.expect(0).stdout.contains("full"));
+    // The intention is recorded, so it is stopped part-way.
+    bundle.script("roll_forward", &["--yes"]).expect(4).saying("CAS failed, see its log").saying("hint: tail -n 3 ");
+    disk.empty();
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    bundle.gen_qr(&[]).expect(0);
+    bundle.scone_sim(["down"]).expect(0);
+    drop(disk);
+}
