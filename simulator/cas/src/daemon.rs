@@ -118,10 +118,7 @@ pub fn print_log(data: &Path, json: bool, last: Option<u32>, out: &mut impl Writ
     audit::for_each(&database, data, first, |entry| {
         // What is wrong is printed, too.
         flaw = flaw.take().or(chain.follow(entry).err());
-        let printed = match json {
-            false => out.write_all(table.row(entry).as_bytes()),
-            true => audit::write_entry(entry, out),
-        };
+        let printed = if json { audit::write_entry(entry, out) } else { out.write_all(table.row(entry).as_bytes()) };
         printed.map_err(cannot_print)
     })?;
     if json {
