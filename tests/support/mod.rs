@@ -66,6 +66,18 @@ pub fn strace_is_there() -> bool {
     there
 }
 
+/// Whether root runs the tests, and these programs are there. Skipped without, loudly; if root requires all, that is a failure.
+pub fn root_has(programs: &[&str]) -> bool {
+    let missing: Vec<_> = programs.iter().filter(|name| which::which(name).is_err()).collect();
+    if is_root() && missing.is_empty() {
+        return true;
+    }
+    let required = is_root() && std::env::var_os("REQUIRE_DOCKER").is_some_and(|value| value == "1");
+    assert!(!required, "REQUIRE_DOCKER=1, and {missing:?} is missing, which .ci/run installs");
+    eprintln!("SKIPPED: needs root, and what .ci/run installs: {missing:?}");
+    false
+}
+
 /// Whom the commands run as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum User {
@@ -78,8 +90,7 @@ pub enum User {
 }
 
 const ORDINARY: u32 = 64_999;
-/// The name of [`User::Rootless`].
-pub const ROOTLESS: &str = "otpqr-rootless";
+const ROOTLESS: &str = "otpqr-rootless";
 
 impl User {
     /// Its number, which is its group's, too.
@@ -520,8 +531,32 @@ macro_rules! scripts {
     };
 }
 
-/// A disk of its own, small enough to be filled. Only root can mount it; gone when dropped.
-pub struct SmallDisk(PathBuf);
+/// A file system at a directory, mounted by root. Gone when dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: &Path, mount: &mut Command) -> Mounted {
+        assert!(mount.arg(path).status().expect("a mount").success(), "{mount:?}");
+        Mounted(path.to_owned())
+    }
+
+    /// One that ignores permissions: all may do everything.
+    pub fn ignoring_permissions(path: &Path) -> Mounted {
+        fs::create_dir_all(path).expect("a directory");
+        Mounted::at(path, Command::new("bindfs").args(["--perms=0777", "--chmod-ignore"]).arg(path))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: a CAS that a failing test leaves running may have files there.
+        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
+        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    }
+}
+
+/// A disk of its own, small enough to be filled.
+pub struct SmallDisk(Mounted);
 
 impl SmallDisk {
     /// Moves a directory to such a disk.
@@ -529,18 +564,16 @@ impl SmallDisk {
         let aside = path.with_extension("aside");
         fs::rename(path, &aside).expect("a move");
         fs::create_dir(path).expect("a directory");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(path).status();
-        assert!(mounted.expect("mount").success());
+        let tmpfs = ["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"];
+        let disk = Mounted::at(path, Command::new("mount").args(tmpfs));
         copy(&aside.join("."), path);
-        SmallDisk(path.to_owned())
+        SmallDisk(disk)
     }
 
     /// Fills it but for so many pages.
     pub fn fill(&self, pages_left: u64) {
-        let filler = self.0.join("filler");
-        let mut file = File::create(&filler).expect("a file");
-        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("no end");
+        let mut file = File::create(self.filler()).expect("a file");
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("an end");
         assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
         let length = file.metadata().expect("its length").len();
         file.set_len(length - pages_left * 4096).expect("room");
@@ -548,15 +581,11 @@ impl SmallDisk {
 
     /// Makes room again.
     pub fn empty(&self) {
-        fs::remove_file(self.0.join("filler")).expect("deletion");
+        fs::remove_file(self.filler()).expect("deletion");
     }
-}
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a CAS that a failing test leaves running may have files there.
-        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
-        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    fn filler(&self) -> PathBuf {
+        self.0.0.join("filler")
     }
 }
 
