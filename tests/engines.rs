@@ -7,11 +7,11 @@ use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Bundle, Platform, ROOTLESS, User, copy, is_root, repository, run};
+use support::{Bundle, Platform, User, copy, repository, root_has, run};
 use tempfile::TempDir;
 
 /// For hosts without systemd, and for users who may not raise their limits.
@@ -23,18 +23,8 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 "#;
 
-/// Whether these engines can run. Skipped without, loudly; for root with `REQUIRE_DOCKER=1` that is a failure.
 fn engines_are_there() -> bool {
-    let needed = ["podman", "runc", "rootlesskit", "slirp4netns", "newuidmap"];
-    let user = Command::new("id").arg(ROOTLESS).output().is_ok_and(|id| id.status.success());
-    let there = user && needed.into_iter().all(|name| which::which(name).is_ok());
-    if !there || !is_root() {
-        let required = is_root() && std::env::var_os("REQUIRE_DOCKER").is_some_and(|value| value == "1");
-        assert!(!required, "REQUIRE_DOCKER=1 and no other engines: .ci/run installs what they need");
-        eprintln!("SKIPPED: other engines need root and what .ci/run installs");
-        return false;
-    }
-    true
+    root_has(&["podman", "runc", "rootlesskit", "slirp4netns", "newuidmap"])
 }
 
 /// A bundle whose `docker` is another engine.

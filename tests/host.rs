@@ -5,7 +5,7 @@ mod support;
 
 use std::process::Command;
 
-use support::{Bundle, Outcome, Platform, SmallDisk, User, is_root, run, strace_is_there};
+use support::{Bundle, Mounted, Outcome, Platform, SmallDisk, User, root_has, run, strace_is_there};
 
 /// A bundle with an account whose QR code was not issued.
 fn created() -> Bundle {
@@ -80,8 +80,7 @@ fn strace(bundle: &Bundle, inject: &str) -> Outcome {
 /// Wherever it shows: before the program runs, when it reserves its output, or when it takes the marker.
 #[test]
 fn with_the_disk_full() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can mount a small disk");
+    if !root_has(&["mount"]) {
         return;
     }
     let bundle = created();
@@ -105,8 +104,7 @@ fn with_the_disk_full() {
 
 #[test]
 fn with_the_disk_of_cas_full() {
-    if !is_root() {
-        eprintln!("SKIPPED: only root can mount a small disk");
+    if !root_has(&["mount"]) {
         return;
     }
     let bundle = created();
@@ -128,4 +126,31 @@ fn with_the_disk_of_cas_full() {
     bundle.gen_qr(&[]).expect(0);
     bundle.scone_sim(["down"]).expect(0);
     drop(disk);
+}
+
+/// As drvfs and vboxsf are.
+#[test]
+fn with_a_file_system_that_ignores_permissions() {
+    if !root_has(&["bindfs"]) {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let create = || bundle.script("create", &["--platform", "sim-native"]);
+    let state = Mounted::ignoring_permissions(&bundle.root.join("state"));
+    create().expect(3).saying("/state' cannot be made private: its file system ignores permissions");
+    let log = bundle.scone_sim(["log"]).expect(0);
+    assert!(!log.stdout.contains("session"), "{}", log.stdout);
+    assert!(bundle.written().values().all(Vec::is_empty), "{:?}", bundle.written());
+    drop(state);
+    create().expect(0);
+
+    let elsewhere = bundle.root.join("elsewhere");
+    let output = Mounted::ignoring_permissions(&elsewhere);
+    bundle.gen_qr(&["--output", "elsewhere/alice.svg"]).expect(4).saying("the QR code waits in ").saying(
+        "cannot be delivered to 'elsewhere/alice.svg': its file system ignores permissions, so others could read it",
+    );
+    assert_eq!(std::fs::read_dir(&elsewhere).expect("the directory").count(), 0);
+    drop(output);
+    bundle.gen_qr(&[]).expect(0);
 }

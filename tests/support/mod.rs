@@ -42,23 +42,38 @@ impl Platform {
 
 /// Whether the tests that need a Docker Engine can run.
 pub fn docker_is_there() -> bool {
-    required_or_skipped("docker", &["version"], "there is no Docker Engine: apt-get install docker.io, start dockerd")
+    let missing = "there is no Docker Engine: apt-get install docker.io, start dockerd";
+    required_or_skipped(works("docker", &["version"]), missing)
 }
 
 /// Whether system calls can be traced.
 pub fn strace_is_there() -> bool {
-    required_or_skipped("strace", &["-qq", "-o", "/dev/null", "true"], "nothing can be traced: apt-get install strace")
+    let traced = works("strace", &["-qq", "-o", "/dev/null", "true"]);
+    required_or_skipped(traced, "nothing can be traced: apt-get install strace")
 }
 
 /// Whether rust-script is installed.
 pub fn rust_script_is_there() -> bool {
-    required_or_skipped("rust-script", &["--version"], "there is no rust-script: make rust-script")
+    required_or_skipped(works("rust-script", &["--version"]), "there is no rust-script: make rust-script")
 }
 
-/// Whether the tool works. Tests that need it are skipped without it, loudly; with `CI` or `REQUIRE_DOCKER=1` they fail.
-fn required_or_skipped(tool: &str, arguments: &[&str], missing: &str) -> bool {
+/// Whether root runs the tests, and these programs are there.
+pub fn root_has(programs: &[&str]) -> bool {
+    if !is_root() {
+        eprintln!("SKIPPED: needs root");
+        return false;
+    }
+    let missing: Vec<_> = programs.iter().filter(|name| which::which(name).is_err()).collect();
+    required_or_skipped(missing.is_empty(), &format!("{missing:?} is missing, which .ci/run installs"))
+}
+
+fn works(tool: &str, arguments: &[&str]) -> bool {
     let found = Command::new(tool).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    let there = found.is_ok_and(|status| status.success());
+    found.is_ok_and(|status| status.success())
+}
+
+/// Tests that need what is missing are skipped, loudly; with `CI=true` or `REQUIRE_DOCKER=1` they fail.
+fn required_or_skipped(there: bool, missing: &str) -> bool {
     if !there {
         let required = [("CI", "true"), ("REQUIRE_DOCKER", "1")];
         let required = required.iter().any(|(name, value)| std::env::var_os(name).is_some_and(|set| set == *value));
@@ -80,8 +95,7 @@ pub enum User {
 }
 
 const ORDINARY: u32 = 64_999;
-/// The name of [`User::Rootless`].
-pub const ROOTLESS: &str = "otpqr-rootless";
+const ROOTLESS: &str = "otpqr-rootless";
 
 impl User {
     /// Its number, which is its group's, too.
@@ -524,8 +538,32 @@ macro_rules! scripts {
     };
 }
 
-/// A disk of its own, small enough to be filled. Only root can mount it; gone when dropped.
-pub struct SmallDisk(PathBuf);
+/// A file system at a directory, mounted by root. Gone when dropped.
+pub struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(path: &Path, mount: &mut Command) -> Mounted {
+        assert!(mount.arg(path).status().expect("a mount").success(), "{mount:?}");
+        Mounted(path.to_owned())
+    }
+
+    /// One that ignores permissions: all may do everything.
+    pub fn ignoring_permissions(path: &Path) -> Mounted {
+        fs::create_dir_all(path).expect("a directory");
+        Mounted::at(path, Command::new("bindfs").args(["--perms=0777", "--chmod-ignore"]).arg(path))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // Lazily: a CAS that a failing test leaves running may have files there.
+        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
+        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    }
+}
+
+/// A disk of its own, small enough to be filled.
+pub struct SmallDisk(Mounted);
 
 impl SmallDisk {
     /// Moves a directory to such a disk.
@@ -533,18 +571,16 @@ impl SmallDisk {
         let aside = path.with_extension("aside");
         fs::rename(path, &aside).expect("a move");
         fs::create_dir(path).expect("a directory");
-        let mounted =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"]).arg(path).status();
-        assert!(mounted.expect("mount").success());
+        let tmpfs = ["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"];
+        let disk = Mounted::at(path, Command::new("mount").args(tmpfs));
         copy(&aside.join("."), path);
-        SmallDisk(path.to_owned())
+        SmallDisk(disk)
     }
 
     /// Fills it but for so many pages.
     pub fn fill(&self, pages_left: u64) {
-        let filler = self.0.join("filler");
-        let mut file = File::create(&filler).expect("a file");
-        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("no end");
+        let mut file = File::create(self.filler()).expect("a file");
+        let full = std::io::copy(&mut std::io::repeat(1), &mut file).expect_err("an end");
         assert_eq!(full.kind(), std::io::ErrorKind::StorageFull);
         let length = file.metadata().expect("its length").len();
         file.set_len(length - pages_left * 4096).expect("room");
@@ -552,15 +588,11 @@ impl SmallDisk {
 
     /// Makes room again.
     pub fn empty(&self) {
-        fs::remove_file(self.0.join("filler")).expect("deletion");
+        fs::remove_file(self.filler()).expect("deletion");
     }
-}
 
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a CAS that a failing test leaves running may have files there.
-        let status = Command::new("umount").arg("--lazy").arg(&self.0).status().expect("umount");
-        assert!(status.success() || std::thread::panicking(), "umount {}", self.0.display());
+    fn filler(&self) -> PathBuf {
+        self.0.0.join("filler")
     }
 }
 

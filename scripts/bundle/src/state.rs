@@ -34,6 +34,10 @@ enum StateError {
     Implausible { file: String, what: &'static str },
     #[error("state file '{file}' cannot be written: {cause}")]
     Unwritable { file: String, cause: io::Error },
+    #[error(
+        "'{directory}' cannot be made private: its file system ignores permissions; move the bundle to another one"
+    )]
+    NotPrivate { directory: String },
     #[error("state file '{file}' was changed by another run; run the same command again")]
     Changed { file: String },
     #[error("the state cannot be expressed in YAML: {0}")]
@@ -258,8 +262,9 @@ impl StateFile {
         DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
         // A checkout brings the directory along, open to all.
         let mode = fs::metadata(&directory).map_err(failed)?.mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed)?;
+        if is_open_to_others(mode) {
+            // Some file systems refuse that, others ignore it: what became of it is looked at below.
+            let _ = fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700));
         }
         let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
         let lock = lock.map_err(failed)?;
@@ -278,10 +283,19 @@ impl StateFile {
         let text = format!("# Written by the scripts; described in state/README.md. Holds no secret.\n{text}");
         // `tempfile` makes it 0600.
         let mut new = tempfile::NamedTempFile::new_in(&directory).map_err(failed)?;
+        for mode in [fs::metadata(&directory), new.as_file().metadata()].map(|found| found.map(|found| found.mode())) {
+            if is_open_to_others(mode.map_err(failed)?) {
+                return Err(StateError::NotPrivate { directory: directory.display().to_string() }.into());
+            }
+        }
         new.write_all(text.as_bytes()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
         new.persist(&self.path).map_err(|error| failed(error.error))?;
         File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         self.content = Some(text.into_bytes());
         Ok(())
     }
+}
+
+pub fn is_open_to_others(mode: u32) -> bool {
+    mode & 0o077 != 0
 }
