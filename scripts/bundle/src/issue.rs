@@ -294,9 +294,12 @@ fn lock(directory: &Path) -> Result<File, IssueError> {
 fn copy(written: &Path, to: &Path) -> io::Result<()> {
     let svg = fs::read(written)?;
     let mut file = File::options().write(true).create_new(true).mode(0o600).open(to)?;
-    let copied = file.metadata().and_then(|made| match state::is_open_to_others(made.mode()) {
-        true => Err(io::Error::other("its file system ignores permissions, so others could read it")),
-        false => file.write_all(&svg).and_then(|()| file.sync_all()),
+    let copied = file.metadata().and_then(|made| {
+        if state::is_open_to_others(made.mode()) {
+            Err(io::Error::other("its file system ignores permissions, so others could read it"))
+        } else {
+            file.write_all(&svg).and_then(|()| file.sync_all())
+        }
     });
     if copied.is_err() {
         fs::remove_file(to)?;
