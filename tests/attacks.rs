@@ -5,11 +5,14 @@
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::fs::chown;
 use std::process::{Command, Stdio};
 
 use support::attacker::{Line, OtherImage, Stranger, delete_files, holds_a_file, put_back, replay};
 use support::{Bundle, ByHand, Outcome, Platform, User, copy, docker_is_there, is_root, run};
+
+/// A user of the host who is not the bundle's.
+const ANOTHER: u32 = 64_998;
 
 fn on_each_platform(attack: impl Fn(&Bundle)) {
     for platform in [Platform::SimNative, Platform::Sim] {
@@ -271,29 +274,29 @@ fn another_user_of_the_host_starts_the_program() {
         eprintln!("SKIPPED: only root can become another user");
         return;
     }
-    let bundle = Bundle::of_test(Platform::SimNative, User::Ordinary);
+    let bundle = &Bundle::of_test(Platform::SimNative, User::Ordinary);
     bundle.install(scripts!());
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    let bin = bundle.root.join("simulator/bin");
     let own = tempfile::tempdir().expect("a directory");
-    let directory = |name: &str| {
-        fs::create_dir_all(own.path().join(name)).expect("a directory");
-        own.path().join(name).display().to_string()
-    };
-    let (output, volume) = (directory("out"), directory("volume"));
-    let mut give = Command::new("chown");
-    give.args(["-R", "64998:64998"]).arg(own.path());
-    run(give).expect(0);
+    let [output, volume] = ["out", "volume"].map(|name| own.path().join(name));
+    for directory in [&output, &volume] {
+        fs::create_dir(directory).expect("a directory");
+    }
+    for directory in [own.path(), &output, &volume] {
+        chown(directory, Some(ANOTHER), Some(ANOTHER)).expect("ownership");
+    }
     let as_another = |program: &str| {
         let mut command = Command::new("setpriv");
-        command.args(["--reuid=64998", "--regid=64998", "--clear-groups", "--"]).arg(bin.join(program));
+        command.args([format!("--reuid={ANOTHER}"), format!("--regid={ANOTHER}")]).args(["--clear-groups", "--"]);
+        command.arg(bundle.root.join("simulator/bin").join(program));
         command
     };
     let start = |key: Option<&str>| {
         let mut command = as_another("scone-run");
         command.arg("--rootfs").arg(bundle.known("default", &["image_id"]));
-        command.args([format!("--bind={output}:/out"), format!("--bind={volume}:/.sealed/root/single_run")]);
-        command.arg("/bin/otpqr").env("SCONE_CONFIG_ID", config_id(&bundle, "otpqr/otpqr"));
+        command.arg(format!("--bind={}:/out", output.display()));
+        command.arg(format!("--bind={}:/.sealed/root/single_run", volume.display()));
+        command.arg("/bin/otpqr").env("SCONE_CONFIG_ID", config_id(bundle, "otpqr/otpqr"));
         command.env("SCONE_CAS_ADDR", bundle.known("default", &["cas", "enclave_address"]));
         command.envs(key.map(|key| ("SCONE_SIM_EVIDENCE_KEY", key)));
         run(command).expect(134)
@@ -301,11 +304,11 @@ fn another_user_of_the_host_starts_the_program() {
 
     start(None).saying("SCONE_SIM_EVIDENCE_KEY is not set");
     let made_up = start(Some(&bundle.known("default", &["cas", "key"])));
-    stopped(&bundle, "another user starts the program", made_up.saying("with this CAS's evidence key"));
+    stopped(bundle, "another user starts the program", made_up.saying("with this CAS's evidence key"));
     let mut read = as_another("scone-sim");
     read.args(["evidence-key", "--data"]).arg(bundle.root.join("data/scone-sim"));
-    stopped(&bundle, "another user asks for the evidence key", run(read).expect(1));
-    assert!(!holds_a_file(Path::new(&output)));
+    stopped(bundle, "another user asks for the evidence key", run(read).expect(1));
+    assert!(!holds_a_file(&output));
 
     bundle.gen_qr(&[]).expect(0);
 }

@@ -138,29 +138,34 @@ pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Resu
     if record.outcome.starts_with("refused") && !refusals::take_room(tx, time)? {
         return Ok(());
     }
-    let left_out = refusals::left_out(tx)?;
+    let last: Option<((i64, String), i64)> = tx
+        .prepare_cached("SELECT sequence, hash, left_out FROM audit, refusals ORDER BY sequence DESC LIMIT 1")?
+        .query_row([], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))
+        .optional()?;
+    let (mut before, left_out) = last.unwrap_or(((0, GENESIS.to_owned()), 0));
     if left_out > 0 {
-        let outcome = format!("refused: {left_out} more");
-        let event = Event::RefusalsLeftOut;
-        write(tx, time, &Record { event, subject: "", who: "", measurement: "", outcome: &outcome })?;
+        let (event, outcome) = (Event::RefusalsLeftOut, format!("refused: {left_out} more"));
+        let counted = Record { event, subject: "", who: "", measurement: "", outcome: &outcome };
+        before = write(tx, before, time, &counted)?;
+        tx.execute("UPDATE refusals SET left_out = 0", [])?;
     }
-    write(tx, time, record)
+    write(tx, before, time, record).map(drop)
 }
 
-/// Writes an entry. What cannot be a name, a key hash or a measurement is not written down: it may hold what a peer mistook
+/// Writes the entry after the one with this place and hash; gives its own. What cannot be a name, a key hash or a measurement is not written down: it may hold what a peer mistook
 /// for one.
-fn write(tx: &Connection, time: i64, record: &Record<'_>) -> rusqlite::Result<()> {
-    let last: Option<(i64, String)> = tx
-        .prepare_cached("SELECT sequence, hash FROM audit ORDER BY sequence DESC LIMIT 1")?
-        .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))
-        .optional()?;
-    let (sequence, previous) = last.map_or((1, GENESIS.to_owned()), |(sequence, hash)| (sequence + 1, hash));
+fn write(
+    tx: &Connection,
+    (before, previous): (i64, String),
+    time: i64,
+    record: &Record<'_>,
+) -> rusqlite::Result<(i64, String)> {
     let named = |text: &str, fits: bool, otherwise: &str| {
         if text.is_empty() || fits { text.to_owned() } else { otherwise.to_owned() }
     };
     let is_hash = |text| unhex(text).is_some_and(|bytes| bytes.len() == 32);
     let mut entry = Entry {
-        sequence,
+        sequence: before + 1,
         time,
         event: record.event.text().to_owned(),
         subject: named(record.subject, is_session_name(record.subject), "(not a name)"),
@@ -174,7 +179,7 @@ fn write(tx: &Connection, time: i64, record: &Record<'_>) -> rusqlite::Result<()
     let Entry { sequence, time, event, subject, who, measurement, outcome, previous, hash } = entry;
     tx.prepare_cached(&format!("INSERT INTO audit ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"))?
         .execute(params![sequence, time, event, subject, who, measurement, outcome, previous, hash])?;
-    Ok(())
+    Ok((sequence, hash))
 }
 
 #[cfg(test)]
