@@ -12,7 +12,7 @@ SEPARATOR := $(shell printf '\037')
 sim bin: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image sim rust-script warm bin clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image sim can-link-statically rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -71,6 +71,12 @@ sim: ## the simulator and otpqr as static binaries, in simulator/bin
 	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
+
+# What a linker says does not tell what to install.
+sim bin: | can-link-statically
+can-link-statically:
+	@echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null || { echo "cc links no static program:" \
+	  "dnf install gcc glibc-static (Fedora, RHEL), apt-get install gcc libc6-dev (Debian, Ubuntu)" >&2; exit 3; }
 
 rust-script: ## rust-script, which runs the scripts
 	@command -v rust-script >/dev/null || cargo install --locked rust-script --version 0.36.0

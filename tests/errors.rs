@@ -1472,10 +1472,9 @@ const EXEMPT: &[(&str, &str)] = &[
     ),
     ("./scripts/create.rs --platform sim --account container   # runs in containers instead", "tests/host.rs"),
     ("CAS itself cannot work: {reason}", "tests/host.rs"),
-    (
-        "'{directory}' cannot be made private: its file system ignores permissions; move the bundle to another one",
-        "tests/host.rs",
-    ),
+    ("'{directory}' cannot be made private: its file system ignores permissions; choose another one", "tests/host.rs"),
+    ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
+    ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),
     ("df -h {}   # what is full", "tests/host.rs"),
     ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
     ("tail -n 3 {log}   # says why", "tests/host.rs"),

@@ -3,9 +3,12 @@
 
 mod support;
 
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
-use support::{Bundle, Mounted, Outcome, Platform, SmallDisk, User, root_has, run, strace_is_there};
+use support::{Bundle, Mounted, Outcome, Platform, SmallDisk, User, repository, root_has, run, strace_is_there};
 
 /// A bundle with an account whose QR code was not issued.
 fn created() -> Bundle {
@@ -27,6 +30,13 @@ fn hint(outcome: &Outcome) -> &str {
     let hints: Vec<_> = outcome.stderr.lines().filter_map(|line| line.strip_prefix("hint: ")).collect();
     let [hint] = hints.as_slice() else { panic!("not one hint: {}", outcome.stderr) };
     hint
+}
+
+/// Does what a hint says, as root.
+fn follow(bundle: &Bundle, hint: &str) -> Outcome {
+    let mut shell = bundle.command("sh");
+    shell.args(["-c", hint.strip_prefix("sudo ").unwrap_or(hint)]);
+    run(shell)
 }
 
 #[test]
@@ -113,12 +123,7 @@ fn with_the_disk_of_cas_full() {
     bundle.scone_sim(["up"]).expect(0);
     disk.fill(0);
     let full = bundle.gen_qr(&[]).expect(3).saying("gen_qr: error: CAS itself cannot work: CAS failed, see its log");
-    let shown = run({
-        let mut shell = bundle.command("sh");
-        shell.args(["-c", hint(&full)]);
-        shell
-    });
-    assert!(shown.expect(0).stdout.contains("full"));
+    assert!(follow(&bundle, hint(&full)).expect(0).stdout.contains("full"));
     // The intention is recorded, so it is stopped part-way.
     bundle.script("roll_forward", &["--yes"]).expect(4).saying("CAS failed, see its log").saying("hint: tail -n 3 ");
     disk.empty();
@@ -150,7 +155,49 @@ fn with_a_file_system_that_ignores_permissions() {
     bundle.gen_qr(&["--output", "elsewhere/alice.svg"]).expect(4).saying("the QR code waits in ").saying(
         "cannot be delivered to 'elsewhere/alice.svg': its file system ignores permissions, so others could read it",
     );
-    assert_eq!(std::fs::read_dir(&elsewhere).expect("the directory").count(), 0);
+    assert_eq!(fs::read_dir(&elsewhere).expect("the directory").count(), 0);
     drop(output);
     bundle.gen_qr(&[]).expect(0);
+}
+
+#[test]
+fn with_a_file_system_that_executes_nothing() {
+    if !root_has(&["mount", "findmnt"]) {
+        return;
+    }
+    let bundle = created();
+    let simulator = Mounted::in_memory(&bundle.root.join("simulator"), "noexec");
+    let lacking =
+        bundle.gen_qr(&[]).expect(3).saying("/scone' cannot be executed: the file system it is on is mounted");
+    follow(&bundle, hint(&lacking)).expect(0);
+    bundle.gen_qr(&[]).expect(0);
+    drop(simulator);
+}
+
+/// As on Fedora without `glibc-static`.
+#[test]
+fn without_a_c_library_that_can_be_linked_statically() {
+    if !root_has(&["unshare", "make", "cc"]) {
+        return;
+    }
+    let script = "mount --bind /dev/null \"$(cc -print-file-name=libc.a)\" && exec make --no-print-directory sim";
+    let mut make = Command::new("unshare");
+    make.args(["--mount", "sh", "-c", script]).current_dir(repository());
+    run(make).expect(2).saying("cc links no static program: dnf install gcc glibc-static (Fedora, RHEL)");
+}
+
+#[test]
+fn with_a_path_that_cannot_be_written_down() {
+    let bundle = created();
+    for (name, shown) in [(&b"two\nlines"[..], r#"two\nlines""#), (b"not \xff UTF-8", r#"not \xFF UTF-8""#)] {
+        let moved = bundle.root.with_file_name(OsStr::from_bytes(name));
+        fs::rename(&bundle.root, &moved).expect("a move");
+        let mut create = Command::new(moved.join("scripts/create"));
+        create.args(["--platform", "sim-native"]).current_dir(&moved).env("OTPQR_ROOT", &moved);
+        let refused = run(create).expect(3);
+        fs::rename(&moved, &bundle.root).expect("a move back");
+        let refused =
+            refused.saying(&format!("{shown} cannot be used: it is not UTF-8 or has control characters; move"));
+        assert_eq!(refused.stderr.lines().count(), 1, "{}", refused.stderr);
+    }
 }

@@ -547,6 +547,15 @@ impl Mounted {
         Mounted(path.to_owned())
     }
 
+    /// Copies a directory to one in memory, with these options, that covers it.
+    pub fn in_memory(path: &Path, options: &str) -> Mounted {
+        let aside = path.with_extension("aside");
+        copy(path, &aside);
+        let mounted = Mounted::at(path, Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]));
+        copy(&aside.join("."), path);
+        mounted
+    }
+
     /// One that ignores permissions: all may do everything.
     pub fn ignoring_permissions(path: &Path) -> Mounted {
         fs::create_dir_all(path).expect("a directory");
@@ -568,13 +577,7 @@ pub struct SmallDisk(Mounted);
 impl SmallDisk {
     /// Moves a directory to such a disk.
     pub fn below(path: &Path) -> SmallDisk {
-        let aside = path.with_extension("aside");
-        fs::rename(path, &aside).expect("a move");
-        fs::create_dir(path).expect("a directory");
-        let tmpfs = ["-t", "tmpfs", "-o", "size=2m,mode=0700", "tmpfs"];
-        let disk = Mounted::at(path, Command::new("mount").args(tmpfs));
-        copy(&aside.join("."), path);
-        SmallDisk(disk)
+        SmallDisk(Mounted::in_memory(path, "size=2m,mode=0700"))
     }
 
     /// Fills it but for so many pages.

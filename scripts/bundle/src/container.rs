@@ -52,6 +52,7 @@ impl Tools {
         if !self.runs_containers() {
             let directory = self.root.join(image);
             let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
+            let id = id.filter(|path| !path.contains(char::is_control));
             let missing = ImageError::NoDirectory { directory: directory.display().to_string() };
             return id.ok_or_else(|| Failure::from(missing).hint(self.facts.image_missing));
         }

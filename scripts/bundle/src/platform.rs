@@ -2,6 +2,8 @@
 
 use std::cell::OnceCell;
 use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,8 @@ use crate::{hint, step};
 enum PlatformError {
     #[error("'{tool}', which platform '{platform}' needs, was not found")]
     NotFound { tool: &'static str, platform: &'static str },
+    #[error("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'")]
+    NoExec { tool: String },
     #[error("the 'scone' found says it is '{version}', but the platform is '{platform}'")]
     Another { version: String, platform: &'static str },
 }
@@ -124,8 +128,10 @@ impl Platform {
         let bundled = root.join("simulator/bin");
         let first = facts.simulator.then_some(bundled.as_path());
         let find = |tool, hint: &str| {
-            let missing = PlatformError::NotFound { tool, platform: facts.name };
-            Tool::find(tool, first).ok_or_else(|| Failure::from(missing).hint(hint))
+            Tool::find(tool, first).ok_or_else(|| match first.map(|bundled| bundled.join(tool)) {
+                Some(built) if fs::metadata(&built).is_ok_and(|file| file.mode() & 0o111 != 0) => not_executed(&built),
+                _ => Failure::from(PlatformError::NotFound { tool, platform: facts.name }).hint(hint),
+            })
         };
         let option = hint::account(account);
         let rehearse = format!("./scripts/create.rs --platform sim{option}   # software only: a rehearsal");
@@ -143,4 +149,11 @@ impl Platform {
         let engine = find(facts.engine, facts.engine_missing)?;
         Ok(Tools { facts, root: root.to_owned(), scone, engine, engine_info: OnceCell::new(), simulator })
     }
+}
+
+/// What is marked as a program, and yet is none here.
+fn not_executed(tool: &Path) -> Failure {
+    let tool = tool.display().to_string();
+    let mounted = format!("$(findmnt --noheadings --output TARGET --target {})", hint::quoted(&tool));
+    Failure::from(PlatformError::NoExec { tool }).hint(format!("sudo mount -o remount,exec \"{mounted}\""))
 }

@@ -13,6 +13,8 @@ enum RootError {
     Absent { needed: String, places: String },
     #[error("'{needed}' cannot be looked for in '{place}': {cause}")]
     Unseen { needed: String, place: String, cause: io::Error },
+    #[error("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle")]
+    Unusable { place: PathBuf },
     #[error("the current directory '{place}' is not yours alone")]
     OpenToOthers { place: String },
 }
@@ -32,6 +34,10 @@ pub fn find(named: Option<&Path>, needed: &Path, absent: Option<String>) -> Resu
         let unseen = |cause| RootError::Unseen { needed: shown(needed), place: shown(&place), cause };
         if !place.join(needed).try_exists().map_err(unseen)? {
             continue;
+        }
+        // Paths are recorded, and become arguments.
+        if place.to_str().is_none_or(|path| path.contains(char::is_control)) {
+            return Err(RootError::Unusable { place }.into());
         }
         // A root's templates become policies and its programs are run: nobody else may have laid them out for us where we
         // happen to stand.

@@ -34,9 +34,7 @@ enum StateError {
     Implausible { file: String, what: &'static str },
     #[error("state file '{file}' cannot be written: {cause}")]
     Unwritable { file: String, cause: io::Error },
-    #[error(
-        "'{directory}' cannot be made private: its file system ignores permissions; move the bundle to another one"
-    )]
+    #[error("'{directory}' cannot be made private: its file system ignores permissions; choose another one")]
     NotPrivate { directory: String },
     #[error("state file '{file}' was changed by another run; run the same command again")]
     Changed { file: String },
