@@ -157,31 +157,41 @@ impl Finding {
 /// Everything, in the order in which the one rests on the other. What rests on something wrong is not looked at.
 fn examine(options: &account::Named) -> Vec<Finding> {
     let mut findings = host();
-    let found = match Account::read(options).and_then(|found| found.check_templates().map(|()| found)) {
-        Ok(found) => found,
-        Err(failure) => {
-            findings.push(Finding::refused("state", failure));
-            return findings;
-        }
-    };
-    findings.extend(files(&found));
+    match Account::read(options).and_then(|found| found.check_templates().map(|()| found)) {
+        Ok(found) => findings.extend(examine_account(found)),
+        Err(failure) => findings.push(Finding::refused("state", failure)),
+    }
+    findings
+}
+
+fn examine_account(found: Found) -> Vec<Finding> {
+    // Held to the end: what is found belongs together.
+    let lock = found.lock();
+    let mut findings = files(&found);
     findings.extend(pending(&found));
-    let account = match found.with_tools() {
-        Ok(account) => account,
-        Err(failure) => {
-            findings.push(Finding::refused("tools", failure));
-            return findings;
-        }
-    };
+    match found.with_tools() {
+        Ok(account) => findings.extend(with_tools(&account, lock.is_ok())),
+        Err(failure) => findings.push(Finding::refused("tools", failure)),
+    }
+    if let Err(another_run) = lock {
+        // It may explain whatever is wrong, so nothing is mended beside it.
+        findings.iter_mut().for_each(|finding| finding.mend = None);
+        findings.push(Finding::unknown("runs", another_run.into_finding().0));
+    }
+    findings
+}
+
+/// `alone`: no other run is at work, and a program may be started.
+fn with_tools(account: &Account, alone: bool) -> Vec<Finding> {
     let State { platform, image, .. } = &account.state;
-    findings.push(Finding::ok("tools", format!("'scone' and the engine are those of platform '{platform}'")));
+    let tools = Finding::ok("tools", format!("'scone' and the engine are those of platform '{platform}'"));
     let image = match account.check_image() {
         Ok(()) => Finding::ok("image", format!("'{image}' is the program that the state names")),
         Err(failure) => Finding::refused("image", failure),
     };
-    let can_start = image.is_ok();
-    findings.push(image);
-    findings.extend(at_cas(&account, can_start));
+    let can_start = alone && image.is_ok();
+    let mut findings = vec![tools, image];
+    findings.extend(at_cas(account, can_start));
     findings
 }
 
@@ -251,7 +261,7 @@ fn files(found: &Found) -> Vec<Finding> {
             let path = entry.path();
             if is_qr_code(&path) {
                 let finding = format!("a QR code was left in '{}'", path.display());
-                findings.push(Finding::wrong("files", finding, shred(&path)));
+                findings.push(Finding::wrong("files", finding, shred(&path) + "   # once it is scanned"));
             }
         }
     }
@@ -299,7 +309,7 @@ impl Answers {
     }
 }
 
-/// What CAS says, and what rests on it. `can_start`: the image is the right one.
+/// What CAS says, and what rests on it. `can_start`: the image is the right one, and no other run is at work.
 fn at_cas(account: &Account, can_start: bool) -> Vec<Finding> {
     let mut answers = Answers::default();
     step("asking CAS what it holds");
