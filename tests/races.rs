@@ -231,7 +231,19 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
     }
 }
 
-/// Before and after each of its calls another run replaces what it has read.
+#[test]
+fn a_create_that_was_overtaken_by_another_leaves_its_account_and_volumes_alone() {
+    let (bundle, _) = enrolled();
+    fs::remove_file(bundle.state_file("default")).expect("deletion");
+    fs::remove_dir_all(bundle.root.join("state/volumes")).expect("deletion");
+    let create = ["--platform", "sim-native"];
+    let deed = running("./create --platform sim-native && ./gen_qr --no-confirm --output ../new.svg");
+    bundle.script_with("before", 2, &deed, "create", &create, "").expect(1).saying(CHANGED);
+    bundle.scan("new.svg");
+    bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("issued already");
+}
+
+/// Before each of its calls another run replaces what it has read.
 #[test]
 fn gen_qr_beside_a_roll_forward_opens_no_volume_but_the_one_the_state_names() {
     let (bundle, _) = enrolled();
