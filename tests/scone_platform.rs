@@ -878,6 +878,7 @@ fn a_container_that_still_runs_is_left_its_output_and_what_it_writes_is_delivere
         refused.saying("a container that was left running may still write to").saying("wait until it has ended");
         assert!(reserved.exists());
     }
+    assert_eq!(order(&host.calls()).iter().filter(|call| *call == "docker run").count(), 1);
     // Nor if the engine does not tell.
     host.instead_of("docker", "[ \"$1\" != ps ] || exit 1");
     host.script("gen_qr", &["--no-confirm"]).expect(3).saying("docker does not answer");
