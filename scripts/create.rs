@@ -122,7 +122,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     step("attesting CAS");
     let cas = attest(args, &tools, known.as_ref())?;
 
-    let lock = file.lock()?;
+    let lock = file.lock()?.passed_on()?;
     let mut state = match known {
         Some(state) => state,
         None => State::new(platform, cas, issuer, login, account::new_namespace(&root, name)?),

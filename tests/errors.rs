@@ -1453,6 +1453,7 @@ const EXEMPT: &[(&str, &str)] = &[
         "a time step would have to end while the program starts",
     ),
     ("the program was not started", "no code is presented without a start"),
+    ("the state's lock cannot be passed on: {0}", "the kernel would have to refuse a flag of an open file"),
     ("the state cannot be expressed in YAML: {0}", "it consists of strings and numbers"),
     ("the state of account '{name}' vanished", "between two system calls"),
     (

@@ -45,7 +45,7 @@ pub struct Start<'a> {
 }
 
 impl Tools {
-    fn runs_containers(&self) -> bool {
+    pub fn runs_containers(&self) -> bool {
         self.engine.name == "docker"
     }
 
@@ -112,7 +112,7 @@ impl Tools {
         self.engine.run(&args, &environment)
     }
 
-    /// Whether a container that runs has this directory mounted. Natively the lock tells, which the program holds, too.
+    /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
     pub fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
         if !self.runs_containers() {
             return Ok(false);

@@ -95,7 +95,10 @@ pub struct Output<'a> {
 impl<'a> Output<'a> {
     /// Makes ready for a QR code of the account's secret, issued on this version of its volume.
     pub fn prepare(account: &'a Account, volume: u32) -> Result<Output<'a>, Failure> {
-        let lock = account.lock()?;
+        let mut lock = account.lock()?;
+        if !account.tools.runs_containers() {
+            lock = lock.passed_on()?;
+        }
         let directory = state::issuing_directory(&account.root, &account.state, volume);
         make_private(&directory)?;
         let output = Output { account, volume, directory, _lock: lock };

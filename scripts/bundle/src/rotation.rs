@@ -136,7 +136,7 @@ impl Rotation {
         if to.uploads_done < 2 {
             self.confirm(self.question(keep_secret))?;
         }
-        let lock = self.account.lock()?;
+        let lock = self.account.lock()?.passed_on()?;
         if self.account.state.pending.is_none() {
             // Recorded before CAS is changed.
             self.record(&lock, Some(&to))?;
@@ -189,7 +189,7 @@ impl Rotation {
             self.account.state.label()
         ))?;
         self.prepare(&to)?;
-        let lock = self.account.lock()?;
+        let lock = self.account.lock()?.passed_on()?;
         let reached =
             self.upload(&lock, &mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
         let switching = "switching session 2 to the volume begun";
@@ -222,7 +222,7 @@ impl Rotation {
                 // A person is asked.
                 drop(lock);
                 self.take_marker(source, to)?;
-                self.account.lock()?
+                self.account.lock()?.passed_on()?
             }
         };
         self.upload(&lock, to, 2, Session::Otpqr, &new, "dropping the old")?;
@@ -312,7 +312,7 @@ impl Rotation {
             return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.account.name));
         };
         notice(self.account.check_image());
-        let lock = self.account.lock()?;
+        let lock = self.account.lock()?.passed_on()?;
         let state = &self.account.state;
         let (both, new) = (to.both_versions(state), to.new_versions());
         let has_switched =
@@ -349,7 +349,7 @@ impl Rotation {
         // Asked before the command line trusts that CAS, and can ask it what it holds.
         self.confirm(format!("Trust the CAS at '{address}', and upload account '{}' anew to it?", self.account.name))?;
         self.account.state.cas = self.account.tools.attest(&address, simulated, None)?;
-        let lock = self.account.lock()?;
+        let lock = self.account.lock()?.passed_on()?;
         self.check_wiped()?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);

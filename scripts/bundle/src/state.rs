@@ -39,6 +39,8 @@ enum StateError {
     Changed { file: String },
     #[error("another run, or a program that it started, is at work on state file '{file}': wait until it has ended")]
     Busy { file: String },
+    #[error("the state's lock cannot be passed on: {0}")]
+    NotPassedOn(io::Error),
     #[error("the state cannot be expressed in YAML: {0}")]
     NoYaml(serde_yaml::Error),
     #[error("cannot make the volume's directory '{directory}': {cause}")]
@@ -48,7 +50,8 @@ enum StateError {
 impl Concern for StateError {
     fn exit(&self) -> Exit {
         match self {
-            StateError::Unwritable { .. } | StateError::Changed { .. } | StateError::NoYaml(_) => Exit::Other,
+            StateError::Unwritable { .. } | StateError::Changed { .. } => Exit::Other,
+            StateError::NotPassedOn(_) | StateError::NoYaml(_) => Exit::Other,
             _ => Exit::Precondition,
         }
     }
@@ -251,11 +254,17 @@ fn read_own(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(content))
 }
 
-/// Held while an account is worked on, never at a prompt. The programs that are started meanwhile hold it, too: killed alone, a
-/// script leaves them running, and what they write or upload is still to come.
+/// Held while an account is worked on, never at a prompt.
 #[derive(Debug)]
-pub struct Lock {
-    _file: File,
+pub struct Lock(File);
+
+impl Lock {
+    /// Has the programs that are started from now on hold it, too: killed alone, a script leaves them running, and what they
+    /// write or upload is still to come. Not for an engine's: it may leave something running that ends when it likes.
+    pub fn passed_on(self) -> Result<Lock, Failure> {
+        fcntl_setfd(&self.0, FdFlags::empty()).map_err(|cause| StateError::NotPassedOn(cause.into()))?;
+        Ok(self)
+    }
 }
 
 impl StateFile {
@@ -270,13 +279,12 @@ impl StateFile {
             TryLockError::WouldBlock => StateError::Busy { file: file.clone() },
             TryLockError::Error(cause) => failed(cause),
         })?;
-        fcntl_setfd(&lock, FdFlags::empty()).map_err(|cause| failed(cause.into()))?;
         let found = match fs::read(&self.path) {
             Ok(content) => Some(content),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
             Err(cause) => return Err(failed(cause).into()),
         };
-        if found == self.content { Ok(Lock { _file: lock }) } else { Err(StateError::Changed { file }.into()) }
+        if found == self.content { Ok(Lock(lock)) } else { Err(StateError::Changed { file }.into()) }
     }
 
     /// Replaces the file as a whole: temporary file, fsync, rename, fsync of the directory.
