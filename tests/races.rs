@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,7 +12,7 @@ use std::sync::mpsc;
 
 use support::attacker::Line;
 use support::watched::{RENAME, Watched, running};
-use support::{Bundle, Platform, User, docker_is_there, phone, run, strace_is_there};
+use support::{Bundle, Platform, User, docker_is_there, phone, run, run_with_input, strace_is_there};
 
 const AT_WORK: &str = "error: another run, or a program that it started, is at work on state file";
 const CHANGED: &str = "was changed by another run; run the same command again";
@@ -362,13 +363,36 @@ fn a_roll_forward_while_a_first_code_is_waited_for_is_said_and_the_new_secret_no
     let account = bundle.scan("qrcode.svg");
     // Nothing is held while a code is waited for.
     bundle.script("roll_forward", &["--yes"]).expect(0);
-    std::io::Write::write_all(&mut code, account.code_at(bundle.now()).as_bytes()).expect("a code");
+    code.write_all(account.code_at(bundle.now()).as_bytes()).expect("a code");
     drop(code);
     let ended = script.wait_with_output().expect("an end");
     let stderr = String::from_utf8(ended.stderr).expect("UTF-8 output");
     assert_eq!(ended.status.code(), Some(4), "{stderr}");
     assert!(stderr.contains(CHANGED), "{stderr}");
     assert!(!stderr.contains("hint: ./scripts/roll_forward.rs"), "{stderr}");
+}
+
+#[test]
+fn add_auth_that_waited_for_a_code_during_a_roll_forward_spends_none() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let account = bundle.enrol("default");
+    let pipe = bundle.root.join("code");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let mut add_auth = bundle.script_command("add_auth", &["--no-confirm", "--otp-file", "code"]);
+    let script = add_auth.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
+    let mut typed = fs::OpenOptions::new().write(true).open(&pipe).expect("the pipe");
+    let keep = bundle.script_command("roll_forward", &["--yes", "--keep-secret", "--otp-file", "-"]);
+    run_with_input(keep, &account.code_at(bundle.now())).expect(0);
+    bundle.wait(30);
+    let code = account.code_at(bundle.now());
+    typed.write_all(code.as_bytes()).expect("a code");
+    drop(typed);
+    let ended = script.wait_with_output().expect("an end");
+    let stderr = String::from_utf8(ended.stderr).expect("UTF-8 output");
+    assert_eq!(ended.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains(CHANGED), "{stderr}");
+    bundle.add_auth(&code, &[]).expect(0);
 }
 
 #[test]

@@ -316,6 +316,43 @@ fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run()
     });
 }
 
+/// Issued by a run that was killed before it could deliver it.
+#[test]
+fn a_qr_code_that_waits_is_destroyed_with_the_secret_or_the_volume_that_is_given_up() {
+    let (bundle, account) = enrolled();
+    let roll_forward = |args: &[&str], input: &str| {
+        run_with_input(bundle.script_command("roll_forward", args), input).expect(0).saying("is not needed: destroyed");
+        bundle.holds_no_picture();
+        assert_eq!(fs::read_dir(bundle.root.join("state/issuing")).expect("a directory").count(), 0);
+    };
+    let next_code = |account: &phone::Account| {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    let cut_off = |script: &str, args: &[&str], input: &str| {
+        for number in 1.. {
+            let killed = bundle.script_with("after", number, KILL, script, args, input);
+            assert_eq!(killed.code, None, "{killed:?}");
+            if bundle.written().into_keys().any(|path| path.ends_with("qrcode.svg")) {
+                return;
+            }
+        }
+    };
+    let add_auth = ["--no-confirm", "--otp-file", "-", "--output", "lost.svg"];
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    roll_forward(&["--yes", "--keep-secret", "--otp-file", "-"], &next_code(&account));
+    bundle.goes_on_with(&account);
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    roll_forward(&["--yes"], "");
+    cut_off("gen_qr", &["--no-confirm", "--output", "lost.svg"], "");
+    roll_forward(&["--yes"], "");
+    let account = bundle.enrol_anew();
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    bundle.wipe_cas();
+    roll_forward(&["--yes", "--cas-wiped"], "");
+    bundle.enrol_anew();
+}
+
 #[test]
 fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
     let (bundle, account) = enrolled();

@@ -79,6 +79,9 @@ impl Concern for IssueError {
     }
 }
 
+/// What the program writes.
+const PICTURE: &str = "qrcode.svg";
+
 /// Where the QR code is to be, and the directory that is mounted for the program to write into: `state/issuing/…`, named after
 /// the secret it shows. So what a run that was cut off left there is found by the next one, wherever that is to deliver it, and
 /// never taken for another account's.
@@ -185,7 +188,7 @@ impl<'a> Output<'a> {
     }
 
     fn written(&self) -> PathBuf {
-        self.directory.join("qrcode.svg")
+        self.directory.join(PICTURE)
     }
 
     /// Whether the program wrote a whole QR code - now, or in an earlier run that was cut off before it could deliver.
@@ -292,6 +295,19 @@ impl Drop for Output<'_> {
         // Only if it is empty.
         let _ = fs::remove_dir(&self.directory);
     }
+}
+
+/// Destroys the QR code that a run which was cut off left of the account's secret and volume, before they are given up: nobody
+/// would look for it any more.
+pub fn discard(account: &Account, _lock: &Lock) -> Result<(), Failure> {
+    let directory = state::issuing_directory(&account.root, &account.state, account.state.volume_version);
+    let written = directory.join(PICTURE);
+    if written.exists() {
+        step(format!("the QR code that a run left in '{}' is not needed: {}", written.display(), destroy(&written)?));
+    }
+    // It may never have been.
+    let _ = fs::remove_dir_all(&directory);
+    Ok(())
 }
 
 /// Checks that the QR code can be brought to a file. Repeated when it counts; here to refuse early.

@@ -8,7 +8,7 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::interrupt;
-use crate::issue::Output;
+use crate::issue::{Output, discard};
 use crate::policy::{Held, Session, Versions, compare, render, upload};
 use crate::state::{Lock, Pending, State};
 use crate::step;
@@ -269,6 +269,7 @@ impl Rotation {
 
     /// What was begun is what the account is about from now on.
     fn finish(&mut self, lock: &Lock, to: &Pending) -> Result<(), Failure> {
+        discard(&self.account, lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (to.volume_version, to.secret_version);
         self.record(lock, None)
@@ -351,6 +352,7 @@ impl Rotation {
         self.account.state.cas = self.account.tools.attest(&address, simulated, None)?;
         let lock = self.account.lock()?.passed_on()?;
         self.check_wiped()?;
+        discard(&self.account, &lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
         (state.namespace_hash, state.otpqr_hash, state.reset_hash) = (None, None, None);
