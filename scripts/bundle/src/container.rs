@@ -1,10 +1,11 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::cas::Cas;
+use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
 use crate::platform::Tools;
 use crate::tool::Finished;
@@ -43,7 +44,7 @@ pub struct Start<'a> {
 }
 
 impl Tools {
-    fn runs_containers(&self) -> bool {
+    pub fn runs_containers(&self) -> bool {
         self.engine.name == "docker"
     }
 
@@ -108,6 +109,19 @@ impl Tools {
         let mut args = if self.runs_containers() { self.docker_run(start)? } else { self.native_run(start) };
         args.push(PROGRAM.into());
         self.engine.run(&args, &environment)
+    }
+
+    /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
+    pub fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
+        if !self.runs_containers() {
+            return Ok(false);
+        }
+        let filter = [OsStr::new("--filter=volume="), directory.as_os_str()].into_iter().collect();
+        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter])?;
+        if !finished.success() {
+            return Err(engine::no_answer(finished.reason()));
+        }
+        Ok(!finished.stdout.trim().is_empty())
     }
 
     fn docker_run(&self, start: &Start) -> Result<Vec<OsString>, Failure> {

@@ -54,10 +54,14 @@ impl Tools {
         let reason = info["ServerErrors"][0].as_str().map(str::to_owned);
         match reason.or_else(|| (!finished.success()).then(|| finished.reason())) {
             None => Ok(self.engine_info.get_or_init(|| info)),
-            Some(reason) => Err(Failure::from(EngineError::NoAnswer { reason })
-                .hint("docker version   # says whether the engine runs, and whether you may use it")),
+            Some(reason) => Err(no_answer(reason)),
         }
     }
+}
+
+pub(crate) fn no_answer(reason: String) -> Failure {
+    Failure::from(EngineError::NoAnswer { reason })
+        .hint("docker version   # says whether the engine runs, and whether you may use it")
 }
 
 fn is_rootless_docker(info: &Value) -> bool {
