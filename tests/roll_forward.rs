@@ -6,7 +6,6 @@ mod support;
 use std::cell::RefCell;
 use std::fs;
 
-
 use support::attacker::delete_files;
 use support::watched::{KILL, RENAME, Watched, running};
 use support::{Platform, SmallDisk, docker_is_there, is_root, phone, run, run_with_input, strace_is_there};

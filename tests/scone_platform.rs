@@ -641,14 +641,8 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    let expected = [
-        "scone --version",
-        "scone cas show-identification",
-        "docker info",
-        "docker image",
-        "docker ps",
-        "docker run",
-    ];
+    let expected =
+        ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker ps", "docker run"];
     assert_eq!(order(&calls), expected);
     let start = &calls[5];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {

@@ -132,7 +132,7 @@ impl Entry {
 
 const COLUMNS: &str = "sequence, time, event, subject, who, measurement, outcome, previous, hash";
 
-/// Appends an entry - unless it is a refusal, and there were so many that no room is left ([`refusals`]).
+/// Appends an entry - unless it is a refusal, and there were so many that no room is left (`refusals`).
 pub fn append(tx: &Connection, time: u64, record: &Record<'_>) -> rusqlite::Result<()> {
     let time = time as i64;
     if record.outcome.starts_with("refused") && !refusals::take_room(tx, time)? {
