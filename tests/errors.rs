@@ -1176,6 +1176,23 @@ gen_qr: starting the confidential program
 gen_qr: error: the QR code waits in 'ROOT/state/issuing/NAMESPACE-1-1/qrcode.svg'; it cannot be delivered to 'qrcode.svg': File exists (os error 17)
 ",
     );
+    // Session 2 needs no marker: the secret is not given up for it.
+    let killed = "case $SCONE_CONFIG_ID in *@*) kill -9 $$ ;; esac";
+    host.instead_of("scone-run", killed, || {
+        let args = ["--account", "signing", "--yes", "--keep-secret", "--otp-file", "-"];
+        host.says(
+            run_with_input(host.script_command("roll_forward", &args), "123456"),
+            4,
+            "\
+roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+roll_forward: declaring the new beside the old
+roll_forward: switching session 2 to the new volume
+roll_forward: starting the confidential program on the new volume
+roll_forward: error: the program ended without a QR code: it was ended by a signal
+hint: ./scripts/roll_forward.rs --account signing --keep-secret   # once more: it says so if the once-marker is taken
+",
+        );
+    });
 }
 
 /// Interrupted when the program has done its work: nothing is lost, and the script says where it is.

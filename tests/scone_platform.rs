@@ -897,7 +897,9 @@ fn a_container_that_still_runs_is_left_its_output_and_what_it_writes_is_delivere
     );
     for _ in 0..2 {
         let refused = host.script("gen_qr", &["--no-confirm"]).expect(4);
-        refused.saying("a container that was left running may still write to").saying("wait until it has ended");
+        refused
+            .saying("a container that was left running may still write to")
+            .saying("hint: docker ps --filter 'volume=");
         assert!(reserved.exists());
     }
     assert_eq!(order(&host.calls()).iter().filter(|call| *call == "docker run").count(), 1);

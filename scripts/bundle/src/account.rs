@@ -85,9 +85,10 @@ impl Account {
         hint::script(name, &self.name, rest)
     }
 
-    /// The command that goes on with what was begun: a roll-forward, or this very script.
+    /// The command that goes on with what this run did.
     pub fn again(&self) -> String {
-        self.state.finishing(&self.name).unwrap_or_else(|| self.script(crate::script(), ""))
+        let finishing = self.state.finishing(&self.name).filter(|_| crate::script() == "roll_forward");
+        finishing.unwrap_or_else(|| self.script(crate::script(), ""))
     }
 
     /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies.

@@ -44,7 +44,7 @@ pub struct Start<'a> {
 }
 
 impl Tools {
-    pub fn runs_containers(&self) -> bool {
+    pub(crate) fn runs_containers(&self) -> bool {
         self.engine.name == "docker"
     }
 
@@ -112,7 +112,7 @@ impl Tools {
     }
 
     /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
-    pub fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
+    pub(crate) fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
         if !self.runs_containers() {
             return Ok(false);
         }

@@ -12,6 +12,7 @@ use crate::account::Account;
 use crate::code::Presentation;
 use crate::container::Start;
 use crate::failure::{Concern, Exit, Failure};
+use crate::hint::quoted;
 use crate::refusal::Answer;
 use crate::state::{self, Lock};
 use crate::step;
@@ -295,7 +296,9 @@ impl<'a> Output<'a> {
     }
 
     fn still_runs(&self) -> Failure {
-        IssueError::StillRuns { directory: self.directory.display().to_string() }.into()
+        let directory = self.directory.display().to_string();
+        let which = format!("docker ps --filter {}", quoted(format!("volume={directory}")));
+        Failure::from(IssueError::StillRuns { directory }).hint(which)
     }
 }
 
