@@ -77,8 +77,8 @@ fn section<'a>(manifest: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 /// The crate of a dependency's line, as the code names it.
-fn crate_name(line: &str) -> &str {
-    line.split(" = ").next().unwrap()
+fn crate_name(line: &str) -> String {
+    line.split(" = ").next().unwrap().replace('-', "_")
 }
 
 #[test]

@@ -54,14 +54,19 @@ pub fn docker_is_there() -> bool {
     there
 }
 
-/// Whether what a program asks of the kernel can be traced. Skipped without, loudly; where everything is required, that is a failure.
+/// Whether what a program asks of the kernel can be traced.
 pub fn strace_is_there() -> bool {
-    let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
-    let there = traced.is_ok_and(|status| status.success());
+    works("strace", &["-qq", "-o", "/dev/null", "true"])
+}
+
+/// Whether a program is there and works. What needs it is skipped without, loudly; where everything is required, that is a failure.
+pub fn works(program: &str, args: &[&str]) -> bool {
+    let tried = Command::new(program).args(args).stdout(Stdio::null()).status();
+    let there = tried.is_ok_and(|status| status.success());
     if !there {
         let required = ["CI", "REQUIRE_DOCKER"].into_iter().find(|name| std::env::var_os(name).is_some());
-        assert!(required.is_none(), "{required:?} is set and nothing can be traced: apt-get install strace");
-        eprintln!("SKIPPED: nothing can be traced here: apt-get install strace");
+        assert!(required.is_none(), "{required:?} is set and '{program}' does not work: apt-get install {program}");
+        eprintln!("SKIPPED: '{program}' does not work here: apt-get install {program}");
     }
     there
 }
