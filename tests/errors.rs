@@ -699,7 +699,7 @@ create: attesting CAS
 create: policy 'NAMESPACE'
 create: error: CAS did not accept session 'NAMESPACE': The predecessor is not the current session
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
-hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
+hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCONE OTP' --login='alice'   # then: a new secret
 ",
         )
     });
@@ -749,7 +749,7 @@ hint: ./scripts/create.rs --account signing
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: error: CAS was not wiped, but restored: it holds session 'NAMESPACE' and no 'NAMESPACE/otpqr-reset'
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
-hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
+hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCONE OTP' --login='alice'   # then: a new secret
 ",
         )
     });
@@ -894,7 +894,7 @@ fn a_state_that_is_behind_what_cas_holds() {
     fs::write(&state, older).expect("an older state");
     let behind = "\
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
-hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
+hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCONE OTP' --login='alice'   # then: a new secret
 ";
     let refused =
         "CAS did not accept session 'NAMESPACE/otpqr': The given predecessor is not the active session's hash";

@@ -441,3 +441,32 @@ fn an_image_that_was_built_anew_under_its_name_is_noticed_by_every_script() {
     // No code was spent by what was refused.
     bundle.add_auth(&code, &["--output", "new.svg"]).expect(0);
 }
+
+#[test]
+fn a_name_that_begins_with_a_dash_is_no_option_and_no_stream() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    // Of a bundle that is not there yet.
+    let asked = bundle.gen_qr(&["--root=-x"]).expect(3);
+    let hint = asked.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    assert!(hint.ends_with(" --root './-x'"), "{hint}");
+    bundle.script("create", &["--platform", "sim-native", "--login=-alice"]).expect(0);
+    bundle.gen_qr(&["--output", "-"]).expect(2).saying("a QR code must end up in no stream");
+
+    for (number, (given, printed)) in
+        [("-x.svg", "'./-x.svg'"), ("./-", "'./-'"), ("--", "'./--'")].into_iter().enumerate()
+    {
+        if number > 0 {
+            bundle.script("roll_forward", &["--yes"]).expect(0);
+        }
+        let issued = bundle.gen_qr(&[&format!("--output={given}")]).expect(0);
+        bundle.scan(given);
+        let shred = issued.stdout.split("destroy it: ").nth(1).expect("a command").trim_end();
+        assert_eq!(shred, format!("shred -n 3 -z -u {printed}"));
+        let mut pasted = bundle.command("sh");
+        pasted.args(["-c", shred]);
+        // Nor did it take standard output for the file.
+        assert_eq!(run(pasted).expect(0).text(), "");
+        assert!(!bundle.root.join(given).exists());
+    }
+}

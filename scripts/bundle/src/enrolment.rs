@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
+
 use crate::account::Account;
 use crate::code::{Presentation, Source};
 use crate::container::Start;
@@ -42,7 +44,7 @@ impl Concern for EnrolmentError {
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Where the QR code (SVG) is written
-    #[arg(long, default_value = "qrcode.svg")]
+    #[arg(long, default_value = "qrcode.svg", value_parser = PathBufValueParser::new().try_map(not_a_stream))]
     output: PathBuf,
     /// Show the QR code on the terminal and write no file
     #[arg(long, conflicts_with_all = ["keep", "output"])]
@@ -180,6 +182,12 @@ impl Enrolment<'_> {
         let shown: Result<_, Failure> = show();
         shown.map(drop).map_err(|failure| failure.meaning(EnrolmentError::NotShown { waiting: kept.clone() }))
     }
+}
+
+/// Checks an `--output`. Programs take `-` for standard output, also the one that is to destroy the picture.
+fn not_a_stream(output: PathBuf) -> Result<PathBuf, &'static str> {
+    let refused = "a QR code must end up in no stream; the file of that name is './-'";
+    if output == Path::new("-") { Err(refused) } else { Ok(output) }
 }
 
 fn remains(file: &Path) -> String {

@@ -74,9 +74,9 @@ fn check_or_restart(script: &str, compiled: &str) -> Result<(), (String, String)
     }
     let attempt = attempt();
     if attempt > ATTEMPTS {
-        let (path, library) = (path.display(), library.display());
-        let message = format!("compiled anew, the program still differs from '{path}' or the library in '{library}'");
-        return Err((message, format!("rust-script --clear-cache --force '{path}' --version")));
+        let (shown, library) = (path.display(), library.display());
+        let message = format!("compiled anew, the program still differs from '{shown}' or the library in '{library}'");
+        return Err((message, format!("rust-script --clear-cache --force {} --version", crate::hint::path(&path))));
     }
     let said =
         format!("{script}: its source or the library changed: compiling it anew (new dependencies are downloaded)\n");
@@ -106,8 +106,7 @@ fn restart(base: &Path, path: &Path, library: &str, text: &str, attempt: u32) ->
     let unique = if attempt == 1 { String::new() } else { format!("-{}", process::id()) };
     Command::new("rust-script")
         .args(["--force", "--base-path"])
-        .arg(base)
-        .arg(called)
+        .args([base.as_os_str(), "--".as_ref(), &called])
         .args(arguments)
         .env(SOURCE_DIGEST, format!("{library}{unique}"))
         .env(SCRIPT_DIGEST, format!("{text}{unique}"))
