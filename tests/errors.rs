@@ -257,13 +257,22 @@ create: platform 'sim-native' is software only: a rehearsal that protects nobody
 create: error: the login name cannot be used, give '--login NAME': must not be empty, hold ':' or '$' or a control character, nor begin or end with a space
 ");
     let mut create = host.script_command("create", &["--platform", "sim-native"]);
-    create.env_remove("LOGNAME").env_remove("USER");
+    // Nor does the account database know it, without 'id'.
+    create.env_remove("LOGNAME").env_remove("USER").env("PATH", host.root.join("nothing"));
     host.says(
         run(create),
         2,
         "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: error: the login name is not known: give '--login NAME'
+",
+    );
+    host.says(
+        host.script("create", &["--platform", "sim-native", "--issuer", &"x".repeat(1_200)]),
+        2,
+        "\
+create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+create: error: issuer and login are too long for a QR code
 ",
     );
 }

@@ -470,3 +470,22 @@ fn a_name_that_begins_with_a_dash_is_no_option_and_no_stream() {
         assert!(!bundle.root.join(given).exists());
     }
 }
+
+#[test]
+fn a_label_that_no_qr_code_can_hold_is_refused_and_the_longest_has_room_for_its_number() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let create =
+        |letters: usize| bundle.script("create", &["--platform", "sim-native", "--login", &"x".repeat(letters)]);
+    // It would fit until a roll-forward adds its number.
+    let fits = |letters: usize| bundle::drawing::fits("SCONE OTP", &"x".repeat(letters));
+    let bare = (1..3000).take_while(|&letters| fits(letters)).last().expect("a length");
+    for letters in [20_000, bare + 1, bare, bare - 12] {
+        create(letters).expect(2).saying("issuer and login are too long for a QR code");
+    }
+    assert!(!bundle.state_file("default").exists());
+    create(bare - 13).expect(0);
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    bundle.gen_qr(&[]).expect(0);
+    assert!(bundle.scan("qrcode.svg").login.ends_with("x #2"));
+}
