@@ -489,3 +489,55 @@ fn a_label_that_no_qr_code_can_hold_is_refused_and_the_longest_has_room_for_its_
     bundle.gen_qr(&[]).expect(0);
     assert!(bundle.scan("qrcode.svg").login.ends_with("x #2"));
 }
+
+#[test]
+fn where_no_shell_has_set_them_name_and_home_are_those_of_the_account_database() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let of_the_database = |question: &str| {
+        let mut shell = bundle.command("sh");
+        shell.args(["-c", question]);
+        run(shell).expect(0).stdout.trim_end().to_owned()
+    };
+    let unset = |mut command: Command| {
+        command.env_remove("LOGNAME").env_remove("USER").env_remove("HOME");
+        command
+    };
+    let mut create = unset(bundle.script_command("create", &["--platform", "sim-native"]));
+    // Empty is as good as unset.
+    create.env("USER", "");
+    run(create).expect(0);
+    assert_eq!(bundle.known("default", &["login"]), of_the_database("id -un"));
+
+    let mut status = unset(bundle.command(bundle.root.join("simulator/bin/scone-sim")));
+    status.arg("status").env_remove("XDG_DATA_HOME").env("HOME", "");
+    let told = run(status);
+    let home = of_the_database("eval echo ~$(id -un)");
+    // Whatever runs there.
+    assert!(
+        told.text().contains(&format!("'{home}/.local/share/scone-sim'")) || told.code == Some(0),
+        "{}",
+        told.text()
+    );
+}
+
+#[test]
+fn a_user_without_an_account_is_told_how_to_do_without_a_home() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return;
+    }
+    let bundle = Bundle::new("bundle", Platform::SimNative, User::Ordinary, false);
+    bundle.install(scripts!());
+    let in_a_shell = |prelude: &str| {
+        let mut shell = bundle.command("sh");
+        let create = "../scripts/create --platform sim-native --login alice";
+        // Where the CAS of the bundle has its data.
+        shell.args(["-c", &format!("cd data; {prelude}; {create}")]).env_remove("HOME").env_remove("XDG_DATA_HOME");
+        run(shell)
+    };
+    let refused =
+        in_a_shell(":").expect(3).saying("neither XDG_DATA_HOME nor HOME is set, and this user has no account");
+    let hint = refused.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    in_a_shell(hint).expect(0);
+}
