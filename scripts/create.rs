@@ -24,11 +24,12 @@ use std::process::ExitCode;
 use bundle::account::{self, Account};
 use bundle::cas::{self, Cas};
 use bundle::container;
+use bundle::drawing;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::{Platform, Tools};
 use bundle::policy::{self, Session, Versions, upload};
 use bundle::state::{self, Lock, State, StateFile};
-use bundle::{hint, root, step};
+use bundle::{hint, root, step, tool};
 use clap::Parser;
 
 /// Create an account: measure the program, write the policies, upload them to CAS
@@ -81,15 +82,17 @@ enum CreateError {
     NoCas,
     #[error("the login name is not known: give '--login NAME'")]
     NoLogin,
+    #[error("issuer and login are too long for a QR code")]
+    TooLong,
     #[error("the login name cannot be used, give '--login NAME': {why}")]
-    LoginUnusable { why: String },
+    LoginUnusable { why: &'static str },
 }
 
 impl Concern for CreateError {
     fn exit(&self) -> Exit {
         use CreateError::*;
         match self {
-            CasOfSimulator | NoCas | NoLogin | LoginUnusable { .. } => Exit::Usage,
+            CasOfSimulator | NoCas | NoLogin | LoginUnusable { .. } | TooLong => Exit::Usage,
             Differs { .. } | RollForwardBegun { .. } => Exit::Precondition,
         }
     }
@@ -181,9 +184,16 @@ fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Fail
 /// Issuer and login of a new account.
 fn identity(args: &Args) -> Result<(String, String), Failure> {
     let issuer = args.issuer.clone().unwrap_or_else(|| "SCONE OTP".to_owned());
-    let login = args.login.clone().or_else(|| std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).ok());
-    let login = policy::label_part(&login.ok_or(CreateError::NoLogin)?);
-    Ok((issuer, login.map_err(|why| CreateError::LoginUnusable { why })?))
+    let login = match &args.login {
+        Some(login) => login.clone(),
+        None => policy::label_part(&tool::login_name().ok_or(CreateError::NoLogin)?)
+            .map_err(|why| CreateError::LoginUnusable { why })?,
+    };
+    // A roll-forward adds a number.
+    if !drawing::fits(&issuer, &state::label(&login, state::LAST_VERSION)) {
+        return Err(CreateError::TooLong.into());
+    }
+    Ok((issuer, login))
 }
 
 /// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered. Says what was done.

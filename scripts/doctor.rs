@@ -36,7 +36,7 @@ use bundle::policy::{Held, Session, Versions, compare};
 use bundle::refusal::Answer;
 use bundle::rotation;
 use bundle::state::{self, Lock, State};
-use bundle::tool::Tool;
+use bundle::tool::{Tool, login_name};
 use bundle::{Report, hint, interrupt, step};
 use clap::Parser;
 use serde::Serialize;
@@ -219,8 +219,8 @@ fn host() -> Vec<Finding> {
             names.dedup();
             // Where nobody keeps that book, it is empty: it would name at least us, or whoever it is that runs this.
             let kept = !names.is_empty();
-            let own = std::env::var("LOGNAME").or_else(|_| std::env::var("USER")).unwrap_or_default();
-            names.retain(|name| *name != own);
+            let own = login_name();
+            names.retain(|name| Some(*name) != own.as_deref());
             match names.as_slice() {
                 [] if kept => Finding::ok("users", format!("nobody else is logged in (you are uid {me})")),
                 [] => Finding::unknown("users", "who else is logged in: 'who' names nobody, not even you"),

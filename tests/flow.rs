@@ -462,3 +462,103 @@ fn an_image_that_was_built_anew_under_its_name_is_noticed_by_every_script() {
     // What was refused has spent no code.
     bundle.add_auth(&code, &["--output", "new.svg"]).expect(0);
 }
+
+#[test]
+fn a_name_that_begins_with_a_dash_is_no_option_and_no_stream() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    // Of a bundle that is not there yet.
+    let asked = bundle.gen_qr(&["--root=-x"]).expect(3);
+    let hint = asked.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    assert!(hint.ends_with(" --root './-x'"), "{hint}");
+    bundle.script("create", &["--platform", "sim-native", "--login=-alice"]).expect(0);
+    bundle.gen_qr(&["--output", "-"]).expect(2).saying("a QR code must end up in no stream");
+
+    for (number, (given, printed)) in
+        [("-x.svg", "'./-x.svg'"), ("./-", "'./-'"), ("--", "'./--'")].into_iter().enumerate()
+    {
+        if number > 0 {
+            bundle.script("roll_forward", &["--yes"]).expect(0);
+        }
+        let issued = bundle.gen_qr(&[&format!("--output={given}")]).expect(0);
+        bundle.scan(given);
+        let shred = issued.stdout.split("destroy it: ").nth(1).expect("a command").trim_end();
+        assert_eq!(shred, format!("shred -n 3 -z -u {printed}"));
+        let mut pasted = bundle.command("sh");
+        pasted.args(["-c", shred]);
+        // Nor did it take standard output for the file.
+        assert_eq!(run(pasted).expect(0).text(), "");
+        assert!(!bundle.root.join(given).exists());
+    }
+}
+
+#[test]
+fn a_label_that_no_qr_code_can_hold_is_refused_and_the_longest_has_room_for_its_number() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let create =
+        |letters: usize| bundle.script("create", &["--platform", "sim-native", "--login", &"x".repeat(letters)]);
+    // It would fit until a roll-forward adds its number.
+    let fits = |letters: usize| bundle::drawing::fits("SCONE OTP", &"x".repeat(letters));
+    let bare = (1..3000).take_while(|&letters| fits(letters)).last().expect("a length");
+    for letters in [20_000, bare + 1, bare, bare - 12] {
+        create(letters).expect(2).saying("issuer and login are too long for a QR code");
+    }
+    assert!(!bundle.state_file("default").exists());
+    create(bare - 13).expect(0);
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    bundle.gen_qr(&[]).expect(0);
+    assert!(bundle.scan("qrcode.svg").login.ends_with("x #2"));
+}
+
+#[test]
+fn where_no_shell_has_set_them_name_and_home_are_those_of_the_account_database() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let of_the_database = |question: &str| {
+        let mut shell = bundle.command("sh");
+        shell.args(["-c", question]);
+        run(shell).expect(0).stdout.trim_end().to_owned()
+    };
+    let unset = |mut command: Command| {
+        command.env_remove("LOGNAME").env_remove("USER").env_remove("HOME");
+        command
+    };
+    let mut create = unset(bundle.script_command("create", &["--platform", "sim-native"]));
+    // Empty is as good as unset.
+    create.env("USER", "");
+    run(create).expect(0);
+    assert_eq!(bundle.known("default", &["login"]), of_the_database("id -un"));
+
+    let mut status = unset(bundle.command(bundle.root.join("simulator/bin/scone-sim")));
+    status.arg("status").env_remove("XDG_DATA_HOME").env("HOME", "");
+    let told = run(status);
+    let home = of_the_database("eval echo ~$(id -un)");
+    // Whatever runs there.
+    assert!(
+        told.text().contains(&format!("'{home}/.local/share/scone-sim'")) || told.code == Some(0),
+        "{}",
+        told.text()
+    );
+}
+
+#[test]
+fn a_user_without_an_account_is_told_how_to_do_without_a_home() {
+    if !is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return;
+    }
+    let bundle = Bundle::new("bundle", Platform::SimNative, User::Ordinary, false);
+    bundle.install(scripts!());
+    let in_a_shell = |prelude: &str| {
+        let mut shell = bundle.command("sh");
+        let create = "../scripts/create --platform sim-native --login alice";
+        // Where the CAS of the bundle has its data.
+        shell.args(["-c", &format!("cd data; {prelude}; {create}")]).env_remove("HOME").env_remove("XDG_DATA_HOME");
+        run(shell)
+    };
+    let refused =
+        in_a_shell(":").expect(3).saying("neither XDG_DATA_HOME nor HOME is set, and this user has no account");
+    let hint = refused.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
+    in_a_shell(hint).expect(0);
+}

@@ -9,6 +9,7 @@ mod support {
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bundle::drawing::{fits, largest_size};
 use support::phone::{self, Account};
 
 /// The secret of RFC 6238 appendix B, in base32.
@@ -30,6 +31,11 @@ fn otpqr() -> PathBuf {
 
 /// What otpqr draws for this account.
 fn svg(otpqr: &Path, issuer: &str, login: &str) -> String {
+    drawn(otpqr, issuer, login).unwrap()
+}
+
+/// The same, or its exit code.
+fn drawn(otpqr: &Path, issuer: &str, login: &str) -> Result<String, Option<i32>> {
     let directory = tempfile::tempdir().unwrap();
     let output = directory.path().join("qrcode.svg");
     let status = Command::new(otpqr)
@@ -41,8 +47,7 @@ fn svg(otpqr: &Path, issuer: &str, login: &str) -> String {
         .env("OTP_SINGLE_USE", directory.path().join("once"))
         .status()
         .unwrap();
-    assert!(status.success());
-    std::fs::read_to_string(output).unwrap()
+    if status.success() { Ok(std::fs::read_to_string(output).unwrap()) } else { Err(status.code()) }
 }
 
 fn assert_shows_the_codes_of_rfc_6238(account: &Account) {
@@ -69,6 +74,24 @@ fn a_phone_scans_the_very_account_that_otpqr_was_given() {
 }
 
 /// As a thumbnail of two pixels a module, and where the modules' edges fall between pixels. (At 100 pixels rqrr finds no code.)
+#[test]
+fn the_scripts_take_what_fits_a_qr_code_and_know_how_large_it_may_get() {
+    let otpqr = otpqr();
+    for issuer in ["SCONE OTP", "x"] {
+        let longest = (1..3000).take_while(|&letters| fits(issuer, &"x".repeat(letters))).last().unwrap();
+        for letters in [1, 30, longest / 3, longest / 2, longest] {
+            let login = "x".repeat(letters);
+            let size = largest_size(issuer, &login);
+            assert!(
+                svg(&otpqr, issuer, &login).contains(&format!("viewBox=\"0 0 {size} {size}\"")),
+                "{letters} letters"
+            );
+        }
+        // The encoder saves a few bytes where digits follow each other.
+        assert_eq!(drawn(&otpqr, issuer, &"x".repeat(longest + 16)).err(), Some(Some(11)));
+    }
+}
+
 #[test]
 fn a_phone_scans_it_at_other_sizes_than_its_own() {
     let svg = svg(&otpqr(), "SCONE OTP", "alice");

@@ -392,7 +392,10 @@ fn what_a_tool_would_take_for_an_option_or_a_file_of_arguments_is_a_usage_error(
             host.script(script, &[&format!("--account={account}")]).expect(2);
         }
     }
-    for label in ["a:b", "$HOME", "", " alice", "a\nb"] {
+    // What a person would not see, or see elsewhere than it is, and what no policy can hold.
+    let deceiving = ["\u{202e}ecila", "a\u{200b}", "a\u{2066}b", "\u{feff}a", "a\u{2028}b", "a\u{e0041}", "a\u{ad}b"];
+    let impossible = ["a\u{ffff}", "a\u{fffe}b", "a\u{1fffe}", "a\u{fdd0}"];
+    for label in ["a:b", "$HOME", "", " alice", "a\nb"].into_iter().chain(deceiving).chain(impossible) {
         host.script("create", &["--cas=cas.example.com", &format!("--issuer={label}")]).expect(2);
         host.script("create", &["--cas=cas.example.com", &format!("--login={label}")]).expect(2);
     }

@@ -19,7 +19,7 @@ use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, s
 const PATIENCE: Option<u64> = Some(60_000);
 
 fn at_a_terminal(mut command: Command) -> PtySession {
-    command.stdin(Stdio::inherit());
+    command.stdin(Stdio::inherit()).env("TERM", "xterm-256color").env("LC_ALL", "C.UTF-8");
     spawn_command(command, PATIENCE).expect("a pseudo-terminal")
 }
 
@@ -48,7 +48,7 @@ fn in_a_shell(bundle: &Bundle, script: &str, args: &str, afterwards: &str) -> Co
     let mut shell = bundle.command("sh");
     shell.args([
         "-c",
-        &format!("stty echo rows 60 cols 120; trap : INT; '{script}' {args}; code=$?; {afterwards}; exit $code"),
+        &format!("stty echo rows 60 cols 120; trap : INT QUIT; '{script}' {args}; code=$?; {afterwards}; exit $code"),
     ]);
     shell
 }
@@ -63,11 +63,11 @@ fn bundle() -> Bundle {
 fn enter(session: &mut PtySession, whose: &str, code: impl Fn() -> String) {
     let asked = session.exp_regex(&format!("{whose} \\(changes in|Wait for the next code")).expect("the prompt").1;
     if asked.starts_with("Wait") {
-        session.send("y").and_then(|_| session.flush()).expect("typing");
+        session.send_line("y").expect("typing");
         session.exp_string(&format!("{whose} (changes in")).expect("the prompt");
     }
     session.send_line(&code()).expect("typing");
-    session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
+    session.exp_string("\r\n").expect("the end of the line");
 }
 
 /// A bundle with the host's clock: the scripts go by the host's, so CAS has to as well.
@@ -88,7 +88,7 @@ fn the_code_is_asked_for_last_and_not_shown() {
     session.exp_string("checking program and volume").expect("the check");
     let asked = session.exp_regex("Code for 'SCONE OTP', 'alice'|Wait for the next code").expect("the prompt").1;
     if asked.starts_with("Wait") {
-        session.send("y").and_then(|_| session.flush()).expect("typing");
+        session.send_line("y").expect("typing");
         session.exp_string("Code for 'SCONE OTP', 'alice'").expect("the prompt");
     }
     session.exp_string(" (changes in ").expect("the time left");
@@ -96,7 +96,7 @@ fn the_code_is_asked_for_last_and_not_shown() {
     // True at some moment since the start, which on a busy machine may be long ago.
     assert!((started..=now()).any(|at| left == 30 - at % 30), "{left} s left at {}", now());
     session.send_line(&code).expect("typing");
-    session.exp_string("[hidden]").expect("the prompt, redrawn without the code");
+    session.exp_string("\r\n").expect("the end of the line");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     assert!(!rest.contains(&code), "{rest}");
@@ -143,7 +143,7 @@ fn of_a_code_that_one_insisted_on_and_that_changed_on_its_way_that_is_said() {
     let wrong = wrong_code(&bundle, &account);
     let mut session = loop {
         let mut session = about_to_change(&bundle);
-        session.send("n").and_then(|_| session.flush()).expect("typing");
+        session.send_line("n").expect("typing");
         session.exp_string("Code for 'SCONE OTP', 'alice' (changes in").expect("the prompt");
         let mut cas = bundle.hold_cas();
         session.send_line(&wrong).expect("typing");
@@ -174,9 +174,12 @@ fn a_wrong_code_may_be_tried_again_twice() {
     let (right, wrong) = (account.code_at(bundle.now()), wrong_code(&bundle, &account));
     let add_auth = || bundle.script_command("add_auth", &["--no-confirm", "--keep", "--output", "second.svg"]);
     let mut session = at_a_terminal(add_auth());
-    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || "12345".to_owned());
-    session.exp_string("exactly six digits").expect("advice");
-    for _ in 0..2 {
+    // What cannot be a code is no try.
+    for malformed in ["12345", "1234567", "12345a", "", "\u{ff11}23456"] {
+        enter(&mut session, "Code for 'SCONE OTP', 'alice'", || malformed.to_owned());
+        session.exp_string("add_auth: a code is exactly six digits").expect("advice");
+    }
+    for _ in 0..3 {
         enter(&mut session, "Code for 'SCONE OTP', 'alice'", || wrong.clone());
     }
     let (rest, exit) = end(session);
@@ -186,9 +189,85 @@ fn a_wrong_code_may_be_tried_again_twice() {
     let mut session = at_a_terminal(add_auth());
     enter(&mut session, "Code for 'SCONE OTP', 'alice'", || wrong.clone());
     session.exp_string("that code is wrong").expect("advice");
-    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || right.clone());
+    // As authenticators show it.
+    enter(&mut session, "Code for 'SCONE OTP', 'alice'", || format!(" {} {}\u{a0}", &right[..3], &right[3..]));
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
+}
+
+#[test]
+fn the_end_of_input_is_no_answer() {
+    let bundle = bundle();
+    bundle.enrol("default");
+    let mut session = at_a_terminal(bundle.script_command("add_auth", &["--no-confirm", "--output", "second.svg"]));
+    session.exp_regex("Code for|Wait for the next code").expect("the prompt");
+    session.send_control('d').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 1, "{rest}");
+    assert!(rest.contains("error: no answer: unexpected end of file"), "{rest}");
+}
+
+/// A shell that controls jobs, as a person's does, where the code was asked for.
+fn at_the_prompt_for_a_code(bundle: &Bundle) -> PtySession {
+    let mut shell = bundle.command("sh");
+    let mut session = at_a_terminal({
+        shell.arg("-i").env("PS1", "");
+        shell
+    });
+    let script = bundle.root.join("scripts/add_auth").display().to_string().replace('\'', r"'\''");
+    let add_auth = format!("stty echo; '{script}' --no-confirm --keep --output second.svg; echo \"ended: $?\"");
+    session.send_line(&add_auth).expect("typing");
+    loop {
+        let asked = session.exp_regex("alice' \\(changes in|Wait for the next code").expect("the prompt").1;
+        if !asked.starts_with("Wait") {
+            session.exp_string("s): ").expect("the prompt");
+            return session;
+        }
+        session.send_line("").expect("typing");
+    }
+}
+
+/// Asserts that the shell's terminal is as it is.
+fn is_as_before(session: &mut PtySession) {
+    session.send_line("stty -a; echo modes'' above").expect("typing");
+    let shown = session.exp_string("modes above").expect("the modes");
+    assert!(shown.contains(" echo ") && shown.contains(" icanon "), "the terminal is not what it was: {shown}");
+}
+
+#[test]
+fn suspended_at_the_prompt_for_a_code_the_terminal_echoes_and_back_there_it_does_not() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let mut session = at_the_prompt_for_a_code(&bundle);
+    session.send_control('z').expect("typing");
+    session.exp_string("Stopped").expect("the shell");
+    is_as_before(&mut session);
+    session.send_line("fg").expect("typing");
+    session
+        .exp_string("Code for 'SCONE OTP', 'alice' (changes in")
+        .and_then(|_| session.exp_string("s): "))
+        .expect("it");
+    let code = account.code_at(bundle.now());
+    session.send_line(&code).expect("typing");
+    let rest = session.exp_string("ended: 0").expect("success");
+    assert!(!rest.contains(&code), "the code can be seen: {rest}");
+    is_as_before(&mut session);
+    session.send_line("exit").expect("typing");
+    end(session);
+}
+
+#[test]
+fn ctrl_backslash_at_the_prompt_for_a_code_leaves_the_terminal_as_it_was() {
+    let bundle = bundle();
+    let account = bundle.enrol("default");
+    let mut session = at_the_prompt_for_a_code(&bundle);
+    session.send_control('\\').expect("typing");
+    let rest = session.exp_string("ended: 130").expect("the end");
+    assert!(rest.contains("error: interrupted; nothing was changed and no code was spent"), "{rest}");
+    is_as_before(&mut session);
+    session.send_line("exit").expect("typing");
+    end(session);
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
 }
 
 #[test]
@@ -317,36 +396,52 @@ fn ctrl_c_before_the_confirmation_says_where_the_picture_is() {
 }
 
 #[test]
-fn a_qr_code_on_the_terminal_is_in_no_file_and_gone_afterwards() {
+fn a_qr_code_on_the_terminal_is_kept_until_it_was_scanned_and_gone_afterwards() {
     let bundle = bundle_with_the_hosts_clock();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     // A pipe is not a terminal: refused before anything is spent.
     bundle.gen_qr(&["--terminal"]).expect(2).saying("'--terminal' needs a terminal");
 
+    // Whoever cannot scan it gets it again.
     let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
-    session.exp_string("\x1b[?1049h").expect("the alternate screen");
-    let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
-    // The session returns each byte as a character.
-    let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
-    let account = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
-    assert_eq!(account.login, "alice");
-    assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
-    session.send_line("").expect("typing");
+    let first = shown(&mut session);
+    session.send_control('c').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 130, "{rest}");
+    assert!(
+        rest.contains("interrupted; the QR code waits in '") && rest.contains("run the same command again"),
+        "{rest}"
+    );
+    session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
+    let account = shown(&mut session);
+    assert!((first.login, first.secret) == ("alice".to_owned(), account.secret.clone()), "another secret's");
+    // Where only its user can read it.
+    let kept = pictures(&bundle);
+    assert!(kept.len() == 1 && kept[0].contains("/state/issuing/"), "{kept:?}");
+    // What is typed meanwhile cannot be seen, so that it scrolls nothing.
+    session.send_line("junk").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
-    assert!(rest.contains("\x1b[?1049l"), "{rest}");
+    assert!(rest.contains("\x1b[?1049l") && !rest.contains("junk"), "{rest}");
     assert!(!rest.contains(&account.secret));
     assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
+}
+
+/// The account whose QR code is shown.
+fn shown(session: &mut PtySession) -> phone::Account {
+    session.exp_string("\x1b[?1049h").expect("the alternate screen");
+    let drawn = session.exp_string("Scan it, then press Enter (Ctrl-C keeps it)").expect("the prompt");
+    // The session hands out bytes as characters.
+    let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
+    phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read")
 }
 
 /// What a terminal shows of half blocks, as a picture: black on white.
 fn as_svg(drawn: &str) -> String {
     let mut path = String::new();
-    let lines: Vec<&str> = drawn.lines().filter(|line| line.contains("\x1b[38;5;16;48;5;231m")).collect();
     let (mut width, mut height) = (0, 0);
-    for (row, line) in lines.iter().enumerate() {
-        let cells =
-            line.split("231m").nth(1).and_then(|rest| rest.split('\x1b').next()).expect("a line of the drawing");
+    for (row, line) in drawn.split("\x1b[38;5;16;48;5;231m").skip(1).enumerate() {
+        let cells = line.split('\x1b').next().expect("a line of the drawing");
         for (x, cell) in cells.chars().enumerate() {
             let (upper, lower) = (matches!(cell, '█' | '▀'), matches!(cell, '█' | '▄'));
             for (y, _) in [(2 * row, upper), (2 * row + 1, lower)].into_iter().filter(|(_, dark)| *dark) {
@@ -373,18 +468,22 @@ fn a_terminal_shows_the_picture_of_an_older_image_too() {
     let (head, foot) = (svg.split("<path ").next().expect("a head"), "</svg>\n");
     let size = head.split("viewBox=\"0 0 ").nth(1).and_then(|rest| rest.split(' ').next()).expect("a size");
     let modules = phone::modules(&svg, size.parse().expect("a number")).expect("a picture");
-    for path in [as_strokes(&modules), as_rectangles(&modules)] {
-        // As if a run had been killed before it showed the picture, which another image's program drew.
-        let issuing = bundle.root.join(format!("state/issuing/{}-1-1", bundle.known("default", &["namespace"])));
+    let issuing = bundle.root.join(format!("state/issuing/{}-1-1", bundle.known("default", &["namespace"])));
+    // As if a run had been killed before it showed the picture, which another image's program drew.
+    let left = |path: &str| {
         fs::create_dir_all(&issuing).expect("the working directory");
         fs::set_permissions(&issuing, fs::Permissions::from_mode(0o700)).expect("permissions");
         fs::write(issuing.join("qrcode.svg"), format!("{head}{path}\n{foot}")).expect("a killed run's QR code");
+    };
+    left("<path fill=\"#000\" d=\"M0 0\"/>");
+    let (rest, exit) = end(at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":")));
+    assert_eq!(exit, 4, "{rest}");
+    assert!(rest.contains("run the same command again: it cannot be drawn"), "{rest}");
+    for path in [as_strokes(&modules), as_rectangles(&modules)] {
+        left(&path);
 
         let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
-        session.exp_string("\x1b[?1049h").expect("the alternate screen");
-        let drawn = session.exp_string("Scan it, then press Enter").expect("the prompt");
-        let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
-        let shown = phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read");
+        let shown = shown(&mut session);
         assert!((shown.login, shown.secret) == (account.login.clone(), account.secret.clone()), "another account's");
         session.send_line("").expect("typing");
         let (rest, exit) = end(session);
@@ -432,10 +531,10 @@ fn dark_runs(row: &[bool]) -> Vec<(usize, usize)> {
 fn rolling_forward_asks_first_and_takes_no_for_an_answer() {
     let bundle = bundle();
     let account = bundle.enrol("default");
-    for (answer, exit) in [("n", 3), ("\r", 3)] {
+    for (answer, exit) in [("n", 3), ("", 3)] {
         let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
         session.exp_string("'SCONE OTP', 'alice' stop working at once").expect("the prompt");
-        session.send(answer).and_then(|_| session.flush()).expect("typing");
+        session.send_line(answer).expect("typing");
         let (rest, found) = end(session);
         assert_eq!(found, exit, "{rest}");
         assert!(rest.contains("nothing was changed"), "{rest}");
@@ -444,7 +543,7 @@ fn rolling_forward_asks_first_and_takes_no_for_an_answer() {
 
     let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
     session.exp_string("stop working at once").expect("the prompt");
-    session.send("y").and_then(|_| session.flush()).expect("typing");
+    session.send_line("y").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 0, "{rest}");
     bundle.add_auth(&account.code_at(bundle.now() + 30), &["--output", "third.svg"]).expect(5);
@@ -505,7 +604,7 @@ fn the_demonstration_cleans_up_after_ctrl_c() {
     assert!(!Path::new(&root).exists());
 }
 
-/// Presses Ctrl-C after `prompt` has appeared; returns what was printed afterwards. The cursor is visible again.
+/// Presses Ctrl-C after `prompt` has appeared; returns what was printed afterwards.
 fn break_off(command: Command, prompt: &str) -> String {
     let mut session = at_a_terminal(command);
     session.exp_string(prompt).expect("the prompt");
@@ -513,7 +612,6 @@ fn break_off(command: Command, prompt: &str) -> String {
     let (rest, exit) = end(session);
     assert_eq!(exit, 130, "{rest}");
     assert!(rest.contains("interrupted; "), "{rest}");
-    assert!(rest.rfind("\x1b[?25h") > rest.rfind("\x1b[?25l"), "the cursor is lost: {rest}");
     rest
 }
 
@@ -540,9 +638,25 @@ fn ctrl_c_while_the_picture_waits_to_be_scanned_says_where_it_is() {
 fn ctrl_c_while_the_qr_code_is_on_the_terminal_takes_it_away() {
     let bundle = bundle();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    let rest = break_off(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"), "Scan it, then press Enter");
-    assert!(rest.contains("\x1b[?1049l"), "the alternate screen is still there: {rest}");
-    assert!(rest.contains("if it was not scanned, roll forward"), "{rest}");
+    let command = || in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":");
+    for key in ['c', '\\'] {
+        let mut session = at_a_terminal(command());
+        session.exp_string("Scan it, then press Enter").expect("the prompt");
+        session.send_control(key).expect("typing");
+        let (rest, exit) = end(session);
+        assert_eq!(exit, 130, "{rest}");
+        assert!(rest.contains("\x1b[?1049l"), "the alternate screen is still there: {rest}");
+        assert!(rest.contains("interrupted; the QR code waits in '"), "{rest}");
+    }
+    // The end of input does not say that it was scanned.
+    let mut session = at_a_terminal(command());
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    session.send_control('d').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 4, "{rest}");
+    assert!(rest.contains("\x1b[?1049l") && rest.contains("run the same command again: no answer: "), "{rest}");
+    bundle.gen_qr(&[]).expect(0);
+    bundle.scan("qrcode.svg");
 }
 
 #[test]
@@ -627,7 +741,7 @@ fn declined(bundle: &Bundle, args: &[&str], question: &str) {
     let before = fs::read(bundle.state_file("default")).expect("the state");
     let mut session = at_a_terminal(bundle.script_command("roll_forward", args));
     session.exp_string(question).expect("the question");
-    session.send("n").and_then(|_| session.flush()).expect("typing");
+    session.send_line("n").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 3, "{rest}");
     assert!(rest.contains("not confirmed; nothing was changed"), "{rest}");
@@ -649,17 +763,43 @@ fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
 }
 
 #[test]
-fn a_terminal_too_small_for_the_qr_code_is_refused_before_it_is_issued() {
+fn a_terminal_that_cannot_show_the_qr_code_is_found_out_before_it_is_issued() {
     let bundle = bundle();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    let mut shell = bundle.command("sh");
     let script = bundle.root.join("scripts/gen_qr").display().to_string().replace('\'', r"'\''");
-    shell.args(["-c", &format!("stty rows 24 cols 80; exec '{script}' --terminal --no-confirm")]);
-    let (said, exit) = end(at_a_terminal(shell));
-    assert_eq!(exit, 2, "{said}");
-    assert!(said.contains("the terminal cannot show the QR code: it needs 57 columns and 31 rows"), "{said}");
-    assert!(said.contains("hint: ./scripts/gen_qr.rs   # writes a file instead"), "{said}");
-    bundle.gen_qr(&[]).expect(0);
+    let refused = |prelude: &str, message: &str| {
+        let mut shell = bundle.command("sh");
+        shell.args(["-c", &format!("stty rows 60 cols 120; {prelude}; exec '{script}' --terminal --no-confirm")]);
+        let (said, exit) = end(at_a_terminal(shell));
+        assert_eq!(exit, 2, "{said}");
+        // As characters, the bytes of the block are others.
+        assert!(said.contains(&format!("the terminal cannot show the QR code: {message}")), "{said}");
+        assert!(said.contains("hint: ./scripts/gen_qr.rs   # writes a file instead"), "{said}");
+        said
+    };
+    refused("stty rows 24 cols 80", "that takes 57 columns and 30 rows, and it reports 80 and 24");
+    refused("stty rows 60 cols 56", "that takes 57 columns and 30 rows, and it reports 56 and 60");
+    refused("export TERM=dumb", "TERM is 'dumb'");
+    refused("unset TERM", "TERM is ''");
+    // The first that is set counts, and none says that it is UTF-8.
+    let utf8 = "that takes a UTF-8 locale, and";
+    refused("unset LC_ALL LC_CTYPE LANG", &format!("{utf8} neither LC_ALL nor LC_CTYPE nor LANG is set"));
+    refused("export LC_ALL=C LC_CTYPE=C.UTF-8 LANG=C.UTF-8", &format!("{utf8} LC_ALL is 'C'"));
+    refused("export LC_ALL= LC_CTYPE=POSIX LANG=C.UTF-8", &format!("{utf8} LC_CTYPE is 'POSIX'"));
+    let said = refused("unset LC_ALL LC_CTYPE; export LANG=de_DE@euro", &format!("{utf8} LANG is 'de_DE@euro'"));
+    assert!(said.contains("hint: LC_ALL=C.UTF-8 ./scripts/gen_qr.rs --terminal   # if this is a block: "), "{said}");
+    // A serial line knows no size, and is told.
+    let said = refused("stty rows 0 cols 0", "that takes 57 columns and 30 rows, and it reports 0 and 0");
+    assert!(said.contains("hint: stty cols 57 rows 30   # if it is at least so large"), "{said}");
+
+    let mut shell = bundle.command("sh");
+    let told = "stty cols 57 rows 30; unset LC_ALL; export LC_CTYPE= LANG=de_DE.utf8";
+    shell.args(["-c", &format!("{told}; exec '{script}' --terminal --no-confirm")]);
+    let mut session = at_a_terminal(shell);
+    assert_eq!(shown(&mut session).login, "alice");
+    session.send_line("").expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 0, "{rest}");
 }
 
 #[test]
@@ -703,7 +843,7 @@ fn a_roll_forward_that_was_cut_off_asks_again_as_long_as_the_old_codes_live() {
     run(cut_off).expect(4);
     let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
     session.exp_string("stop working at once. Go on?").expect("the prompt");
-    session.send("n").and_then(|_| session.flush()).expect("typing");
+    session.send_line("n").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 3, "{rest}");
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
@@ -720,11 +860,11 @@ fn what_was_typed_before_the_question_is_no_answer_to_it() {
     shell.args(["-c", &format!("stty echo; echo ready; read go_on <go-on; exec '{script}'")]);
     let mut session = at_a_terminal(shell);
     session.exp_string("ready").expect("the shell");
-    session.send("y").and_then(|_| session.flush()).expect("typing");
+    session.send_line("y").expect("typing");
     session.exp_string("y").expect("the echo");
     fs::write(pipe, "go on\n").expect("a word");
     session.exp_string("stop working at once. Go on?").expect("the prompt");
-    session.send("n").and_then(|_| session.flush()).expect("typing");
+    session.send_line("n").expect("typing");
     let (rest, exit) = end(session);
     assert_eq!(exit, 3, "{rest}");
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);

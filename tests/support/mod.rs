@@ -43,19 +43,17 @@ impl Platform {
 
 /// Whether the tests that need a Docker Engine can run.
 pub fn docker_is_there() -> bool {
-    let missing = "there is no Docker Engine: apt-get install docker.io, start dockerd";
-    required_or_skipped(works("docker", &["version"]), missing)
+    works("docker", &["version"], "apt-get install docker.io, start dockerd")
 }
 
 /// Whether system calls can be traced.
 pub fn strace_is_there() -> bool {
-    let traced = works("strace", &["-qq", "-o", "/dev/null", "true"]);
-    required_or_skipped(traced, "nothing can be traced: apt-get install strace")
+    works("strace", &["-qq", "-o", "/dev/null", "true"], "apt-get install strace")
 }
 
 /// Whether rust-script is installed.
 pub fn rust_script_is_there() -> bool {
-    required_or_skipped(works("rust-script", &["--version"]), "there is no rust-script: make rust-script")
+    works("rust-script", &["--version"], "make rust-script")
 }
 
 /// Whether root runs the tests, and these programs are there.
@@ -68,9 +66,10 @@ pub fn root_has(programs: &[&str]) -> bool {
     required_or_skipped(missing.is_empty(), &format!("{missing:?} is missing, which .ci/run installs"))
 }
 
-fn works(tool: &str, arguments: &[&str]) -> bool {
+/// Whether a tool works here; `remedy` says what to do if not.
+pub fn works(tool: &str, arguments: &[&str], remedy: &str) -> bool {
     let found = Command::new(tool).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
-    found.is_ok_and(|status| status.success())
+    required_or_skipped(found.is_ok_and(|status| status.success()), &format!("'{tool}' does not work here: {remedy}"))
 }
 
 /// Tests that need what is missing are skipped, loudly; with `CI=true` or `REQUIRE_DOCKER=1` they fail.

@@ -8,8 +8,8 @@ use std::fs;
 use std::io::IsTerminal;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::sync::atomic::{AtomicBool, Ordering};
 
+use bundle::interrupt;
 use clap::{Parser, ValueEnum};
 
 use support::attacker::{Line, OtherImage, delete_files, holds_a_file, put_back};
@@ -30,8 +30,6 @@ enum PlatformName {
 
 const INTERRUPTED: &str = "interrupted; everything is cleaned up";
 
-static STOP: AtomicBool = AtomicBool::new(false);
-
 /// Why the demonstration ended early.
 struct Stopped(String);
 
@@ -43,7 +41,7 @@ fn main() -> ExitCode {
         PlatformName::SimNative => Platform::SimNative,
     };
     // The children get the signal from the terminal; the bundle is cleaned up when the step returns.
-    if let Err(cause) = ctrlc::set_handler(|| STOP.store(true, Ordering::SeqCst)) {
+    if let Err(cause) = interrupt::handle() {
         eprintln!("demo: error: cannot handle Ctrl-C: {cause}");
         return ExitCode::FAILURE;
     }
@@ -354,7 +352,7 @@ impl Demo {
     }
 
     fn go_on(&self) -> Step {
-        if STOP.load(Ordering::SeqCst) { Err(Stopped(INTERRUPTED.into())) } else { Ok(()) }
+        interrupt::check().map_err(|_| Stopped(INTERRUPTED.into()))
     }
 
     /// Compares the answer with the right one.

@@ -140,7 +140,7 @@ impl Account {
         let State { platform, cas, issuer, login, .. } = &self.state;
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
         let (issuer, login) = (quoted(issuer), quoted(login));
-        let create = format!(" --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret");
+        let create = format!(" --platform {platform}{cas} --issuer={issuer} --login={login}   # then: a new secret");
         [
             format!("mv {kept} {aside}   # if there is no newer copy of it: gives the account up"),
             self.script("create", &create),

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
+use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum CasError {
@@ -56,7 +57,8 @@ impl Tools {
         let finished = simulator.run(&["status".into()], &[])?;
         if !finished.success() {
             let failure = Failure::from(CasError::NotRunning { reason: finished.reason() });
-            return Err(failure.hint(format!("{} up", quoted(simulator.path.display()))));
+            let up = || format!("{} up", quoted(simulator.path.display()));
+            return Err(failure.hint(setting(&finished).unwrap_or_else(up)));
         }
         parse(&finished.stdout).map(Some)
     }
@@ -69,7 +71,7 @@ impl Tools {
             let program = quoted(simulator.path.display());
             let relayed = finished.stderr.lines().filter_map(|line| line.strip_prefix("hint: scone-sim"));
             let failure = Failure::from(CasError::NotStarted { reason: finished.reason() });
-            return Err(failure.hints(relayed.map(|rest| format!("{program}{rest}"))));
+            return Err(failure.hints(relayed.map(|rest| format!("{program}{rest}")).chain(setting(&finished))));
         }
         parse(&finished.stdout).map(Some)
     }
@@ -155,6 +157,12 @@ impl Tools {
         let log = simulator.run(&["log", "--json", "--last", count].map(OsString::from), &[])?;
         Ok(Some(log.stdout.lines().rev().filter_map(|line| serde_json::from_str(line).ok()).collect()))
     }
+}
+
+/// What the simulator says must be set before it can work at all.
+fn setting(finished: &Finished) -> Option<String> {
+    let export = finished.stderr.lines().find_map(|line| line.strip_prefix("hint: export "))?;
+    Some(format!("export {export}"))
 }
 
 /// Reads what `scone-sim up` and `status` print.

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::account::Account;
 use crate::failure::{Concern, Exit, Failure};
-use crate::interrupt::{self, answer_failed, at_prompt, is_interactive};
+use crate::interrupt;
+use crate::prompt::{self, Prompt, is_interactive};
 use crate::refusal::Answer;
 use crate::step;
 use crate::tool::Finished;
@@ -18,6 +19,8 @@ use crate::tool::Finished;
 const STEP: u64 = 30;
 /// How often a person may try.
 const TRIES: usize = 3;
+/// No file that holds a code is so long, in bytes.
+const LONGEST: u64 = 1024;
 
 #[derive(Debug, thiserror::Error)]
 enum CodeError {
@@ -31,8 +34,6 @@ enum CodeError {
     OneStandardInput,
     #[error("no code can be read from '{file}': {cause}")]
     Unreadable { file: String, cause: io::Error },
-    #[error("no code was entered: {0}")]
-    NotEntered(io::Error),
     #[error("that code was used already, by you or somebody else: wait for the next one: {reason}")]
     Used { reason: String },
     #[error("that code is wrong, or it changed before CAS saw it: enter the next one as soon as it appears: {reason}")]
@@ -52,7 +53,6 @@ impl Concern for CodeError {
         use CodeError::*;
         match self {
             Malformed | NobodyToAsk { .. } | NoFile { .. } | OneStandardInput | Unreadable { .. } => Exit::Usage,
-            NotEntered(_) => Exit::Other,
             Used { .. } | Late { .. } | Wrong { .. } | TooMany { .. } | NoneAccepted => Exit::Refused,
         }
     }
@@ -73,10 +73,11 @@ impl Code {
         format!("{service}@{}", self.0)
     }
 
+    /// Passes over white space, since authenticators show `123 456`, and over the byte order mark that editors put into files.
     fn parse(text: &str) -> Result<Code, CodeError> {
-        let text = text.trim_ascii();
-        let is_code = text.len() == 6 && text.bytes().all(|c| c.is_ascii_digit());
-        if is_code { Ok(Code(text.to_owned())) } else { Err(CodeError::Malformed) }
+        let code: String = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}').collect();
+        let is_code = code.len() == 6 && code.bytes().all(|c| c.is_ascii_digit());
+        if is_code { Ok(Code(code)) } else { Err(CodeError::Malformed) }
     }
 }
 
@@ -132,16 +133,8 @@ impl Presentation<'_> {
         let mut spent = self.spent;
         for tries_left in (0..TRIES).rev() {
             let code = match self.source {
-                Source::Person => match self.ask(spent)? {
-                    Err(malformed) if tries_left == 0 => return Err(malformed.into()),
-                    Err(malformed) => {
-                        step(malformed);
-                        continue;
-                    }
-                    Ok(code) => code,
-                },
-                // A pipe may be waited for.
-                Source::File(path) => at_prompt(&self.remains, "", || read(path))?,
+                Source::Person => self.ask(spent)?,
+                Source::File(path) => prompt::wait_for(&self.remains, || read(path))??,
             };
             let entered = current_step();
             let finished = start(&code)?;
@@ -161,13 +154,16 @@ impl Presentation<'_> {
         Err(CodeError::NoneAccepted.into())
     }
 
-    /// Asks the person.
-    fn ask(&self, spent: Option<u64>) -> Result<Result<Code, CodeError>, Failure> {
-        self.wait_for_a_useful_code(spent).map_err(|failure| failure.if_interrupted(&self.remains))?;
-        let prompt = format!("{} (changes in {} s)", self.prompt, seconds_left());
-        let asked = at_prompt(&self.remains, "", || dialoguer::Password::new().with_prompt(prompt).interact());
-        let typed = asked.map_err(|error| answer_failed(error, &self.remains, CodeError::NotEntered))?;
-        Ok(Code::parse(&typed))
+    /// Asks the person, until what is typed can be a code: that is for us to say, and costs no try.
+    fn ask(&self, spent: Option<u64>) -> Result<Code, Failure> {
+        loop {
+            self.wait_for_a_useful_code(spent).map_err(|failure| failure.if_interrupted(&self.remains))?;
+            let show = format!("{} (changes in {} s): ", self.prompt, seconds_left());
+            match Code::parse(&Prompt { show, hide: "", echo: false, remains: &self.remains }.ask()?) {
+                Ok(code) => return Ok(code),
+                Err(malformed) => step(malformed),
+            }
+        }
     }
 
     /// What to tell whose code was refused.
@@ -196,7 +192,7 @@ impl Presentation<'_> {
         let needed = self.start_takes.as_secs() + 1;
         let question =
             format!("The code changes in {left} s, the start takes about {needed} s. Wait for the next code?");
-        if interrupt::confirm(question, true, &self.remains)? { wait_for_next_step() } else { Ok(()) }
+        if prompt::confirm(&question, true, &self.remains)? { wait_for_next_step() } else { Ok(()) }
     }
 }
 
@@ -211,15 +207,18 @@ fn when_spent(at: u64, service: &str) -> String {
 }
 
 fn read(path: &Path) -> Result<Code, CodeError> {
-    let mut text = String::new();
+    let mut text = Vec::new();
     // More than any code, so that a wrong file is seen to be wrong without being read whole.
     let read = if path == Path::new("-") {
-        io::stdin().take(64).read_to_string(&mut text)
+        io::stdin().take(LONGEST).read_to_end(&mut text)
     } else {
-        File::open(path).and_then(|file| file.take(64).read_to_string(&mut text))
+        File::open(path).and_then(|file| file.take(LONGEST).read_to_end(&mut text))
     };
-    read.map_err(|cause| CodeError::Unreadable { file: path.display().to_string(), cause })?;
-    Code::parse(&text)
+    let length = read.map_err(|cause| CodeError::Unreadable { file: path.display().to_string(), cause })?;
+    match String::from_utf8(text) {
+        Ok(text) if (length as u64) < LONGEST => Code::parse(&text),
+        _ => Err(CodeError::Malformed),
+    }
 }
 
 fn since_1970() -> Duration {
@@ -255,8 +254,14 @@ mod tests {
 
     #[test]
     fn a_code_is_six_digits_and_is_never_shown() {
-        for malformed in ["", "12345", "1234567", "12a456", "１２３４５６"] {
+        for malformed in ["", " ", "12345", "1234567", "123 4567", "12a456", "123-456", "123\u{0}456", "１２３４５６"]
+        {
             assert!(Code::parse(malformed).is_err(), "{malformed}");
+        }
+        for spaced in
+            ["123 456", " 1 2 3 4 5 6\r\n", "\u{feff}123456", "123\u{a0}456", "123\u{202f}456", "\t123\u{2009}456\n"]
+        {
+            assert_eq!(Code::parse(spaced).unwrap().0, "123456", "{spaced:?}");
         }
         let code = Code::parse("012345\n").unwrap();
         assert_eq!(code.config_id("n/otpqr"), "n/otpqr@012345");

@@ -1,31 +1,101 @@
-//! A QR code on a terminal: read from otpqr's picture, drawn in half blocks.
+//! A QR code on a terminal: whether that can show it, how it is read from otpqr's picture, drawn in half blocks, and taken away.
 
-use std::io;
+use std::{env, io};
+
+use crate::account::Account;
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint;
+
+#[derive(Debug, thiserror::Error)]
+enum DrawingError {
+    #[error("the terminal cannot show the QR code: TERM is '{term}'")]
+    Dumb { term: String },
+    #[error("the terminal cannot show the QR code: that takes a UTF-8 locale, and {locale}")]
+    NotUtf8 { locale: String },
+    #[error("the terminal cannot show the QR code: it does not say how large it is: {cause}")]
+    NoSize { cause: io::Error },
+    #[error("the terminal cannot show the QR code: that takes {needed}, and it reports {found}")]
+    NoRoom { needed: String, found: String },
+}
+
+impl Concern for DrawingError {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+}
 
 /// How many bytes a QR code of version 1, 2, … holds with error correction M (ISO/IEC 18004, table 7).
-const CAPACITY: [usize; 20] =
-    [14, 26, 42, 62, 84, 106, 122, 152, 180, 213, 251, 287, 331, 362, 412, 450, 504, 560, 624, 666];
+const CAPACITY: [usize; 40] = [
+    14, 26, 42, 62, 84, 106, 122, 152, 180, 213, 251, 287, 331, 362, 412, 450, 504, 560, 624, 666, 711, 779, 857, 911,
+    997, 1059, 1125, 1190, 1264, 1370, 1452, 1538, 1628, 1722, 1809, 1911, 1989, 2099, 2213, 2331,
+];
+
+/// Whether a QR code can hold the account's Key URI.
+pub fn fits(issuer: &str, login: &str) -> bool {
+    uri_length(issuer, login) <= CAPACITY[CAPACITY.len() - 1]
+}
 
 /// The most modules a side that the QR code can have, quiet zone included. It may have fewer: digits take less room.
 pub fn largest_size(issuer: &str, login: &str) -> usize {
+    let length = uri_length(issuer, login);
+    let version = 1 + CAPACITY.iter().take_while(|&&capacity| capacity < length).count();
+    17 + 4 * version + 2 * 4
+}
+
+/// The bytes of the Key URI that otpqr writes.
+fn uri_length(issuer: &str, login: &str) -> usize {
     let encoded = |text: &str| -> usize {
         let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
         text.bytes().map(|byte| if plain(byte) { 1 } else { 3 }).sum()
     };
     let fixed = "otpauth://totp/:?secret=&issuer=&algorithm=SHA1&digits=6&period=30".len();
     // 20 bytes in base32.
-    let length = fixed + 2 * encoded(issuer) + encoded(login) + 32;
-    let version = 1 + CAPACITY.iter().take_while(|&&capacity| capacity < length).count();
-    17 + 4 * version + 2 * 4
+    fixed + 2 * encoded(issuer) + encoded(login) + 32
 }
 
-/// Whether the terminal can show a QR code of so many modules a side, quiet zone included.
-pub fn check_room(size: usize) -> Result<(), String> {
-    let (columns, rows) = (size, size.div_ceil(2) + 2);
-    let terminal = rustix::termios::tcgetwinsize(io::stdout()).map_err(|cause| cause.to_string())?;
-    let has_room = usize::from(terminal.ws_col) >= columns && usize::from(terminal.ws_row) >= rows;
-    if has_room { Ok(()) } else { Err(format!("it needs {columns} columns and {rows} rows")) }
+/// Makes sure that the terminal can show a QR code of so many modules a side, quiet zone included.
+pub fn check_terminal(account: &Account, size: usize) -> Result<(), Failure> {
+    let to_a_file = account.script(crate::script(), "   # writes a file instead");
+    let refuse = |error, mend: Option<String>| Err(Failure::from(error).hints(mend).hint(to_a_file));
+    let term = env::var("TERM").unwrap_or_default();
+    if term.is_empty() || term == "dumb" {
+        return refuse(DrawingError::Dumb { term }, None);
+    }
+    if let Some(locale) = locale_without_utf8() {
+        let again = hint::pasteable(&account.script(crate::script(), " --terminal"));
+        let mend = format!("LC_ALL=C.UTF-8 {again}   # if this is a block: \u{2584}");
+        return refuse(DrawingError::NotUtf8 { locale }, Some(mend));
+    }
+    let terminal = match rustix::termios::tcgetwinsize(io::stderr()) {
+        Ok(terminal) => terminal,
+        Err(cause) => return refuse(DrawingError::NoSize { cause: cause.into() }, None),
+    };
+    // One row for the question.
+    let (columns, rows) = (size, size.div_ceil(2) + 1);
+    let (its_columns, its_rows) = (usize::from(terminal.ws_col), usize::from(terminal.ws_row));
+    if its_columns >= columns && its_rows >= rows {
+        return Ok(());
+    }
+    // A serial line, say, knows no size.
+    let is_known = its_columns > 0 && its_rows > 0;
+    let mend = (!is_known).then(|| format!("stty cols {columns} rows {rows}   # if it is at least so large"));
+    let (needed, found) = (format!("{columns} columns and {rows} rows"), format!("{its_columns} and {its_rows}"));
+    refuse(DrawingError::NoRoom { needed, found }, mend)
 }
+
+/// What says that characters beyond ASCII do not reach the terminal as they are; `None`: they do.
+fn locale_without_utf8() -> Option<String> {
+    let set = |name| Some((name, env::var(name).ok().filter(|value| !value.is_empty())?));
+    let Some((name, value)) = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set) else {
+        return Some("neither LC_ALL nor LC_CTYPE nor LANG is set".to_owned());
+    };
+    let is_utf8 = ["utf-8", "utf8"].iter().any(|utf8| value.to_lowercase().contains(utf8));
+    (!is_utf8).then(|| format!("{name} is '{value}'"))
+}
+
+/// Takes what is drawn away, also where there is no alternate screen, and goes back to the screen before. `ESC [ 2 J`, and
+/// `ESC [ J` from the first line on, would put it into the scrollback of GNU screen and of tmux.
+pub const AWAY: &str = "\x1b[0m\x1b[H\x1b[2K\x1b[2;1H\x1b[J\x1b[H\x1b[?1049l";
 
 /// The QR code as otpqr draws it: dark runs in rows, quiet zone included.
 pub struct Modules {
@@ -61,11 +131,13 @@ impl Modules {
         Some(Modules { size, dark })
     }
 
-    /// Two rows a line, black on white whatever the terminal's colours are.
-    pub fn draw(&self) -> String {
-        let mut drawing = String::new();
-        for y in (0..self.size).step_by(2) {
-            drawing.push_str("\x1b[38;5;16;48;5;231m");
+    /// On the alternate screen, below a question: two rows a line, black on white whatever the terminal's colours are. Nothing is
+    /// ever scrolled, and the cursor stays on top: from a window that is made smaller, what is above the cursor goes to the
+    /// scrollback.
+    pub fn draw(&self, question: &str) -> String {
+        let mut drawing = "\x1b[?1049h\x1b[H\x1b[2J\x1b[?7l".to_owned();
+        for (line, y) in (0..self.size).step_by(2).enumerate() {
+            drawing.push_str(&format!("\x1b[{};1H\x1b[38;5;16;48;5;231m", line + 2));
             for x in 0..self.size {
                 let upper = self.dark[y * self.size + x];
                 let lower = self.dark.get((y + 1) * self.size + x).copied().unwrap_or(false);
@@ -76,9 +148,9 @@ impl Modules {
                     (false, false) => ' ',
                 });
             }
-            drawing.push_str("\x1b[0m\r\n");
+            drawing.push_str("\x1b[0m");
         }
-        drawing
+        drawing + "\x1b[?7h\x1b[H" + question + " "
     }
 }
 
@@ -148,9 +220,9 @@ mod tests {
         assert_eq!(drawn(&svg("stroke", STROKED)).as_deref(), Some(expected));
         assert_eq!(drawn(&svg("fill", FILLED)).as_deref(), Some(expected));
         let [stroked, filled] =
-            [svg("stroke", STROKED), svg("fill", FILLED)].map(|svg| Modules::of(&svg).unwrap().draw());
+            [svg("stroke", STROKED), svg("fill", FILLED)].map(|svg| Modules::of(&svg).unwrap().draw("?"));
         assert_eq!(stroked, filled);
-        assert!(stroked.starts_with("\x1b[38;5;16;48;5;231m▄█▄██\x1b[0m\r\n"), "{stroked:?}");
+        assert!(stroked.contains("\x1b[2;1H\x1b[38;5;16;48;5;231m▄█▄██\x1b[0m"), "{stroked:?}");
     }
 
     #[test]

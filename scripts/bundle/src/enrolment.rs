@@ -1,30 +1,30 @@
 //! From the QR code to an authenticator that is known to work: the picture is shown or delivered, CAS accepts a first code of
 //! the new entry, and the picture is destroyed.
 
-use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use clap::builder::{PathBufValueParser, TypedValueParser};
 
 use crate::account::Account;
 use crate::code::{Presentation, Source};
 use crate::container::Start;
-use crate::drawing::{Modules, check_room, largest_size};
+use crate::drawing::{AWAY, Modules, check_terminal, largest_size};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
-use crate::interrupt::{self, is_interactive, wait_for_enter};
+use crate::interrupt;
 use crate::issue::{Output, check_destination, destroy};
+use crate::prompt::{Prompt, is_interactive};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
 enum EnrolmentError {
     #[error("'--terminal' needs a terminal: the QR code must end up in no file or pipe")]
     NoTerminal,
-    #[error("the terminal cannot show the QR code: {why}")]
-    NoRoom { why: String },
+    #[error("it cannot be drawn")]
+    NotDrawn,
     #[error("{waiting}")]
     NotShown { waiting: String },
-    #[error("the terminal cannot be written to: {0}")]
-    TerminalGone(io::Error),
     #[error("the QR code was issued, but no code of it was confirmed{kept}")]
     NotConfirmed { kept: String },
     #[error("{reason}")]
@@ -34,9 +34,9 @@ enum EnrolmentError {
 impl Concern for EnrolmentError {
     fn exit(&self) -> Exit {
         match self {
-            EnrolmentError::NoTerminal | EnrolmentError::NoRoom { .. } => Exit::Usage,
+            EnrolmentError::NoTerminal => Exit::Usage,
             EnrolmentError::NotShown { .. } | EnrolmentError::NotConfirmed { .. } => Exit::PartWay,
-            EnrolmentError::TerminalGone(_) | EnrolmentError::NotStarted { .. } => Exit::Other,
+            EnrolmentError::NotDrawn | EnrolmentError::NotStarted { .. } => Exit::Other,
         }
     }
 }
@@ -44,7 +44,7 @@ impl Concern for EnrolmentError {
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// Where the QR code (SVG) is written
-    #[arg(long, default_value = "qrcode.svg")]
+    #[arg(long, default_value = "qrcode.svg", value_parser = PathBufValueParser::new().try_map(not_a_stream))]
     output: PathBuf,
     /// Show the QR code on the terminal and write no file
     #[arg(long, conflicts_with_all = ["keep", "output"])]
@@ -63,7 +63,7 @@ pub struct Options {
 impl Options {
     /// Where the first code of the new entry comes from, if one is wanted. Refuses what can be refused before anything is spent.
     pub fn confirmation(&self) -> Result<Option<Source>, Failure> {
-        if self.terminal && !(io::stdout().is_terminal() && is_interactive()) {
+        if self.terminal && !is_interactive() {
             return Err(EnrolmentError::NoTerminal.into());
         }
         if self.no_confirm {
@@ -77,10 +77,7 @@ impl Options {
         let state = &account.state;
         match self.file() {
             Some(file) => check_destination(account, file)?,
-            None => check_room(largest_size(&state.issuer, &state.label())).map_err(|why| {
-                Failure::from(EnrolmentError::NoRoom { why })
-                    .hint(account.script(crate::script(), "   # writes a file instead"))
-            })?,
+            None => check_terminal(account, largest_size(&state.issuer, &state.label()))?,
         }
         Output::prepare(account, state.volume_version)
     }
@@ -110,9 +107,10 @@ impl Enrolment<'_> {
         let outcome = if self.confirmation.is_some() { "enrolled and confirmed" } else { "issued, not confirmed" };
         let fate = match self.options.file() {
             None => {
-                let destroyed = self.show(output)?;
+                self.show(&output)?;
+                let destroyed = output.destroy()?;
                 self.confirm(None)?;
-                format!("it was shown on the terminal only; what the program wrote is {destroyed}")
+                format!("it was shown on the terminal; what the program wrote is {destroyed}")
             }
             Some(file) => self.hand_over(output, file)?,
         };
@@ -131,7 +129,8 @@ impl Enrolment<'_> {
             return Ok(format!("once it is scanned, destroy it: {}", hint::shred(file)));
         }
         if self.confirmation.is_none() {
-            wait_for_enter("Scan it, then press Enter: the picture is destroyed", &remains(file), "")?;
+            let show = "Scan it, then press Enter: the picture is destroyed ".to_owned();
+            Prompt { show, hide: "", echo: false, remains: &remains(file) }.ask()?;
         }
         destroy(file)
     }
@@ -178,29 +177,25 @@ impl Enrolment<'_> {
         })
     }
 
-    /// Shows the QR code on the alternate screen, from which it is gone afterwards. The file is destroyed first; how far that
-    /// goes is returned.
-    fn show(&self, output: Output) -> Result<String, Failure> {
-        let svg = output.read()?;
-        let drawn = Modules::of(&svg).ok_or("it cannot be drawn".to_owned());
-        let drawn = drawn.and_then(|modules| check_room(modules.size).map(|()| modules.draw()));
-        let drawing = drawn.map_err(|why| EnrolmentError::NotShown { waiting: output.waiting(&why) })?;
-        interrupt::check().map_err(|failure| failure.if_interrupted(&output.waiting("run the same command again")))?;
-        let destroyed = output.destroy()?;
-        let mut screen = io::stdout();
-        let shown = write!(screen, "{ALTERNATE}{drawing}").and_then(|()| screen.flush());
-        let prompt = "Scan it, then press Enter: it is not shown again";
-        let asked = wait_for_enter(prompt, "if it was not scanned, roll forward", BACK);
-        let hidden = write!(screen, "{BACK}").and_then(|()| screen.flush());
-        asked?;
-        shown.and(hidden).map_err(EnrolmentError::TerminalGone)?;
-        Ok(destroyed)
+    /// Shows the QR code until its user says that it was scanned. Up to then it is kept, so that it can be shown again.
+    fn show(&self, output: &Output) -> Result<(), Failure> {
+        let kept = output.waiting("run the same command again");
+        let show = || {
+            let picture = Modules::of(&output.read()?).ok_or(EnrolmentError::NotDrawn)?;
+            check_terminal(self.account, picture.size)?;
+            let show = picture.draw("Scan it, then press Enter (Ctrl-C keeps it)");
+            Prompt { show, hide: AWAY, echo: false, remains: &kept }.ask()
+        };
+        let shown: Result<_, Failure> = show();
+        shown.map(drop).map_err(|failure| failure.meaning(EnrolmentError::NotShown { waiting: kept.clone() }))
     }
 }
 
-/// To the terminal's alternate screen, and back.
-const ALTERNATE: &str = "\x1b[?1049h\x1b[H";
-const BACK: &str = "\x1b[?1049l";
+/// Checks an `--output`. Programs take `-` for standard output, also the one that is to destroy the picture.
+fn not_a_stream(output: PathBuf) -> Result<PathBuf, &'static str> {
+    let refused = "a QR code must end up in no stream; the file of that name is './-'";
+    if output == Path::new("-") { Err(refused) } else { Ok(output) }
+}
 
 fn remains(file: &Path) -> String {
     format!("the QR code is still there; once it is scanned: {}", hint::shred(file))

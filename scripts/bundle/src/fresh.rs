@@ -20,7 +20,7 @@ use std::process::{self, Command};
 
 use self::digest::digest;
 use crate::failure::{Concern, Exit, Failure};
-use crate::hint::quoted;
+use crate::hint;
 use crate::step;
 
 /// Cargo recompiles the library (build.rs), and with it the script, when this changes.
@@ -93,7 +93,7 @@ fn check_or_restart(script: &str, compiled: &str) -> Result<(), Failure> {
     let attempt = attempt();
     if attempt > ATTEMPTS {
         let error = FreshError::StillDifferent { script: shown(&path), library: shown(&library) };
-        let command = format!("rust-script --clear-cache --force {} --version", quoted(path.display()));
+        let command = format!("rust-script --clear-cache --force {} --version", hint::path(&path));
         return Err(Failure::from(error).hint(command));
     }
     step("its source or the library changed: compiling it anew (new dependencies are downloaded)");
@@ -122,8 +122,7 @@ fn restart(base: &Path, path: &Path, library: &str, text: &str, attempt: u32) ->
     let unique = if attempt == 1 { String::new() } else { format!("-{}", process::id()) };
     Command::new("rust-script")
         .args(["--force", "--base-path"])
-        .arg(base)
-        .arg(called)
+        .args([base.as_os_str(), "--".as_ref(), &called])
         .args(arguments)
         .env(SOURCE_DIGEST, format!("{library}{unique}"))
         .env(SCRIPT_DIGEST, format!("{text}{unique}"))

@@ -30,7 +30,7 @@ pub fn pasteable(command: &str) -> String {
     if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
         return match root {
             Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
-                format!("(cd {} && {command})", quoted(root.display()))
+                format!("(cd {} && {command})", path(root))
             }
             _ => command.to_owned(),
         };
@@ -40,7 +40,7 @@ pub fn pasteable(command: &str) -> String {
     };
     let script = plain(&beside_this_one(name));
     match root {
-        Some(root) if named => format!("{script} --root {}{rest}", quoted(root.display())),
+        Some(root) if named => format!("{script} --root {}{rest}", path(root)),
         _ => format!("{script}{rest}"),
     }
 }
@@ -58,13 +58,19 @@ fn beside_this_one(name: &str) -> PathBuf {
     }
 }
 
-/// A path as a word of a shell, without quotes where it needs none.
-fn plain(path: &Path) -> String {
+/// The path of a script as a word of a shell, without quotes where it needs none.
+fn plain(script: &Path) -> String {
     let needs_no_quotes = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
-    match path.to_str() {
-        Some(text) if text.chars().all(needs_no_quotes) => text.to_owned(),
-        _ => quoted(path.display()),
+    match script.to_str() {
+        Some(text) if text.chars().all(needs_no_quotes) && !text.starts_with('-') => text.to_owned(),
+        _ => path(script),
     }
+}
+
+/// A path as one word of a shell, which no program takes for an option, nor for a stream (`-`).
+pub fn path(path: &Path) -> String {
+    let dash = if path.as_os_str().as_encoded_bytes().starts_with(b"-") { "./" } else { "" };
+    quoted(format!("{dash}{}", path.display()))
 }
 
 /// A text as one word of a shell.
@@ -73,8 +79,8 @@ pub fn quoted(text: impl fmt::Display) -> String {
 }
 
 /// The command that destroys a QR code.
-pub fn shred(path: &Path) -> String {
-    format!("shred -n 3 -z -u {}", quoted(path.display()))
+pub fn shred(file: &Path) -> String {
+    format!("shred -n 3 -z -u {}", path(file))
 }
 
 #[test]
@@ -88,4 +94,12 @@ fn a_quote_does_not_end_the_word() {
     assert_eq!(quoted("it's"), r"'it'\''s'");
     assert_eq!(plain(Path::new("./scripts/gen_qr.rs")), "./scripts/gen_qr.rs");
     assert_eq!(plain(Path::new("./my scripts/gen_qr.rs")), "'./my scripts/gen_qr.rs'");
+}
+
+#[test]
+fn a_dash_does_not_make_a_path_an_option_or_a_stream() {
+    assert_eq!(path(Path::new("-")), "'./-'");
+    assert_eq!(path(Path::new("-x.svg")), "'./-x.svg'");
+    assert_eq!(path(Path::new("./-x.svg")), "'./-x.svg'");
+    assert_eq!(plain(Path::new("-x/gen_qr.rs")), "'./-x/gen_qr.rs'");
 }

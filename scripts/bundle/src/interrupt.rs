@@ -1,61 +1,47 @@
-//! Ctrl-C, and the prompts at which it must leave the terminal as it was.
+//! Ctrl-C, Ctrl-\ and Ctrl-Z, and their like from elsewhere.
 
-use std::io::{self, IsTerminal, Write};
-use std::process;
-use std::sync::Mutex;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
+use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGSTOP, SIGTERM, SIGTSTP};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::raise;
 
-use crate::failure::{Concern, Exit, Failure};
+use crate::failure::Failure;
+use crate::prompt;
 
 /// Set once Ctrl-C was pressed or the run was told to terminate.
 static STOP: AtomicBool = AtomicBool::new(false);
 
-/// How to leave while the run waits for something that cannot be broken off: a person, or a file that is a pipe.
-static PROMPT: Mutex<Option<Prompt>> = Mutex::new(None);
-
-struct Prompt {
-    /// The terminal as it was before; echo may be off meanwhile.
-    terminal: Option<Termios>,
-    /// What takes away what was shown.
-    hide: &'static str,
-    /// What somebody who presses Ctrl-C has to know.
-    remains: String,
+/// From now on Ctrl-C, Ctrl-\, SIGTERM and SIGHUP end the run tidily, and Ctrl-Z suspends it tidily.
+pub fn handle() -> io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGQUIT, SIGTERM, SIGHUP, SIGTSTP, SIGCONT])?;
+    let answer = move || {
+        for signal in signals.forever() {
+            match signal {
+                SIGTSTP => suspend(),
+                SIGCONT => prompt::come_back(),
+                _ => interrupt(),
+            }
+        }
+    };
+    thread::Builder::new().spawn(answer).map(drop)
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum PromptError {
-    #[error("no answer: {0}")]
-    Unanswered(io::Error),
-    #[error("nothing can be read from the terminal: {0}")]
-    Unreadable(io::Error),
-}
-
-impl Concern for PromptError {
-    fn exit(&self) -> Exit {
-        Exit::Other
-    }
-}
-
-/// From now on Ctrl-C, SIGTERM and SIGHUP end the run tidily.
-pub fn handle() -> Result<(), ctrlc::Error> {
-    ctrlc::set_handler(interrupt)
-}
-
-/// What Ctrl-C does. Children get it from the terminal, too; they end, we see it and clean up. A read from the terminal
-/// cannot be broken off like that; but at a prompt nothing is held, so the run just ends.
+/// Children get Ctrl-C from the terminal, too; they end, we see it and clean up.
 fn interrupt() {
     STOP.store(true, Ordering::SeqCst);
-    let prompt = PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    if let Some(Prompt { terminal, hide, remains }) = &*prompt {
-        // If the terminal cannot be put back, there is nobody left to tell but by the message below.
-        if let Some(before) = terminal {
-            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, before);
-        }
-        show_cursor();
-        let _ = writeln!(io::stderr(), "{hide}");
-        process::exit(Failure::interrupted().if_interrupted(remains).print().into());
+    prompt::exit_if_waiting();
+}
+
+/// What Ctrl-Z does. Started by a terminal and not by a shell, nobody could call the run back: then it does nothing, as ever.
+fn suspend() {
+    let is_a_job = rustix::process::getsid(None).is_ok_and(|session| session != rustix::process::getpgrp());
+    if is_a_job {
+        prompt::leave();
+        // It returns when the run goes on, and the signal that made it go on is answered next.
+        let _ = raise(SIGSTOP);
     }
 }
 
@@ -68,51 +54,4 @@ pub fn check() -> Result<(), Failure> {
 /// Whether Ctrl-C was pressed or the run was told to terminate.
 pub fn is_interrupted() -> bool {
     STOP.load(Ordering::SeqCst)
-}
-
-/// Whether there is a person to ask.
-pub fn is_interactive() -> bool {
-    io::stdin().is_terminal() && io::stderr().is_terminal()
-}
-
-/// Waits for an answer. `remains` is what somebody who presses Ctrl-C has to know, `hide` takes away what was shown.
-pub fn at_prompt<T>(remains: &str, hide: &'static str, ask: impl FnOnce() -> T) -> T {
-    let set = |prompt| *PROMPT.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = prompt;
-    set(Some(Prompt { terminal: termios::tcgetattr(io::stdin()).ok(), hide, remains: remains.to_owned() }));
-    // What was typed before there was a question does not answer it.
-    let _ = termios::tcflush(io::stdin(), QueueSelector::IFlush);
-    let answer = ask();
-    set(None);
-    show_cursor();
-    answer
-}
-
-/// Asks a question that is answered by yes or no.
-pub fn confirm(question: String, default: bool, remains: &str) -> Result<bool, Failure> {
-    let asked = at_prompt(remains, "", || dialoguer::Confirm::new().with_prompt(question).default(default).interact());
-    asked.map_err(|error| answer_failed(error, remains, PromptError::Unanswered))
-}
-
-/// What became of a question that was not answered.
-pub fn answer_failed<E: Concern>(error: dialoguer::Error, remains: &str, or: impl FnOnce(io::Error) -> E) -> Failure {
-    let dialoguer::Error::IO(cause) = error;
-    match cause.kind() {
-        io::ErrorKind::Interrupted => Failure::interrupted().if_interrupted(remains),
-        _ => or(cause).into(),
-    }
-}
-
-/// Waits until Enter is pressed.
-pub fn wait_for_enter(prompt: &str, remains: &str, hide: &'static str) -> Result<(), Failure> {
-    let asked = write!(io::stderr(), "{prompt} ");
-    let read = asked.and_then(|()| at_prompt(remains, hide, || io::stdin().read_line(&mut String::new())));
-    read.map_err(PromptError::Unreadable)?;
-    Ok(())
-}
-
-/// A question hides the cursor, and one that is broken off does not show it again.
-fn show_cursor() {
-    if io::stderr().is_terminal() {
-        let _ = write!(io::stderr(), "\x1b[?25h");
-    }
 }

@@ -2,7 +2,7 @@
 //!
 //! | to read about | see |
 //! |---|---|
-//! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`hint`] |
+//! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`prompt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`] |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
@@ -33,6 +33,7 @@ pub mod interrupt;
 pub mod issue;
 pub mod platform;
 pub mod policy;
+pub mod prompt;
 pub mod refusal;
 pub mod root;
 pub mod rotation;
@@ -55,7 +56,7 @@ impl From<String> for Report {
 #[derive(Debug, thiserror::Error)]
 enum RunError {
     #[error("cannot handle Ctrl-C: {0}")]
-    Signals(ctrlc::Error),
+    Signals(io::Error),
     #[error("done, but it cannot be reported on standard output: {0}")]
     Untold(io::Error),
 }

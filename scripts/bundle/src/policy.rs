@@ -107,12 +107,28 @@ impl Versions {
 }
 
 /// Checks an issuer or a login. A colon separates the two in a Key URI; a `$` would be taken for a variable by `scone`.
-pub fn label_part(text: &str) -> Result<String, String> {
+pub fn label_part(text: &str) -> Result<String, &'static str> {
     let is_trimmed = text.trim() == text && !text.is_empty();
-    if is_trimmed && !text.contains([':', '$']) && !text.chars().any(char::is_control) {
-        return Ok(text.to_owned());
+    if !is_trimmed || text.contains([':', '$']) || text.chars().any(char::is_control) {
+        return Err("must not be empty, hold ':' or '$' or a control character, nor begin or end with a space");
     }
-    Err("must not be empty, hold ':' or '$' or a control character, nor begin or end with a space".to_owned())
+    if text.chars().any(deceives) {
+        return Err("must not hold invisible characters, nor such as change the direction of text");
+    }
+    Ok(text.to_owned())
+}
+
+/// Whether a character makes people see something else than what is there, on a terminal or in an authenticator: breaks, marks
+/// of direction, tags, and what is blank without being a space. Also what Unicode sets aside to be no character at all, which
+/// policies cannot hold. (The joiners U+200C and U+200D are part of how names are written.)
+fn deceives(c: char) -> bool {
+    let is_no_character = matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe;
+    is_no_character
+        || matches!(
+            c,
+            '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+                | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}'
+        )
 }
 
 /// Renders a session's policy. Strict: a value the template names and we do not give is an error.

@@ -7,9 +7,9 @@ use crate::account::Account;
 use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
-use crate::interrupt;
 use crate::issue::{Output, discard};
 use crate::policy::{Held, Session, Versions, compare, render, upload};
+use crate::prompt;
 use crate::state::{Lock, Pending, State};
 use crate::step;
 
@@ -42,7 +42,7 @@ impl Concern for RotationError {
 
 /// Fails early if it is to be asked before the old codes die, and there is nobody to ask. `yes`: nobody is to be asked.
 pub fn check_somebody_confirms(yes: bool) -> Result<(), Failure> {
-    if yes || interrupt::is_interactive() { Ok(()) } else { Err(RotationError::NobodyToAsk.into()) }
+    if yes || prompt::is_interactive() { Ok(()) } else { Err(RotationError::NobodyToAsk.into()) }
 }
 
 impl Pending {
@@ -392,7 +392,7 @@ impl Rotation {
     }
 
     fn confirm(&self, question: String) -> Result<(), Failure> {
-        if self.yes || interrupt::confirm(question, false, "nothing was changed")? {
+        if self.yes || prompt::confirm(&question, false, "nothing was changed")? {
             return Ok(());
         }
         Err(RotationError::NotConfirmed.into())

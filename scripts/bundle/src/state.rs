@@ -17,6 +17,9 @@ use crate::platform::Platform;
 
 const FORMAT: u32 = 1;
 
+/// No secret and no volume gets a higher number.
+pub const LAST_VERSION: u32 = 1_000_000;
+
 #[derive(Debug, thiserror::Error)]
 enum StateError {
     #[error("state file '{file}' cannot be read: {cause}")]
@@ -138,7 +141,7 @@ impl State {
 impl State {
     /// What no script ever wrote. These values become arguments and versions to count on.
     fn implausible(&self) -> Option<&'static str> {
-        let counts = |version: u32| (1..=1_000_000).contains(&version);
+        let counts = |version: u32| (1..=LAST_VERSION).contains(&version);
         let plain = |text: &str| !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
         let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
         let pending = self.pending.as_ref().is_none_or(|pending| {

@@ -99,6 +99,16 @@ impl Tool {
     }
 }
 
+/// The name of whoever runs this: as the environment has it or, where no shell has set that, the account database.
+pub fn login_name() -> Option<String> {
+    let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let known = || {
+        let named = Tool::find("id", None)?.run(&["-un".into()], &[]).ok()?;
+        named.success().then(|| named.stdout.trim_end_matches('\n').to_owned())
+    };
+    set("LOGNAME").or_else(|| set("USER")).or_else(known)
+}
+
 impl Finished {
     pub fn success(&self) -> bool {
         self.code == Some(0)

@@ -13,6 +13,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use rusqlite::Connection;
 use scone_protocol::Secret;
@@ -93,11 +94,21 @@ impl Endpoints {
     }
 }
 
-/// `$XDG_DATA_HOME/scone-sim`, else `~/.local/share/scone-sim`.
+/// `$XDG_DATA_HOME/scone-sim`, else `~/.local/share/scone-sim`. Where nobody has set `HOME`, the account database knows it.
 pub fn default_data() -> Result<PathBuf, DaemonError> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let base = variable("XDG_DATA_HOME").or_else(|| Some(variable("HOME")?.join(".local/share")));
+    let absolute = |path: Option<PathBuf>| path.filter(|path| path.is_absolute());
+    let chosen = absolute(std::env::var_os("XDG_DATA_HOME").map(PathBuf::from));
+    let home = || absolute(std::env::var_os("HOME").map(PathBuf::from)).or_else(|| absolute(home_of_account()));
+    let base = chosen.or_else(|| Some(home()?.join(".local/share")));
     Ok(base.ok_or(DaemonError::NoHome)?.join("scone-sim"))
+}
+
+/// A static program cannot ask the C library: what that loads to find out is of another one, and may crash it.
+fn home_of_account() -> Option<PathBuf> {
+    let user = rustix::process::geteuid().as_raw().to_string();
+    let asked = Command::new("getent").args(["passwd", &user]).stdin(Stdio::null()).output().ok()?;
+    let entry = String::from_utf8(asked.stdout).ok()?;
+    entry.trim_end().split(':').nth(5).map(PathBuf::from)
 }
 
 /// Prints the audit log, or its last entries, for people or as an export, and checks that each entry follows from the one before.

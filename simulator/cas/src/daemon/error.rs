@@ -12,7 +12,7 @@ use crate::tls;
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// Neither `--data` nor a home.
-    #[error("no data directory: neither XDG_DATA_HOME nor HOME is set")]
+    #[error("no data directory: neither XDG_DATA_HOME nor HOME is set, and this user has no account")]
     NoHome,
     /// The file system.
     #[error("cannot use '{}': {source}", path.display())]
@@ -104,7 +104,7 @@ impl DaemonError {
     /// What to try next.
     pub fn hint(&self) -> Option<String> {
         match self {
-            DaemonError::NoHome => Some("scone-sim up --data DIR".into()),
+            DaemonError::NoHome => Some("export XDG_DATA_HOME=\"$PWD\"   # or where else its data are to lie".into()),
             DaemonError::Listen { data, .. } => Some(format!(
                 "scone-sim up --data '{}' --client-port 0 --enclave-port 0   # any that are free",
                 data.display()
