@@ -28,6 +28,7 @@ use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bundle::account::{self, Account, Found};
+use bundle::drawing::Modules;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::hint::{pasteable, quoted, shred};
 use bundle::issue::Output;
@@ -48,7 +49,7 @@ use serde::Serialize;
     bin_name = "./scripts/doctor.rs",
     version,
     after_help = "\
-Each line: 'ok', 'wrong' or '?' (could not be found out) · what was looked at · what was found · the command that mends it.
+Each line: RESULT CHECK FINDING -> COMMAND. The result is 'ok', 'wrong' or '?' (could not be found out); the command mends it.
 What is wrong comes first, then what could not be found out; in the JSON, too.
 
 Exit codes:
@@ -272,10 +273,10 @@ fn files(found: &Found) -> Vec<Finding> {
     findings
 }
 
-/// As otpqr draws them.
+/// Whether it is a picture as otpqr draws them.
 fn is_qr_code(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "svg")
-        && fs::read_to_string(path).is_ok_and(|svg| svg.contains("shape-rendering=\"crispEdges\""))
+        && fs::read_to_string(path).is_ok_and(|svg| Modules::of(&svg).is_some())
 }
 
 fn pending(found: &Found) -> Option<Finding> {
@@ -329,7 +330,7 @@ fn at_cas(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
     if account.state.pending.is_some() {
         answers.findings.push(match reset {
             Some(versions) if versions.secret == account.state.secret_version => {
-                Finding::ok("codes", "the codes in use live")
+                Finding::ok("codes", "the current codes still work")
             }
             Some(_) => Finding::ok("codes", "session 2 has switched: the old codes are dead"),
             None => Finding::unknown("codes", "which codes live: session 2 does not say"),
@@ -393,7 +394,7 @@ fn policy(account: &Account, session: Session) -> Result<(Finding, Option<Versio
     Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend), None))
 }
 
-/// Whether CAS's clock, which just told when it was asked, goes with this host's.
+/// Whether CAS's clock agrees with this host's: its log has just recorded when it was asked.
 fn cas_clock(account: &Account) -> Result<Finding, Failure> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let Some(at) = account.tools.last_cas_time()? else {
@@ -401,7 +402,7 @@ fn cas_clock(account: &Account) -> Result<Finding, Failure> {
     };
     let off = at.abs_diff(now);
     if off <= 30 {
-        return Ok(Finding::ok("clock", "CAS's clock goes with this host's"));
+        return Ok(Finding::ok("clock", "CAS's clock agrees with this host's"));
     }
     let finding = format!("CAS's clock is {off} s off this host's: codes are refused");
     // Started without '--clock' it takes the host's.

@@ -12,6 +12,9 @@ use serde_json::Value;
 use support::attacker::{delete_files, put_back};
 use support::{Bundle, Outcome, Platform, User, copy, docker_is_there, phone, run};
 
+/// A picture of the kind that otpqr draws, though of one module.
+const PICTURE: &str = "<svg viewBox=\"0 0 3 3\">\n<path stroke=\"#000\" d=\"M1 1.5h1\"/>\n</svg>\n";
+
 /// Wraps `scone` and `scone-run`: records each call, and runs a deed before or after the call that the test names.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
@@ -251,7 +254,7 @@ fn what_is_wrong_with_the_host_is_said() {
 fn what_is_wrong_comes_first_and_then_what_is_not_known() {
     let patient = Patient::created();
     patient.host_says("timedatectl", "");
-    fs::write(patient.0.root.join("left.svg"), "<svg shape-rendering=\"crispEdges\"></svg>\n").expect("a picture");
+    fs::write(patient.0.root.join("left.svg"), PICTURE).expect("a picture");
     let report = patient.doctor(&[]).stdout;
     let results: Vec<&str> = report.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert_eq!(results[..3], ["wrong", "?", "ok"], "{report}");
@@ -272,7 +275,9 @@ fn what_is_wrong_with_the_state_is_said() {
         let mend = patient.suffers_from("wrong state     ", mend);
         patient.mended_by(&mend);
     }
-    fs::write(patient.0.root.join("it's left.svg"), "<svg shape-rendering=\"crispEdges\"></svg>\n").expect("a picture");
+    fs::write(patient.0.root.join("it's left.svg"), PICTURE).expect("a picture");
+    // A picture of somebody else's.
+    fs::write(patient.0.root.join("plan.svg"), PICTURE.replace("#000", "#00f")).expect("a picture");
     let mend = patient.suffers_from("wrong files     a QR code was left in", "shred -n 3 -z -u '");
     patient.mended_by(&mend);
 
@@ -493,7 +498,7 @@ fn a_roll_forward_that_was_not_even_begun_at_cas_is_told() {
     roll_forward.env("TMPDIR", "nowhere");
     run(roll_forward).expect(4).saying("hint: ./scripts/roll_forward.rs   # goes on");
     patient.suffers_from("wrong pending   a roll-forward was cut off", "./scripts/roll_forward.rs");
-    patient.says("ok    codes     the codes in use live");
+    patient.says("ok    codes     the current codes still work");
     let namespace = patient.namespace();
     for session in ["otpqr", "otpqr-reset"] {
         patient.says(&format!("ok    policies  CAS holds '{namespace}/{session}' as it was before"));
@@ -511,7 +516,7 @@ fn a_roll_forward_that_was_cut_off_is_told_with_what_holds_and_finished() {
     const BEFORE: &str = "as it was before the roll-forward";
     const BETWEEN: &str = "with the new declared beside the old";
     const AFTER: &str = "as the roll-forward leaves it";
-    const LIVE: &str = "the codes in use live";
+    const LIVE: &str = "the current codes still work";
     const DEAD: &str = "session 2 has switched: the old codes are dead";
     let rounds = [
         ("after create 1", BETWEEN, BEFORE, LIVE),
@@ -564,7 +569,7 @@ fn while_a_roll_forward_is_pending_a_damaged_volume_is_replaced_by_ending_it() {
     assert!(line.starts_with("wrong pending   a roll-forward is being undone; the old codes live"), "{line}");
     assert_eq!(mend.as_deref(), Some("./scripts/roll_forward.rs --undo"));
     assert!(volume.starts_with("wrong volume    file system protection file was removed"), "{volume}");
-    patient.says("ok    codes     the codes in use live");
+    patient.says("ok    codes     the current codes still work");
     patient.mended_by(both.as_deref().expect("a mend"));
     patient.0.gen_qr(&["--output", "again.svg"]).expect(5);
 
@@ -583,7 +588,7 @@ fn a_roll_forward_that_keeps_the_secret_goes_on_as_one() {
     patient.watch();
     patient.cut_off("after create 2", "roll_forward", &["--yes", "--keep-secret", "--otp-file", "code"]);
     let mend = patient.suffers_from("wrong pending   ", "./scripts/roll_forward.rs --keep-secret");
-    patient.says("ok    codes     the codes in use live");
+    patient.says("ok    codes     the current codes still work");
     patient.mended_by(&mend);
     assert_eq!(patient.0.known("default", &["secret_version"]), "1");
 }
@@ -598,7 +603,7 @@ fn an_undo_that_was_cut_off_is_told_and_finished() {
         "wrong pending   a roll-forward is being undone; the old codes live",
         "./scripts/roll_forward.rs --undo",
     );
-    patient.says("ok    codes     the codes in use live");
+    patient.says("ok    codes     the current codes still work");
     patient.mended_by(&mend);
     assert_eq!(patient.0.known("default", &["volume_version"]), "1");
 }

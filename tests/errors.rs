@@ -740,7 +740,7 @@ create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: policy 'NAMESPACE'
 create: policy 'NAMESPACE/otpqr'
-create: error: template 'ROOT/templates/otpqr.yml' cannot be rendered: No such file or directory (os error 2)
+create: error: template 'ROOT/templates/otpqr.yml' cannot be read: No such file or directory (os error 2)
 ",
         )
     });
@@ -827,7 +827,7 @@ hint: ./scripts/create.rs --account signing
             3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: CAS was not wiped, but restored: it holds session 'NAMESPACE' and no 'NAMESPACE/otpqr-reset'
+roll_forward: error: CAS was not wiped, but restored: it holds session 'NAMESPACE', but not 'NAMESPACE/otpqr-reset'
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # if there is no newer copy of it: gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCONE OTP' --login='alice'   # then: a new secret
 ",
@@ -892,7 +892,7 @@ roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr': it ended with
         3,
         "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: session 2 has switched already: the only way is forward
+roll_forward: error: session 2 has switched already: the roll-forward can only be completed
 hint: ./scripts/roll_forward.rs --account signing
 ",
     );
@@ -935,7 +935,7 @@ roll_forward: error: a code is exactly six digits
         3,
         "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: session 2 has switched already: the only way is forward
+roll_forward: error: session 2 has switched already: the roll-forward can only be completed
 hint: ./scripts/roll_forward.rs --account signing --keep-secret
 hint: ./scripts/roll_forward.rs --account signing   # without a code: new secret
 ",
@@ -957,7 +957,7 @@ roll_forward: error: CAS did not accept session 'NAMESPACE/otpqr': it ended with
     for line in [
         "otpqr' with the volume that was begun beside the old\n",
         "otpqr-reset' on the volume that was begun\n",
-        "ok    codes     the codes in use live\n",
+        "ok    codes     the current codes still work\n",
     ] {
         assert!(report.contains(line), "{report}");
     }

@@ -117,7 +117,7 @@ fn killed_anywhere_it_is_undone_as_long_as_the_old_codes_live_and_no_longer() {
             let again = bundle.script("roll_forward", &["--undo"]).expect(0);
             assert!(again.stdout.starts_with("nothing to undo"), "{what}: {}", again.stdout);
         } else if bundle.known("default", &["pending"]) != "null" {
-            bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
+            bundle.script("roll_forward", &["--undo"]).expect(3).saying("the roll-forward can only be completed");
             assert!(!bundle.accepts(&account), "{what}");
             bundle.script("roll_forward", &["--yes"]).expect(0);
             account = bundle.enrol_anew();
@@ -226,7 +226,7 @@ fn keeping_the_secret_needs_a_code_and_issues_nothing() {
     let wrong = if code == "000000" { "000001" } else { "000000" };
     keep(wrong).expect(5).saying("One-time Password is invalid");
     // Once begun, it can neither be undone nor dropped.
-    let undo = bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
+    let undo = bundle.script("roll_forward", &["--undo"]).expect(3).saying("the roll-forward can only be completed");
     undo.saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
     bundle.script("create", &[]).expect(3).saying("hint: ./scripts/roll_forward.rs --keep-secret\n");
     // Session 1 is still on the old volume: nobody gets a QR code without a code.
@@ -290,7 +290,7 @@ fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run()
     bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |what, _| {
         bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
         // Killed after its last upload, it may be complete except for the record of that.
-        bundle.script("roll_forward", &["--undo"]).expect(3).saying("the only way is forward");
+        bundle.script("roll_forward", &["--undo"]).expect(3).saying("the roll-forward can only be completed");
         bundle.script("roll_forward", &["--yes"]).expect(0);
         assert!(!bundle.accepts(&account), "{what}");
         account = bundle.enrol_anew();

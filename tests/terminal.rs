@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, strace_is_there};
+use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, run_with_input, strace_is_there};
 
 /// So that a hang is seen as one; not an assertion about speed.
 const PATIENCE: Option<u64> = Some(60_000);
@@ -755,6 +755,18 @@ fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
     let replaced = "The volume of 'SCONE OTP', 'alice' is replaced; its codes stay valid. Go on?";
     declined(&bundle, &["--keep-secret"], replaced);
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+
+    // One that gets no code stays unfinished; without the authenticator it is abandoned, which is asked about once.
+    let keep = bundle.script_command("roll_forward", &["--yes", "--keep-secret", "--otp-file", "-"]);
+    run_with_input(keep, &wrong_code(&bundle, &account)).expect(5);
+    let abandon = "Abandon the unfinished --keep-secret run? All codes of 'SCONE OTP', 'alice' stop working.";
+    declined(&bundle, &[], abandon);
+    let mut session = at_a_terminal(bundle.script_command("roll_forward", &[]));
+    session.exp_string(abandon).expect("the question");
+    session.send_line("y").expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!((exit, rest.contains('?')), (0, false), "{rest}");
+
     bundle.wipe_cas();
     let trusted = || bundle.scone(["cas", "list"]).expect(0).stdout;
     let before = trusted();

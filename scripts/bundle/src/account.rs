@@ -53,7 +53,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// One that was not there until now; `file` is where its state will be.
+    /// From its parts; `file` is where its state is, or will be.
     pub fn new(root: PathBuf, name: String, state: State, file: StateFile, tools: Tools) -> Account {
         Account { root, name, state, file, tools }
     }

@@ -179,5 +179,5 @@ pub fn address(text: &str) -> Result<String, String> {
     // `scone` reads an argument that begins with '@' from a file.
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':');
     let is_valid = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(valid);
-    if is_valid { Ok(text.to_owned()) } else { Err("HOST or HOST:PORT".to_owned()) }
+    if is_valid { Ok(text.to_owned()) } else { Err("must be HOST or HOST:PORT".to_owned()) }
 }

@@ -15,7 +15,7 @@ use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum PolicyError {
-    #[error("template '{template}' cannot be rendered: {cause}")]
+    #[error("template '{template}' cannot be read: {cause}")]
     NotRead { template: String, cause: io::Error },
     #[error("template '{template}' cannot be rendered: {cause}")]
     NotRendered { template: String, cause: handlebars::RenderError },

@@ -19,11 +19,11 @@ enum RotationError {
     NobodyToAsk,
     #[error("a roll-forward with a new secret was begun: finish it first")]
     AnotherBegun,
-    #[error("session 2 has switched already: the only way is forward")]
+    #[error("session 2 has switched already: the roll-forward can only be completed")]
     Switched,
     #[error("CAS cannot be asked what it holds: {reason}")]
     NoAnswer { reason: String },
-    #[error("CAS was not wiped, but restored: it holds session '{held}' and no '{lost}'")]
+    #[error("CAS was not wiped, but restored: it holds session '{held}', but not '{lost}'")]
     Restored { held: String, lost: String },
     #[error("CAS was not wiped: it holds session '{held}'")]
     NotWiped { held: String },
@@ -110,8 +110,9 @@ impl Rotation {
             notice(image)
         }
         let is_keeping = |state: &State| state.pending.as_ref().is_some_and(|to| !to.undo && to.keeps_secret(state));
-        if !keep_secret && is_keeping(&self.account.state) {
-            self.give_keeping_up()?;
+        let abandons = !keep_secret && is_keeping(&self.account.state);
+        if abandons {
+            self.abandon_keeping()?;
         }
         let mut to = match self.account.state.pending.clone() {
             Some(Pending { undo: true, .. }) => return self.undo(),
@@ -132,8 +133,8 @@ impl Rotation {
             },
         };
         self.check_templates(&to)?;
-        // Also of one that was cut off, as long as it can be undone.
-        if to.uploads_done < 2 {
+        // Also about one that was cut off, as long as it can be undone.
+        if to.uploads_done < 2 && !abandons {
             self.confirm(self.question(keep_secret))?;
         }
         let lock = self.account.lock()?.passed_on()?;
@@ -180,11 +181,11 @@ impl Rotation {
 
     /// A roll-forward that keeps the secret cannot be finished without a code. Without one it becomes one with a new secret -
     /// and with another volume, since the marker of the one that was begun may be taken. First what CAS holds has to be known.
-    fn give_keeping_up(&mut self) -> Result<(), Failure> {
+    fn abandon_keeping(&mut self) -> Result<(), Failure> {
         let Some(mut to) = self.account.state.pending.clone() else { return Ok(()) };
         let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
         self.confirm(format!(
-            "Abandon the unfinished --keep-secret run? All codes of '{}', '{}' stop working. Go on?",
+            "Abandon the unfinished --keep-secret run? All codes of '{}', '{}' stop working.",
             self.account.state.issuer,
             self.account.state.label()
         ))?;
@@ -196,9 +197,9 @@ impl Rotation {
         reached
             .and_then(|()| self.upload(&lock, &mut to, 1, Session::Reset, &new, switching))
             .map_err(|failure| self.part_way(failure))?;
-        // Killed just before its end: then it is at its end.
+        // Killed just before it recorded its end.
         if compare(&self.account, Session::Otpqr, &new)? == Held::Same {
-            self.upload(&lock, &mut to, 2, Session::Otpqr, &new, "it had got to its end")?;
+            self.upload(&lock, &mut to, 2, Session::Otpqr, &new, "the interrupted run had finished")?;
             return self.finish(&lock, &to);
         }
         let volume_version = self.account.state.volume_version + 2;
@@ -358,14 +359,20 @@ impl Rotation {
         (state.namespace_hash, state.otpqr_hash, state.reset_hash) = (None, None, None);
         // From here on `create` can finish it, too.
         self.record(&lock, None)?;
+        let create = self.account.script("create", "   # goes on");
+        self.upload_anew(&lock).map_err(|failure| failure.part_way(create, None))?;
+        Ok(self.report(&old_label, "CAS has lost the old ones"))
+    }
+
+    fn upload_anew(&mut self, lock: &Lock) -> Result<(), Failure> {
         let new = Versions::current(&self.account.state);
         for session in Session::ALL {
             step(format!("policy '{}'", session.name(&self.account.state)));
             let (hash, _) = upload(&self.account, session, &new)?;
             *session.hash(&mut self.account.state) = Some(hash);
-            self.account.record(&lock)?;
+            self.account.record(lock)?;
         }
-        Ok(self.report(&old_label, "CAS has lost the old ones"))
+        Ok(())
     }
 
     /// Makes sure that CAS holds no session of the account.
