@@ -1,6 +1,6 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -112,13 +112,13 @@ impl Tools {
         self.engine.run(&args, &environment)
     }
 
-    /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
-    pub(crate) fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
+    /// Whether a container that writes its output here still runs. Natively the account's lock tells, which the program holds, too.
+    pub(crate) fn is_written(&self, output: &Path) -> Result<bool, Failure> {
         if !self.runs_containers() {
             return Ok(false);
         }
-        let filter = [OsStr::new("--filter=volume="), directory.as_os_str()].into_iter().collect();
-        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter])?;
+        let filter = format!("--filter=label={}", label(output));
+        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter.into()])?;
         if !finished.success() {
             return Err(no_answer(finished.reason()));
         }
@@ -138,6 +138,7 @@ impl Tools {
                 args.push(format!("--tmpfs={VOLUME}:mode=0700,uid={user},gid={group}").into());
             }
             args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
+            args.push(format!("--label={}", label(output)).into());
         }
         args.push(start.image_id.into());
         args
@@ -153,6 +154,11 @@ impl Tools {
         }
         args
     }
+}
+
+/// By what a container is found again. (Docker and podman do not agree on how a filter for a path is quoted.)
+pub(crate) fn label(output: &Path) -> String {
+    format!("otpqr.output={}", output.file_name().unwrap_or_default().display())
 }
 
 fn no_answer(reason: String) -> Failure {
