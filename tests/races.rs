@@ -126,7 +126,7 @@ fn a_container_that_was_left_running_is_seen_and_what_it_writes_is_delivered() {
         bundle.gen_qr(&[]).expect(4).saying("a container that was left running may still write to");
         assert!(reserved(&bundle).exists());
 
-        let filter = format!("--filter=volume={}", reserved(&bundle).parent().expect("a directory").display());
+        let filter = format!("--filter=label=otpqr.output={}-1-1", bundle.known("default", &["namespace"]));
         let container = run(docker(&["ps", "--quiet", &filter])).expect(0).stdout;
         issuing.go_on();
         run(docker(&["wait", container.trim()]));

@@ -1,6 +1,6 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -111,13 +111,13 @@ impl Tools {
         self.engine.run(&args, &environment)
     }
 
-    /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
-    pub(crate) fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
+    /// Whether a container that writes its output here still runs. Natively the account's lock tells, which the program holds, too.
+    pub(crate) fn is_written(&self, output: &Path) -> Result<bool, Failure> {
         if !self.runs_containers() {
             return Ok(false);
         }
-        let filter = [OsStr::new("--filter=volume="), directory.as_os_str()].into_iter().collect();
-        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter])?;
+        let filter = format!("--filter=label={}", label(output));
+        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter.into()])?;
         if !finished.success() {
             return Err(engine::no_answer(finished.reason()));
         }
@@ -136,6 +136,7 @@ impl Tools {
                 args.push(format!("--tmpfs={VOLUME}:mode=1777").into());
             }
             args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
+            args.push(format!("--label={}", label(output)).into());
         }
         args.push(start.image_id.into());
         Ok(args)
@@ -151,6 +152,11 @@ impl Tools {
         }
         args
     }
+}
+
+/// By what a container is found again. (Docker and podman do not agree on how a filter for a path is quoted.)
+pub(crate) fn label(output: &Path) -> String {
+    format!("otpqr.output={}", output.file_name().unwrap_or_default().display())
 }
 
 /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a directory

@@ -10,9 +10,8 @@ use rustix::io::Errno;
 
 use crate::account::Account;
 use crate::code::Presentation;
-use crate::container::Start;
+use crate::container::{self, Start};
 use crate::failure::{Concern, Exit, Failure};
-use crate::hint::quoted;
 use crate::refusal::Answer;
 use crate::state::{self, Lock};
 use crate::step;
@@ -121,7 +120,7 @@ impl<'a> Output<'a> {
         make_private(&directory)?;
         let output = Output { account, volume, directory, _lock: lock };
         // Before looking at what it writes: then that changes no more.
-        if account.tools.has_mounted(&output.directory)? {
+        if account.tools.is_written(&output.directory)? {
             return Err(output.still_runs());
         }
         if output.is_complete() {
@@ -256,7 +255,7 @@ impl<'a> Output<'a> {
     /// Why a start issued no QR code. Whether the once-marker is taken, only the next start says: until then nothing is given up.
     fn explain(&self, finished: &Finished) -> Failure {
         let (account, answer, reason) = (self.account, Answer::of(finished), finished.reason());
-        if !answer.is_refusal() && self.is_mounted() {
+        if !answer.is_refusal() && self.may_be_written() {
             return self.still_runs();
         }
         let helps = account.remedy(&finished.stderr);
@@ -291,14 +290,14 @@ impl<'a> Output<'a> {
     }
 
     /// Whether a container may still write here: one goes on when its client was killed. If the engine does not say, it may.
-    fn is_mounted(&self) -> bool {
-        self.account.tools.has_mounted(&self.directory).unwrap_or(true)
+    fn may_be_written(&self) -> bool {
+        self.account.tools.is_written(&self.directory).unwrap_or(true)
     }
 
     fn still_runs(&self) -> Failure {
         let directory = self.directory.display().to_string();
-        let which = format!("docker ps --filter {}", quoted(format!("volume={directory}")));
-        Failure::from(IssueError::StillRuns { directory }).hint(which)
+        Failure::from(IssueError::StillRuns { directory })
+            .hint(format!("docker ps --filter label={}", container::label(&self.directory)))
     }
 }
 
@@ -306,7 +305,7 @@ impl<'a> Output<'a> {
 impl Drop for Output<'_> {
     fn drop(&mut self) {
         // In this order: what nobody writes to changes no more. What cannot be removed now is removed by the next run.
-        if self.written().exists() && !self.is_mounted() && !self.is_complete() {
+        if self.written().exists() && !self.may_be_written() && !self.is_complete() {
             let _ = fs::remove_file(self.written());
         }
         if !self.written().exists() {
