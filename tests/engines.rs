@@ -1,17 +1,18 @@
-//! Container engines other than Docker's run by root: podman by the name of `docker`, of root and rootless; rootless Docker.
-//! A test's engine is its own: what it stores and what it leaves running ends with the test.
+//! Container engines other than Docker's run by root: podman by the name of `docker`, of root and rootless; Docker that is
+//! rootless or remaps users. A test's engine is its own: what it stores and what it leaves running ends with the test.
 
 mod support;
 
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{self, Child, Stdio};
 use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Bundle, Platform, User, copy, repository, root_has, run};
+use support::{Bundle, Platform, ROOTLESS, User, copy, repository, root_has, run};
 use tempfile::TempDir;
 
 /// For hosts without systemd, and for users who may not raise their limits.
@@ -24,7 +25,7 @@ cgroup_manager = "cgroupfs"
 "#;
 
 fn engines_are_there() -> bool {
-    root_has(&["podman", "runc", "rootlesskit", "slirp4netns", "newuidmap"])
+    root_has(&["podman", "runc", "rootlesskit", "slirp4netns", "newuidmap", "ip"])
 }
 
 /// A bundle whose `docker` is another engine.
@@ -33,6 +34,7 @@ struct Engine {
     /// Where the engine has its files, below a short name: it makes sockets there.
     home: TempDir,
     daemon: Option<Child>,
+    _network: Option<File>,
 }
 
 impl Engine {
@@ -50,7 +52,7 @@ impl Engine {
         let path = [home.path().join("bin").into(), std::env::var_os("PATH").expect("PATH")].join(":".as_ref());
         bundle.environment = vec![("PATH", path), ("XDG_RUNTIME_DIR", home.path().join("run").into())];
         bundle.give_away(home.path());
-        Engine { bundle, home, daemon: None }
+        Engine { bundle, home, daemon: None, _network: None }
     }
 
     /// podman, called by a script named `docker`, which does something first.
@@ -70,27 +72,54 @@ impl Engine {
 
     /// Docker's, in namespaces of an ordinary user.
     fn rootless_docker() -> Engine {
-        let mut engine = Engine::new(User::Rootless);
+        // As Docker's own script for this has it, which Debian does not package.
+        Engine::dockerd(
+            User::Rootless,
+            "exec rootlesskit --state-dir=$HOME_OF_ENGINE/rootlesskit --net=slirp4netns --mtu=65520 \
+             --disable-host-loopback --port-driver=builtin --copy-up=/etc --copy-up=/run \
+             sh -c 'rm -f /run/docker /run/containerd /run/xtables.lock; exec \"$@\"' sh",
+            "--rootless",
+        )
+    }
+
+    /// Docker's, of root, that maps users to others. In a network of its own, which everything in the bundle shares.
+    fn remapping_docker() -> Engine {
+        let apart =
+            "exec unshare --net --mount sh -c 'ip link set lo up && mount -t tmpfs none /run && exec \"$@\"' sh";
+        let mut engine = Engine::dockerd(User::Caller, apart, &format!("--userns-remap={ROOTLESS}"));
+        let bundle = &mut engine.bundle;
+        bundle.scone_sim(["down"]).expect(0);
+        let daemon = engine.daemon.as_ref().expect("a daemon");
+        // By a descriptor: the CAS is ended after the daemon.
+        let network = File::open(format!("/proc/{}/ns/net", daemon.id())).expect("its network");
+        bundle.network = Some(format!("/proc/{}/fd/{}", process::id(), network.as_raw_fd()).into());
+        engine._network = Some(network);
+        let clock = bundle.root.join("clock");
+        bundle.scone_sim(["up", "--clock", clock.to_str().expect("UTF-8")]).expect(0);
+        engine
+    }
+
+    /// Docker's daemon, started by a shell behind something that leads elsewhere.
+    fn dockerd(user: User, behind: &str, option: &str) -> Engine {
+        let mut engine = Engine::new(user);
         let home = engine.home.path().to_owned();
+        fs::write(home.join("daemon.json"), "{}").expect("its settings");
         let socket = format!("unix://{}/run/docker.sock", home.display());
         engine.bundle.environment.push(("DOCKER_HOST", socket.into()));
-        // As Docker's own script for this has it, which Debian does not package.
-        let rootlesskit = "exec rootlesskit --state-dir=$1/rootlesskit --net=slirp4netns --mtu=65520 --disable-host-loopback \
-            --port-driver=builtin --copy-up=/etc --copy-up=/run";
-        let dockerd = "rm -f /run/docker /run/containerd /run/xtables.lock; exec dockerd --rootless --iptables=false \
-            --ip6tables=false --storage-driver=vfs --data-root=$1/data --exec-root=$1/run/exec \
-            --pidfile=$1/run/docker.pid --host=$DOCKER_HOST";
+        engine.bundle.environment.push(("HOME_OF_ENGINE", home.clone().into()));
+        let dockerd = "dockerd --config-file=$HOME_OF_ENGINE/daemon.json --iptables=false --ip6tables=false \
+            --storage-driver=vfs --data-root=$HOME_OF_ENGINE/data --exec-root=$HOME_OF_ENGINE/run/exec \
+            --pidfile=$HOME_OF_ENGINE/run/docker.pid --host=$DOCKER_HOST";
         let mut start = engine.bundle.command("sh");
-        start.args(["-c", &format!("{rootlesskit} sh -c '{dockerd}' sh \"$1\""), "sh"]).arg(&home);
-        // What keeps root's programs from an ordinary user's PATH.
+        start.args(["-c", &format!("{behind} {dockerd} {option}")]);
         // An ordinary user's PATH may lack root's programs.
         let path = [engine.bundle.environment[0].1.clone(), "/usr/sbin:/sbin".into()].join(":".as_ref());
-        let mut daemon = start.env("PATH", path).stderr(Stdio::piped()).spawn().expect("rootless Docker");
+        let mut daemon = start.env("PATH", path).stderr(Stdio::piped()).spawn().expect("a daemon");
         let mut log = BufReader::new(daemon.stderr.take().expect("its log"));
         engine.daemon = Some(daemon);
         let mut read = String::new();
         while !read.contains("API listen on") {
-            assert_ne!(log.read_line(&mut read).expect("its log"), 0, "rootless Docker does not start:\n{read}");
+            assert_ne!(log.read_line(&mut read).expect("its log"), 0, "Docker's daemon does not start:\n{read}");
         }
         thread::spawn(move || io::copy(&mut log, &mut io::sink()));
         engine
@@ -114,7 +143,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if let Some(daemon) = &mut self.daemon {
-            kill_process(Pid::from_child(daemon), Signal::TERM).expect("rootless Docker is told to end");
+            kill_process(Pid::from_child(daemon), Signal::TERM).expect("the daemon is told to end");
             daemon.wait().expect("its end");
         }
         // Rootless podman leaves a process that holds its namespaces.
@@ -126,13 +155,13 @@ impl Drop for Engine {
 }
 
 /// An account's life.
-fn an_account_lives(engine: &Engine) {
+fn an_account_lives(engine: &Engine, no_image: &str) {
     let bundle = &engine.bundle;
     bundle
         .script("create", &["--platform", "sim"])
         .expect(3)
         .saying("create: error: docker has no image 'otpqr:sim': ")
-        .saying("image not known")
+        .saying(no_image)
         .saying("hint: make image");
     assert!(!bundle.state_file("default").exists());
 
@@ -146,7 +175,6 @@ fn an_account_lives(engine: &Engine) {
     assert_eq!(bundle.scan("second.svg").secret, first.secret);
     let owner = |path: &Path| fs::metadata(path).expect("a file").uid();
     assert_eq!(owner(&bundle.root.join("second.svg")), owner(&bundle.root), "whose the QR code is");
-    bundle.add_auth(&code, &["--output", "third.svg"]).expect(5).saying("that code was used already");
 
     bundle.script("roll_forward", &["--yes"]).expect(0);
     bundle.gen_qr(&["--output", "new.svg"]).expect(0);
@@ -157,14 +185,21 @@ fn an_account_lives(engine: &Engine) {
 #[test]
 fn an_account_lives_in_podman() {
     if engines_are_there() {
-        an_account_lives(&Engine::podman(User::Caller, "exec"));
+        an_account_lives(&Engine::podman(User::Caller, "exec"), "image not known");
     }
 }
 
 #[test]
 fn an_account_lives_in_rootless_podman() {
     if engines_are_there() {
-        an_account_lives(&Engine::podman(User::Rootless, "exec"));
+        an_account_lives(&Engine::podman(User::Rootless, "exec"), "image not known");
+    }
+}
+
+#[test]
+fn an_account_lives_in_docker_that_remaps_users() {
+    if engines_are_there() {
+        an_account_lives(&Engine::remapping_docker(), "No such image");
     }
 }
 
@@ -187,7 +222,6 @@ fn rootless_docker_is_refused_before_anything_is_changed_and_what_is_named_inste
         return;
     }
     let engine = Engine::rootless_docker();
-    engine.build();
     let refused = engine.bundle.script("create", &["--platform", "sim"]).expect(3);
     let expected = "\
 create: platform 'sim' is software only: a rehearsal that protects nobody from root

@@ -648,7 +648,14 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
         ["scone --version", "scone cas show-identification", "docker info", "docker image", "docker ps", "docker run"];
     assert_eq!(order(&calls), expected);
     let start = &calls[5];
-    for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
+    for arg in [
+        "--rm",
+        "--userns=host",
+        "--log-driver=none",
+        "--cap-drop=ALL",
+        "--device=/dev/sgx_enclave",
+        "-e=SCONE_MODE=hw",
+    ] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
     assert_eq!(start.args[start.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);

@@ -95,7 +95,8 @@ pub enum User {
 }
 
 const ORDINARY: u32 = 64_999;
-const ROOTLESS: &str = "otpqr-rootless";
+/// The name of [`User::Rootless`].
+pub const ROOTLESS: &str = "otpqr-rootless";
 
 impl User {
     /// Its number, which is its group's, too.
@@ -185,6 +186,8 @@ pub struct Bundle {
     pub root: PathBuf,
     pub platform: Platform,
     user: User,
+    /// The network namespace that the caller's commands are in, if it is another than the caller's.
+    pub network: Option<PathBuf>,
     /// What its commands find in their environment, besides what all bundles have there.
     pub environment: Vec<(&'static str, OsString)>,
     /// The time of the simulated CAS; `None`: the host's.
@@ -204,6 +207,7 @@ impl Bundle {
             root,
             platform,
             user,
+            network: None,
             environment: Vec::new(),
             _home: home,
         };
@@ -232,7 +236,14 @@ impl Bundle {
     /// `program` with the bundle's environment, as the bundle's user, in the bundle's root.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match self.user {
-            User::Caller => Command::new(program),
+            User::Caller => match &self.network {
+                None => Command::new(program),
+                Some(network) => {
+                    let mut command = Command::new("nsenter");
+                    command.arg([OsStr::new("--net="), network.as_ref()].join(OsStr::new(""))).arg(program);
+                    command
+                }
+            },
             User::Ordinary => {
                 let socket =
                     fs::metadata("/var/run/docker.sock").map(|socket| std::os::unix::fs::MetadataExt::gid(&socket));

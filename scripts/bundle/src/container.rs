@@ -128,6 +128,8 @@ impl Tools {
         let fixed = ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
         let mut args: Vec<OsString> = fixed.map(OsString::from).into();
         args.extend(["-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from));
+        // To an engine that remaps users, what is mounted would belong to nobody.
+        args.push("--userns=host".into());
         args.push(format!("--user={}", self.user_in_container()?).into());
         args.extend(self.facts.docker.iter().map(OsString::from));
         if let Some((volume, output)) = start.directories {

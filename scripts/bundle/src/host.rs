@@ -15,8 +15,8 @@ const RESTRICTIONS: &[(&str, &str, &str)] = &[
 impl Account {
     /// The command that helps against what is said to be lacking.
     pub fn remedy(&self, said: &str) -> Option<String> {
-        // First: the kernel calls it "no space", too, if there may be no more of them.
-        if said.contains("user namespace") {
+        // The runtime's words. First: the kernel calls it "no space", too, if there may be no more of them.
+        if ["create a user namespace", "user namespaces may be restricted"].iter().any(|words| said.contains(words)) {
             return Some(allow_user_namespaces());
         }
         if said.contains("seccomp") {
