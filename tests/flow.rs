@@ -562,3 +562,23 @@ fn a_user_without_an_account_is_told_how_to_do_without_a_home() {
     let hint = refused.stderr.lines().find_map(|line| line.strip_prefix("hint: ")).expect("a hint");
     in_a_shell(hint).expect(0);
 }
+
+#[test]
+fn a_code_in_a_file_may_be_spaced_and_marked_and_nothing_else_is_one() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let account = bundle.enrol("default");
+    let code = account.code_at(bundle.now());
+    let (first, last) = code.split_at(3);
+    let add_auth = |content: &[u8]| {
+        fs::write(bundle.root.join("code"), content).expect("the code");
+        bundle.script("add_auth", &["--no-confirm", "--otp-file", "code", "--output", "second.svg"])
+    };
+    let utf16: Vec<u8> = code.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let long = format!("{code}{}7", " ".repeat(2_000));
+    for not_one in [b"".as_slice(), b"\xef\xbb\xbf", format!("{code}{code}").as_bytes(), long.as_bytes(), &utf16] {
+        add_auth(not_one).expect(2).saying("a code is exactly six digits");
+    }
+    // None of them was presented: this one still is.
+    add_auth(format!("\u{feff}{first}\u{a0}{last} \r\n").as_bytes()).expect(0);
+}

@@ -121,7 +121,7 @@ pub fn label_part(text: &str) -> Result<String, &'static str> {
 /// Whether a character makes people see something else than what is there, on a terminal or in an authenticator: breaks, marks
 /// of direction, tags, and what is blank without being a space. Also what Unicode sets aside to be no character at all, which
 /// policies cannot hold. (The joiners U+200C and U+200D are part of how names are written.)
-fn deceives(c: char) -> bool {
+pub fn deceives(c: char) -> bool {
     let is_no_character = matches!(c, '\u{fdd0}'..='\u{fdef}') || u32::from(c) & 0xfffe == 0xfffe;
     is_no_character
         || matches!(

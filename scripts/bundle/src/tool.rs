@@ -14,6 +14,7 @@ use rustix::process::Signal;
 
 use crate::failure::{Concern, Exit, Failure};
 use crate::interrupt;
+use crate::policy::deceives;
 
 #[derive(Debug, thiserror::Error)]
 enum ToolError {
@@ -94,7 +95,7 @@ impl Tool {
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: mask(&String::from_utf8_lossy(&output.stderr)),
+            stderr: visible(&mask(&String::from_utf8_lossy(&output.stderr))),
         })
     }
 }
@@ -152,6 +153,12 @@ fn mask(stderr: &str) -> String {
     masked.collect()
 }
 
+/// What it says may be a stranger's words, CAS's say, and goes to a terminal: it moves no cursor there and hides nothing.
+fn visible(stderr: &str) -> String {
+    let kept = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || deceives(c));
+    stderr.chars().map(|c| if kept(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,6 +171,11 @@ mod tests {
     fn a_code_in_what_a_program_says_is_masked() {
         let said = "Note: Connecting to CAS a:1 using service ID n/otpqr@123456\nmail a@b.example\n";
         assert_eq!(mask(said), "Note: Connecting to CAS a:1 using service ID n/otpqr@******\nmail a@b.example\n");
+    }
+
+    #[test]
+    fn what_a_program_says_moves_no_cursor_and_hides_nothing() {
+        assert_eq!(visible("a\tb\u{1b}[2Jc\rd\u{202e}e\nf"), "a\tb\u{fffd}[2Jc\u{fffd}d\u{fffd}e\nf");
     }
 
     #[test]
