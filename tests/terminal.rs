@@ -431,7 +431,7 @@ fn a_qr_code_on_the_terminal_is_kept_until_it_was_scanned_and_gone_afterwards() 
 fn shown(session: &mut PtySession) -> phone::Account {
     session.exp_string("\x1b[?1049h").expect("the alternate screen");
     let drawn = session.exp_string("Scan it, then press Enter (Ctrl-C keeps it)").expect("the prompt");
-    // The session hands out bytes as characters.
+    // The session returns each byte as a character.
     let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
     phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read")
 }
