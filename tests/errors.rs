@@ -1516,6 +1516,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
     ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),
     ("df -h {}   # what is full", "tests/host.rs"),
+    ("ls -l /dev/sgx_enclave   # is it there, and yours to use?", "tests/scone_platform.rs"),
     ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
     ("tail -n 3 {log}   # says why", "tests/host.rs"),
     ("this host cannot run the program: {reason}", "tests/host.rs"),

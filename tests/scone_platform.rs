@@ -189,7 +189,7 @@ impl Host {
         self.instead_of(
             "docker",
             &format!(
-                "case \"$SCONE_CONFIG_ID\" in {service})\n\
+                "case \"$1 $SCONE_CONFIG_ID\" in 'run '{service})\n\
                  sed \"s#@ID@#$SCONE_CONFIG_ID#\" \"$here/words\" >&2; exit {code} ;; esac"
             ),
         );
@@ -860,7 +860,8 @@ fn the_program_s_own_words_decide_where_scone_says_nothing() {
     ];
     for words in docker {
         host.program_ends("*", words, 125);
-        host.script("gen_qr", &["--no-confirm"]).expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
+        let refused = host.script("gen_qr", &["--no-confirm"]).expect(3);
+        refused.saying("\"/dev/sgx_enclave\": no such file or directory").saying("hint: ls -l /dev/sgx_enclave ");
         host.add_auth("493817").expect(3).saying("\"/dev/sgx_enclave\": no such file or directory");
         host.has_clean_desk();
     }

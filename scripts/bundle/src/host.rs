@@ -19,6 +19,9 @@ impl Account {
         if ["create a user namespace", "user namespaces may be restricted"].iter().any(|words| said.contains(words)) {
             return Some(allow_user_namespaces());
         }
+        if ["/dev/sgx_enclave", "SGX device"].iter().any(|words| said.contains(words)) {
+            return Some("ls -l /dev/sgx_enclave   # is it there, and yours to use?".to_owned());
+        }
         if said.contains("seccomp") {
             return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());
         }
