@@ -242,7 +242,7 @@ fn suspended_at_the_prompt_for_a_code_the_terminal_echoes_and_back_there_it_does
     session.send_control('z').expect("typing");
     session.exp_string("Stopped").expect("the shell");
     is_as_before(&mut session);
-    session.send_line("fg").expect("typing");
+    session.send_line("fg; echo \"ended: $?\"").expect("typing");
     session
         .exp_string("Code for 'SCONE OTP', 'alice' (changes in")
         .and_then(|_| session.exp_string("s): "))
