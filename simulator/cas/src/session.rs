@@ -121,7 +121,7 @@ pub struct Security {
     /// Whether an enclave must never have been used before. Here every start makes a new one: kept, without further effect.
     #[serde(default, skip_serializing_if = "is_default")]
     pub singleton_enclaves: bool,
-    /// What the service's caller must know (section 2.10).
+    /// What the service's caller must know (section 2.10); placeholders stand for secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_access_token: Option<String>,
 }

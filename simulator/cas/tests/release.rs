@@ -226,6 +226,28 @@ fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
     assert_eq!(rig.ask("b/s").unwrap().access_proof, None);
 }
 
+/// The text of a placeholder is in the policy for its readers, so it must not open the service.
+#[test]
+fn an_access_token_by_reference_is_the_secrets_value() {
+    let mut rig = Rig::new();
+    let token = "security: {service_access_token: \"t-$$SCONE::token$$\"}\n";
+    let service = service_with("command: /p");
+    rig.put("owner", "secrets: [{name: token, kind: ascii, value: correct-horse, export: {session: b}}]\n");
+    rig.put("a", &format!("{service}{token}secrets: [{{name: token, kind: ascii, value: correct-horse}}]\n"));
+    rig.put("b", &format!("{service}{token}secrets: [{{name: token, import: {{session: owner, secret: token}}}}]\n"));
+    for service in ["a/s", "b/s"] {
+        let claim = |token: &str| {
+            let proof = access_proof(End::Runtime, token, &[0; 32], "");
+            let access = Access { proof: Some(&proof), ..Access::default() };
+            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, bound: true, access })
+        };
+        for wrong in ["t-$$SCONE::token$$", "$$SCONE::token$$", "correct-horse", "t-", ""] {
+            assert_eq!(claim(wrong).unwrap_err().last().unwrap(), "The given service access token is invalid");
+        }
+        claim("t-correct-horse").unwrap();
+    }
+}
+
 #[test]
 fn who_lacks_the_access_token_cannot_use_up_codes() {
     let mut rig = Rig::new();

@@ -2,8 +2,8 @@
 
 use yaml_serde::Value;
 
-use super::SessionError;
 use super::placeholder::OPEN;
+use super::{SessionError, rule};
 
 /// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
 pub const NOT_SIMULATED: &[&str] = &[
@@ -73,6 +73,17 @@ const DYNAMIC: &[&str] = &[
     "security.attestation.ignore_advisories",
 ];
 
+/// Where a placeholder is resolved when a service starts; `validate` checks that it can be. Anywhere else it would be taken
+/// literally: a token, a name or a path that an attacker can read in this file.
+const RESOLVED: &[&str] = &[
+    "services.command",
+    "services.environment",
+    "services.one_time_password_shared_secret",
+    "images.injection_files.content",
+    "security.attestation.one_time_password_shared_secret",
+    "security.service_access_token",
+];
+
 /// What takes a session in SCONE's one-line form.
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
@@ -92,9 +103,10 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 let Some(name) = name.as_str() else { continue };
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
                 let (path, inner) = (join(path), join(key));
+                refuse_placeholder(name, &path, "")?;
                 if key == "services.environment" {
                     if value.is_null() {
-                        return Err(SessionError::Rule { path, problem: "the variable has no value".into() });
+                        return Err(rule(&path, "the variable has no value"));
                     }
                     continue;
                 }
@@ -114,9 +126,7 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
             if VALUES_NOT_SIMULATED.contains(&(key, text.as_str())) {
                 return refuse(format!("{path}: {text}"));
             }
-            if DYNAMIC.contains(&key) && text.contains(OPEN) {
-                return refuse(format!("{path}: a placeholder"));
-            }
+            refuse_placeholder(text, path, key)?;
             if SESSION_IDS.contains(&key) {
                 return refuse(format!("{path}: the one-line form"));
             }
@@ -127,4 +137,15 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
         _ => {}
     }
     Ok(())
+}
+
+/// Refuses a placeholder that nothing resolves. Keys are never resolved.
+fn refuse_placeholder(text: &str, path: &str, key: &str) -> Result<(), SessionError> {
+    if !text.contains(OPEN) || RESOLVED.contains(&key) {
+        return Ok(());
+    }
+    if DYNAMIC.contains(&key) {
+        return Err(SessionError::NotSimulated(format!("{path}: a placeholder")));
+    }
+    Err(rule(path, "a placeholder is not resolved here"))
 }

@@ -228,8 +228,11 @@ impl Session {
         if attestation.ignore_advisories.iter().any(|name| name == "*") && !debug {
             return Err(rule(&format!("{path}.ignore_advisories"), "\"*\" needs debug-mode to be tolerated"));
         }
-        if self.security.service_access_token.as_deref().is_some_and(str::is_empty) {
-            return Err(rule("security.service_access_token", "empty"));
+        if let Some(token) = &self.security.service_access_token {
+            if token.is_empty() {
+                return Err(rule("security.service_access_token", "empty"));
+            }
+            self.check_text("security.service_access_token", token)?;
         }
         match &attestation.one_time_password_shared_secret {
             Some(secret) => self.check_shared_secret(&format!("{path}.one_time_password_shared_secret"), secret),
@@ -237,7 +240,7 @@ impl Session {
         }
     }
 
-    /// Text of a command or of the environment: no NUL, and only placeholders that give text.
+    /// Text of a command, of the environment or of a token: no NUL, and only placeholders that give text.
     fn check_text(&self, path: &str, text: &str) -> Result<(), SessionError> {
         if text.contains('\0') {
             return Err(rule(path, "holds a NUL"));
