@@ -18,9 +18,11 @@ use std::fmt;
 
 pub use scone_protocol::UpdatePolicy;
 use scone_protocol::hex;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use yaml_serde::Value;
 
-pub use not_simulated::{NOT_SIMULATED, VALUES_NOT_SIMULATED};
+pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
 pub use volume::{Image, InjectionFile, Mount, Volume, VolumeExport, VolumeImport};
@@ -142,6 +144,11 @@ pub struct Attestation {
     /// The secret whose codes start the session's services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,
+    /// As every field of this type, it may only say what holds without it: see [`DEFAULTS`].
+    #[serde(default, skip_serializing)]
+    must_be_sgx_local: IgnoredAny,
+    #[serde(default, skip_serializing)]
+    url: IgnoredAny,
 }
 
 /// Whether evidence is judged at all.
@@ -167,7 +174,7 @@ impl Session {
             return Err(SessionError::TooLong);
         }
         // As a tree first: this bounds what aliases expand to, and finds duplicate keys and what is not simulated.
-        not_simulated::refuse(&tree::read(text)?)?;
+        not_simulated::refuse(&read_tree(text)?)?;
         let mut session: Session = yaml_serde::from_str(text)?;
         if let Some(name) = name {
             session.name = name.to_owned();
@@ -231,6 +238,14 @@ impl Session {
     }
 }
 
+/// The tree of a policy's text. A tag is refused, but a documented key that is not served is named before that.
+pub fn read_tree(text: &str) -> Result<Value, SessionError> {
+    tree::read(text).or_else(|error| {
+        tree::read_without_tags(text).map_or(Ok(()), |tree| not_simulated::refuse(&tree))?;
+        Err(error.into())
+    })
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -251,8 +266,14 @@ pub fn is_session_name(name: &str) -> bool {
     name.len() <= 512 && name.split('/').all(is_component)
 }
 
-/// Whether `name` can be the name of a service, image, volume or secret, or one component of a session's.
+/// Whether `name` can be the name of a service or secret, or one component of a session's.
 pub fn is_component(name: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_-.~".contains(&c);
     (1..=128).contains(&name.len()) && name.bytes().all(allowed) && name != "." && name != ".."
+}
+
+/// Whether `name` can be the name of an image or a volume: any text (sections 2.6 and 2.7), such as a container image's name.
+/// Assumption: without control characters, and of at most 512 bytes.
+pub fn is_free_name(name: &str) -> bool {
+    (1..=512).contains(&name.len()) && !name.contains(char::is_control)
 }

@@ -1,4 +1,4 @@
-//! Policies as a whole: placeholders in all of their places.
+//! Policies as a whole: the keys there are, a placeholder in each place, and what people publish for SCONE.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -73,7 +73,7 @@ fn an_unresolvable_placeholder_is_refused_in_every_place() {
         let said = refusal(session);
         let reasons = [
             "a placeholder is not resolved here",
-            ": a placeholder",
+            "not simulated: ",
             "no secret 'nothing' is declared",
             // In place of the whole map.
             "environment: invalid type",
@@ -94,5 +94,190 @@ fn an_unresolvable_placeholder_is_refused_in_every_place() {
         let mapping = |inner, key: &str| Mapping::from_iter([(key.into(), inner)]).into();
         let said = refusal(&path.rsplit('.').fold(PLACEHOLDER.into(), mapping));
         assert!(said.contains("not simulated: "), "{said}");
+    }
+}
+
+/// What CAS says of a policy.
+enum Verdict {
+    /// It is the same as this one.
+    Same(&'static str),
+    Accepted,
+    Refused(&'static str),
+}
+use Verdict::{Accepted, Refused, Same};
+
+/// Traits of policies that people publish for SCONE, and what its documentation says of each. `PROGRAM` is all that a service
+/// needs.
+const CASES: &[(&str, &str, Verdict)] = &[
+    (
+        "a variable needs a value",
+        "services: [{PROGRAM, environment: {A: }}]",
+        Refused("environment.A: the variable has no value"),
+    ),
+    ("unless it is the caller's", r"services: [{PROGRAM, environment: {\@\@HOME: }}]", Accepted),
+    (
+        "which the policy may leave empty in any way",
+        r"services: [{PROGRAM, environment: {\@\@HOME: ~}}]",
+        Same(r"services: [{PROGRAM, environment: {\@\@HOME: ''}}]"),
+    ),
+    ("an image has a name", "images: [{name: ''}]", Refused("images[0].name: not a name")),
+    ("that cannot control a terminal", "images: [{name: \"a\\e[2J\"}]", Refused("images[0].name: not a name")),
+    (
+        "but may be a container image's",
+        "services: [{PROGRAM, image_name: registry.example/app:1}]\nimages: [{name: registry.example/app:1}]",
+        Accepted,
+    ),
+    (
+        "an image that a service names must be declared",
+        "services: [{PROGRAM, image_name: elsewhere}]",
+        Refused("no image 'elsewhere' is declared"),
+    ),
+    ("a volume's name is one line", "volumes: [{name: \"data\\n\"}]", Refused("volumes[0].name: not a name")),
+    (
+        "and otherwise any",
+        "volumes: [{name: 'data:v1'}]\nimages: [{name: i, volumes: [{name: 'data:v1', path: /v}]}]",
+        Accepted,
+    ),
+    ("also of another session's", "volumes: [{name: v, import: {session: t, volume: 'data:v1'}}]", Accepted),
+    ("or for it", "volumes: [{name: v, export: {to: {session: t}, volume_alias: 'data:v1'}}]", Accepted),
+    (
+        "a directory is said plainly",
+        "services: [{PROGRAM, pwd: /srv/../app}]",
+        Refused("services[0].pwd: not an absolute path"),
+    ),
+    ("but may end in a slash", "services: [{PROGRAM, pwd: /srv/app/}]", Same("services: [{PROGRAM, pwd: /srv/app}]")),
+    ("the root is one", "services: [{PROGRAM, pwd: /}]", Accepted),
+    (
+        "a volume's directory may, too",
+        "volumes: [{name: v}]\nimages: [{name: i, volumes: [{name: v, path: /v/}]}]",
+        Same("volumes: [{name: v}]\nimages: [{name: i, volumes: [{name: v, path: /v}]}]"),
+    ),
+    (
+        "which makes it no other",
+        "volumes: [{name: v}]\nimages: [{name: i, volumes: [{name: v, path: /v/}, {name: v, path: /v}]}]",
+        Refused("used twice"),
+    ),
+    (
+        "a file does not",
+        "images: [{name: i, injection_files: [{path: /f/, content: x}]}]",
+        Refused("not an absolute path"),
+    ),
+    (
+        "all advisories may be ignored without debug mode, which changes nothing for enclaves in production mode",
+        "security: {attestation: {tolerate: [outdated-tcb], ignore_advisories: '*'}}",
+        Accepted,
+    ),
+    (
+        "a key hash as SCONE prints it",
+        "access_policy: {create_sessions: [4Kq2Zw8uRtYpA7sDfGhJkL3xCvBnM5eWxSnYrTgVbHnJmKu6P]}",
+        Accepted,
+    ),
+    (
+        "a word is none",
+        "access_policy: {read: [EVERYBODY]}",
+        Refused("'EVERYBODY' is not CREATOR, ANY, NONE or a key hash"),
+    ),
+    (
+        "nor is the simulator's with a digit missing",
+        "access_policy: {read: [aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa]}",
+        Refused("or a key hash"),
+    ),
+    (
+        "the namespace that the session is in",
+        "secrets: [{name: a, kind: ascii, export: {namespace: ..}}]",
+        Same("secrets: [{name: a, kind: ascii, export: {namespace: ns}}]"),
+    ),
+    (
+        "the one that it is",
+        "secrets: [{name: a, kind: ascii, export: {namespace: .}}]",
+        Same("secrets: [{name: a, kind: ascii, export: {namespace: ns/a}}]"),
+    ),
+    (
+        "the root namespace",
+        "secrets: [{name: a, kind: ascii, export: {namespace: /}}]",
+        Refused("not simulated: secrets[0].export[0].namespace: the root namespace"),
+    ),
+    (
+        "by a relative path",
+        "secrets: [{name: a, kind: ascii, export: {namespace: ../..}}]",
+        Refused("not simulated: secrets[0].export[0].namespace: the root namespace"),
+    ),
+    (
+        "and what would be above it",
+        "secrets: [{name: a, kind: ascii, export: {namespace: ../../..}}]",
+        Refused("leads above the root"),
+    ),
+    (
+        "Microsoft's attestation service",
+        "security: {attestation: {mode: hardware, url: 'https://maa.example'}}",
+        Refused("not simulated: security.attestation.url"),
+    ),
+    ("an empty address of it is none", "security: {attestation: {mode: hardware, url: }}", Same("")),
+    ("a session that is signed", "creator:\n  signer: PEM", Refused("not simulated: creator.signer")),
+    (
+        "a documented key is named, whatever tags are in its value",
+        "secret_config:\n  store_in: !cas",
+        Refused("not simulated: secret_config"),
+    ),
+    ("no other tag is taken", "services:\n  - !ours {PROGRAM}", Refused("at line 4 column 5")),
+    (
+        "volumes not encrypted",
+        "volumes: [{name: v, files: authenticated-only}]",
+        Refused("not simulated: volumes[0].files"),
+    ),
+    ("or encrypted, which they are", "volumes: [{name: v, files: encrypted}]", Same("volumes: [{name: v}]")),
+    (
+        "secrets for the public",
+        "secrets: [{name: a, kind: ascii, export_public: true}]",
+        Refused("not simulated: secrets[0].export_public"),
+    ),
+    (
+        "or not, which they are not",
+        "secrets: [{name: a, kind: ascii, export_public: false}]",
+        Same("secrets: [{name: a, kind: ascii}]"),
+    ),
+    (
+        "enclaves of CAS's own host",
+        "security: {attestation: {must_be_sgx_local: true}}",
+        Refused("not simulated: security.attestation.must_be_sgx_local"),
+    ),
+    ("or of any", "security: {attestation: {must_be_sgx_local: false}}", Same("")),
+    (
+        "an old key with another value than the one SCONE shows",
+        "services: [{PROGRAM, persistency: All}]",
+        Refused("not simulated: services[0].persistency"),
+    ),
+    ("or with that", "services: [{PROGRAM, persistency: None}]", Same("services: [{PROGRAM}]")),
+    (
+        "the minor version restricts nothing: codes came with 0.3.8",
+        "security: {attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY}}",
+        Accepted,
+    ),
+    (
+        "a variable within a variable",
+        "secrets: [{name: a, kind: ascii, value: $$SCONE::b$$}, {name: b, kind: ascii}]",
+        Refused("secrets[0].value: a placeholder is not resolved here"),
+    ),
+    (
+        "what CAS knows of the program",
+        "services: [{PROGRAM, environment: {A: '$$SCONE::self::software_identity$$'}}]",
+        Refused("not simulated: services[0].environment.A: the placeholder $$SCONE::self::software_identity$$"),
+    ),
+];
+
+#[test]
+fn policies_as_people_write_them_get_the_verdict_that_scones_documentation_gives() {
+    let parse = |lines: &str| {
+        let program = format!("name: s, command: /p, attestation: {{mrenclave: {}}}", "a".repeat(64));
+        Session::parse(&format!("name: ns/a\nversion: '0.3.5'\n{}\n", lines.replace("PROGRAM", &program)))
+    };
+    for (case, lines, verdict) in CASES {
+        match (parse(lines), verdict) {
+            (Ok(_), Accepted) => {}
+            (Ok(session), Same(other)) => assert_eq!(session.hash(), parse(other).unwrap().hash(), "{case}"),
+            (Err(error), Refused(why)) => assert!(error.to_string().contains(why), "{case}: {error}"),
+            (Ok(_), Refused(why)) => panic!("{case}: accepted, not refused: {why}"),
+            (Err(error), _) => panic!("{case}: {error}"),
+        }
     }
 }

@@ -460,6 +460,21 @@ fn a_private_key_is_of_its_type_and_comes_as_pem_or_der() {
     assert_eq!(file.content.expose(), hex(given.serialized_der()));
 }
 
+/// Where it is imported, its type is not known before the service starts.
+#[test]
+fn a_private_key_of_a_type_that_is_not_simulated_is_given_as_it_is_but_signs_no_certificate() {
+    let mut rig = Rig::new();
+    let pem = include_str!("session/p521.pem");
+    let key =
+        format!("{{name: k, kind: private-key, value: \"{}\", export: {{session: b}}}}", pem.replace('\n', "\\n"));
+    rig.put_showing("a", &["$$SCONE::k:pkcs8:pem$$"], &format!("secrets: [{key}]\n"));
+    let import = "secrets: [{name: k, import: {session: a, secret: k}}, {name: c, kind: x509, private_key: k}]\n";
+    rig.put_showing("b", &["$$SCONE::c$$"], import);
+    let refusal = "Certificate 'c' needs a private key of a type that is not simulated";
+    assert_eq!(rig.ask("b/s").unwrap_err().last().unwrap(), refusal);
+    assert_eq!(rig.shown("a"), [pem]);
+}
+
 const PKI: &str = "secrets:
   - {name: ca_key, kind: private-key, migrate: true}
   - {name: ca, kind: x509-ca, private_key: ca_key, common_name: Root}

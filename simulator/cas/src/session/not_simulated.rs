@@ -8,6 +8,7 @@ use super::{SessionError, rule};
 /// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
 pub const NOT_SIMULATED: &[&str] = &[
     "salt",
+    "creator.signer",
     "namespace_hash",
     "secret_config",
     "access_policy.list_sessions",
@@ -39,6 +40,18 @@ pub const NOT_SIMULATED: &[&str] = &[
     "secrets.import.cas_software_key",
     "security.attestation.trusted_scone_qe_pubkeys",
     "security.attestation.must_be_sgx_local",
+    "security.attestation.url",
+    "security.attestation.certificates",
+    "security.attestation.min_rsa_signing_key_size",
+];
+
+/// What such a key may say all the same, since it is what holds without the key.
+pub const DEFAULTS: &[(&str, &str)] = &[
+    ("services.persistency", "None"),
+    ("volumes.files", "encrypted"),
+    ("secrets.export_public", "false"),
+    ("security.attestation.must_be_sgx_local", "false"),
+    ("security.attestation.url", ""),
 ];
 
 /// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
@@ -88,8 +101,7 @@ const RESOLVED: &[&str] = &[
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
 
-/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would
-/// otherwise become the text `~`.
+/// Refuses what SCONE documents and the simulator does not serve, and placeholders that nothing resolves.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
 }
@@ -105,13 +117,10 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 let (path, inner) = (join(path), join(key));
                 refuse_placeholder(name, &path, "")?;
                 if key == "services.environment" {
-                    if value.is_null() {
-                        return Err(rule(&path, "the variable has no value"));
-                    }
                     continue;
                 }
                 let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
-                if NOT_SIMULATED.contains(&inner.as_str()) || rule_of_several {
+                if rule_of_several || NOT_SIMULATED.contains(&inner.as_str()) && !is_default(&inner, value) {
                     return refuse(path);
                 }
                 walk(value, &path, &inner)?;
@@ -137,6 +146,16 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
         _ => {}
     }
     Ok(())
+}
+
+fn is_default(key: &str, value: &Value) -> bool {
+    let text = match value {
+        Value::Null => "".into(),
+        Value::Bool(value) => value.to_string(),
+        Value::String(text) => text.clone(),
+        _ => return false,
+    };
+    DEFAULTS.contains(&(key, &text))
 }
 
 /// Refuses a placeholder that nothing resolves. Keys are never resolved.
