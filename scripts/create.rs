@@ -194,11 +194,8 @@ fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
     let mut has_changed = false;
     for session in Session::ALL {
         step(format!("policy '{}'", session.name(&account.state)));
-        let (hash, changed) = upload(account, session, &versions)?;
-        has_changed |= changed;
-        if session.hash(&mut account.state).replace(hash.clone()) != Some(hash) {
-            account.record()?;
-        }
+        has_changed |= upload(account, session, &versions)?;
+        account.record()?;
     }
     Ok(match (has_changed, is_new) {
         (true, true) => "created",

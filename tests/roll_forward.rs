@@ -35,7 +35,7 @@ exit $code
 const RENAME: &str = "rename,renameat,renameat2";
 
 /// The number of the call that is a roll-forward's first upload.
-const FIRST_UPLOAD: usize = 5;
+const FIRST_UPLOAD: usize = 9;
 
 const KILL: &str = "kill -9 $PPID; exit 1";
 
@@ -519,7 +519,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
 fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() {
     let (bundle, account) = Watched::enrolled();
     // A roll-forward that was cut off has to be finished first, and can be: it starts no program.
-    bundle.script_with("after", 4, KILL, "roll_forward", &["--yes"], "");
+    bundle.script_with("after", FIRST_UPLOAD - 1, KILL, "roll_forward", &["--yes"], "");
     assert_ne!(bundle.known("default", &["pending"]), "null");
     let measured = bundle.known("default", &["mrenclave"]);
     let rebuild = || {

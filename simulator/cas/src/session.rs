@@ -61,7 +61,7 @@ pub struct Session {
     pub version: String,
     /// `component[/component...]`: all but the last name the namespace.
     pub name: String,
-    /// The hash of the session this one replaces; not part of the hash.
+    /// The hash of the version this one replaces.
     #[serde(default, deserialize_with = "syntax::predecessor")]
     pub predecessor: Option<String>,
     /// The programs this session configures.
@@ -190,13 +190,15 @@ impl Session {
         yaml_serde::to_string(self)
     }
 
-    /// The session hash: 64 lower-case hex digits over all but the predecessor (section 2.4). The construction is our own:
-    /// SHA-256 over a domain label and the normal form as JSON, whose order is fixed.
+    /// The session hash: 64 lower-case hex digits (section 2.4). The construction is our own: SHA-256 over a domain label and the
+    /// normal form as JSON, whose order is fixed.
+    ///
+    /// Assumption: it covers the predecessor, and so all versions before. SCONE says that a salt in any of them makes all later
+    /// hashes unguessable, which implies it.
     pub fn hash(&self) -> String {
-        let content = Session { predecessor: None, ..self.clone() };
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         hash.update(b"scone-sim session 1\0");
-        hash.update(serde_json::json!(content).to_string().as_bytes());
+        hash.update(serde_json::json!(self).to_string().as_bytes());
         hex(hash.finish().as_ref())
     }
 

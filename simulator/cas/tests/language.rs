@@ -584,7 +584,7 @@ fn an_error_repeats_no_value_of_a_secret() {
 }
 
 #[test]
-fn the_hash_changes_with_everything_but_spelling_and_predecessor() {
+fn the_hash_changes_with_everything_but_spelling() {
     let plain = accepted(&service("command: /p\n"));
     for other in [
         "command: /q\n".to_owned(),
@@ -597,10 +597,20 @@ fn the_hash_changes_with_everything_but_spelling_and_predecessor() {
     let mut created = plain.clone();
     created.creator = Some("PEM".into());
     assert_ne!(created.hash(), plain.hash());
+    let [second, third] =
+        [MRENCLAVE, OTHER].map(|hash| accepted(&(service("command: /p\n") + &format!("predecessor: {hash}\n"))));
+    assert!(second.hash() != plain.hash() && third.hash() != second.hash());
 
     let spelled_otherwise = service("command: [/p]\n") + "predecessor: ~\naccess_policy: {read: CREATOR}\nvolumes:\n";
     assert_eq!(accepted(&spelled_otherwise).hash(), plain.hash());
     assert_eq!(plain.hash().len(), 64);
+}
+
+/// Databases and policies hold hashes.
+#[test]
+fn a_session_has_the_hash_that_it_had_in_every_version_of_the_simulator() {
+    let session = accepted(&session("access_policy: {read: [ANY], update: [NONE]}\n"));
+    assert_eq!(session.hash(), "34e7250f0529cb7bb20de2856f0f373fa1ebd2fa6717e42f446a0904d884d953");
 }
 
 #[test]
