@@ -614,9 +614,9 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged or not ours
 ",
         ),
         (
-            "format: 2\n",
+            "format: 3\n",
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' has format 2; this script knows 1
+gen_qr: error: state file 'ROOT/state/signing.yml' has format 3; this script knows 2
 ",
         ),
         (
@@ -767,7 +767,17 @@ create: error: 'scone session verify' did not print the hash of 'NAMESPACE'
 ",
         );
     });
-    let refuses = "case \"$1 $2\" in 'session read') exit @ ;; session*) echo 'Error: Session creation failed' >&2; echo 'Caused by: The predecessor is not the current session' >&2; exit 1 ;; esac";
+    host.instead_of("scone", "case \"$1 $2\" in 'session read') echo a word; exit; esac", || {
+        host.says(
+            host.gen_qr(),
+            1,
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: 'scone session read' did not print session 'NAMESPACE': invalid type: string \"a word\", expected struct Head
+",
+        );
+    });
+    let refuses = "case \"$1 $2\" in 'session read') echo name: n; echo 'Caused by: no route' >&2; exit @ ;; session*) echo 'Error: Session creation failed' >&2; echo 'Caused by: The predecessor is not the current session' >&2; exit 1 ;; esac";
     host.instead_of("scone", &refuses.replace('@', "0"), || {
         host.says(
             host.signing("create", &[]),
@@ -839,7 +849,7 @@ hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCON
             3,
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-roll_forward: error: CAS cannot be asked what it holds: The predecessor is not the current session
+roll_forward: error: CAS cannot be asked what it holds: no route
 ",
         );
         host.says(
@@ -976,14 +986,12 @@ fn a_state_that_is_behind_what_cas_holds() {
 hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # if there is no newer copy of it: gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCONE OTP' --login='alice'   # then: a new secret
 ";
-    let refused =
-        "CAS did not accept session 'NAMESPACE/otpqr': The given predecessor is not the active session's hash";
+    let refused = "session 'NAMESPACE/otpqr' is somebody else's version, or the state is an older copy";
     let rehearsal = "platform 'sim-native' is software only: a rehearsal that protects nobody from root";
-    let declaring = "declaring the new beside the old";
     host.says(
         host.signing("roll_forward", &["--yes"]),
         5,
-        &format!("roll_forward: {rehearsal}\nroll_forward: {declaring}\nroll_forward: error: {refused}\n{behind}"),
+        &format!("roll_forward: {rehearsal}\nroll_forward: error: {refused}\n{behind}"),
     );
     let created = host.signing("create", &[]);
     let hints: Vec<String> =
@@ -994,6 +1002,26 @@ hint: ./scripts/create.rs --account signing --platform sim-native --issuer='SCON
         shell.args(["-c", &hint]);
         run(shell).expect(0);
     }
+    host.gen_qr().expect(0);
+}
+
+#[test]
+fn a_session_that_was_uploaded_once_more() {
+    let host = Host::with_account();
+    let namespace = host.known("signing", &["namespace"]);
+    let policy = host.scone(["session", "read", &namespace]).expect(0).stdout.replace("predecessor: null\n", "");
+    fs::write(host.root.join("again.yml"), policy).expect("a policy");
+    host.scone(["session", "update", "again.yml"]).expect(0);
+    host.says(
+        host.gen_qr(),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: session 'NAMESPACE' was uploaded after CAS last confirmed it
+hint: ./scripts/create.rs --account signing   # if that was your run: ends it
+",
+    );
+    host.signing("create", &[]).expect(0);
     host.gen_qr().expect(0);
 }
 
