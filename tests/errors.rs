@@ -1519,7 +1519,9 @@ fn fits(mut line: &str, message: &str) -> bool {
 
 /// The texts of errors and hints in a source: those of errors are in `#[error("…")]`, a hint gives its reason after a `#`.
 fn messages(source: &str) -> BTreeSet<String> {
-    let errors = source.lines().filter_map(|line| line.trim().strip_prefix("#[error(\"")?.strip_suffix("\")]"));
+    // Of a long one rustfmt puts the text on a line of its own.
+    let errors =
+        source.split("#[error(").skip(1).filter_map(|rest| rest.trim_start().strip_prefix('"')?.split('"').next());
     // A text that only passes another message on is in the catalogue under that message.
     let errors =
         errors.filter(|message| !(message.starts_with('{') && message.ends_with('}') && !message.contains(' ')));
