@@ -626,12 +626,33 @@ fn ctrl_c_at_the_question_before_a_roll_forward_changes_nothing() {
 }
 
 #[test]
-fn ctrl_c_while_the_picture_waits_to_be_scanned_says_where_it_is() {
+fn ctrl_c_and_ctrl_d_while_the_picture_waits_to_be_scanned_say_where_it_is() {
     let bundle = bundle();
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     let rest = break_off(bundle.script_command("gen_qr", &["--no-confirm"]), "Scan it, then press Enter");
     assert!(rest.contains("the QR code is still there; once it is scanned: shred -n 3 -z -u 'qrcode.svg'"), "{rest}");
     bundle.scan("qrcode.svg");
+
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    let mut session = at_a_terminal(bundle.script_command("gen_qr", &["--no-confirm", "--output=-x.svg"]));
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    session.send_control('d').expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 4, "{rest}");
+    assert!(
+        rest.contains("the QR code is still there; once it is scanned: shred -n 3 -z -u './-x.svg': no answer: "),
+        "{rest}"
+    );
+    bundle.scan("-x.svg");
+
+    // Enter has it destroyed, whatever its name begins with.
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    let mut session = at_a_terminal(bundle.script_command("gen_qr", &["--no-confirm", "--output=-y.svg"]));
+    session.exp_string("Scan it, then press Enter").expect("the prompt");
+    session.send_line("").expect("typing");
+    let (rest, exit) = end(session);
+    assert!(exit == 0 && rest.contains("QR code: destroyed"), "{rest}");
+    assert!(!bundle.root.join("-y.svg").exists());
 }
 
 #[test]

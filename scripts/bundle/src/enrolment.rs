@@ -23,8 +23,8 @@ enum EnrolmentError {
     NoTerminal,
     #[error("it cannot be drawn")]
     NotDrawn,
-    #[error("{waiting}")]
-    NotShown { waiting: String },
+    #[error("{remains}")]
+    Kept { remains: String },
     #[error("the QR code was issued, but no code of it was confirmed{kept}")]
     NotConfirmed { kept: String },
     #[error("{reason}")]
@@ -35,7 +35,7 @@ impl Concern for EnrolmentError {
     fn exit(&self) -> Exit {
         match self {
             EnrolmentError::NoTerminal => Exit::Usage,
-            EnrolmentError::NotShown { .. } | EnrolmentError::NotConfirmed { .. } => Exit::PartWay,
+            EnrolmentError::Kept { .. } | EnrolmentError::NotConfirmed { .. } => Exit::PartWay,
             EnrolmentError::NotDrawn | EnrolmentError::NotStarted { .. } => Exit::Other,
         }
     }
@@ -130,7 +130,9 @@ impl Enrolment<'_> {
         }
         if self.confirmation.is_none() {
             let show = "Scan it, then press Enter: the picture is destroyed ".to_owned();
-            Prompt { show, hide: "", echo: false, remains: &remains(file) }.ask()?;
+            let kept = remains(file);
+            let asked = Prompt { show, hide: "", echo: false, remains: &kept }.ask();
+            asked.map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))?;
         }
         destroy(file)
     }
@@ -187,7 +189,7 @@ impl Enrolment<'_> {
             Prompt { show, hide: AWAY, echo: false, remains: &kept }.ask()
         };
         let shown: Result<_, Failure> = show();
-        shown.map(drop).map_err(|failure| failure.meaning(EnrolmentError::NotShown { waiting: kept.clone() }))
+        shown.map(drop).map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))
     }
 }
 
