@@ -207,11 +207,8 @@ fn upload_all(account: &mut Account, lock: &Lock) -> Result<&'static str, Failur
     let mut has_changed = false;
     for session in Session::ALL {
         step(format!("policy '{}'", session.name(&account.state)));
-        let (hash, changed) = upload(account, session, &versions).map_err(|failure| stop(failure, has_changed))?;
-        has_changed |= changed;
-        if session.hash(&mut account.state).replace(hash.clone()) != Some(hash) {
-            account.record(lock).map_err(|failure| stop(failure, has_changed))?;
-        }
+        has_changed |= upload(account, session, &versions).map_err(|failure| stop(failure, has_changed))?;
+        account.record(lock).map_err(|failure| stop(failure, has_changed))?;
     }
     Ok(match (has_changed, is_new) {
         (true, true) => "created",

@@ -365,13 +365,34 @@ fn cas(account: &Account) -> Result<Finding, Failure> {
 /// CAS hold. With what the session then is about, if it is one of these.
 fn policy(account: &Account, session: Session) -> Result<(Finding, Option<Versions>), Failure> {
     let (state, name) = (&account.state, session.name(&account.state));
+    let mend = || {
+        let create = account.script("create", "");
+        match state.finishing(&account.name) {
+            None => create,
+            // `create` leaves an account alone until what was begun is ended.
+            Some(finishing) => format!("{finishing} && {create}"),
+        }
+    };
     for (what, versions) in rotation::expected(state) {
         match compare(account, session, &versions)? {
             Held::Same => {
-                let finding = Finding::ok("policies", format!("CAS holds '{name}' {what}"));
+                let finding = match session.known(state) {
+                    (Some(_), None) => Finding::wrong(
+                        "policies",
+                        format!(
+                            "CAS holds '{name}' {what}, but the state, of an older version, does not say since when"
+                        ),
+                        mend(),
+                    ),
+                    _ => Finding::ok("policies", format!("CAS holds '{name}' {what}")),
+                };
                 return Ok((finding, Some(versions)));
             }
             Held::Different => {}
+            Held::Replaced => {
+                let finding = format!("'{name}' is somebody else's version, or the state is an older copy");
+                return Ok((Finding::wrong("policies", finding, mend()), None));
+            }
             Held::Nothing => {
                 let mend = match state.reset_hash {
                     // It never got that far.
@@ -385,13 +406,7 @@ fn policy(account: &Account, session: Session) -> Result<(Finding, Option<Versio
             }
         }
     }
-    let create = account.script("create", "");
-    let mend = match state.finishing(&account.name) {
-        None => create,
-        // `create` leaves an account alone until what was begun is ended.
-        Some(finishing) => format!("{finishing} && {create}"),
-    };
-    Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend), None))
+    Ok((Finding::wrong("policies", format!("CAS holds another '{name}'"), mend()), None))
 }
 
 /// Whether CAS's clock agrees with this host's: its log has just recorded when it was asked.

@@ -384,6 +384,49 @@ fn somebody_else_updates_the_policies() {
     });
 }
 
+/// Whoever has the identity key owns the account, and nothing prevents what they do with it. But what they put back is another
+/// version of the session, and every script sees that.
+#[test]
+fn the_thief_of_the_identity_fetches_the_secret_and_puts_the_policy_back() {
+    on_each_platform(|bundle| {
+        let account = bundle.enrol("default");
+        let session = config_id(bundle, "otpqr");
+        let policy = bundle.scone(["session", "read", &session]).expect(0).stdout;
+        // `update` names the active version as the predecessor by itself.
+        let policy = policy.replace("predecessor: null\n", "");
+        let upload = |text: &str| {
+            fs::write(bundle.root.join("thief.yml"), text).expect("a policy");
+            bundle.scone(["session", "update", "thief.yml"]).expect(0);
+        };
+        let service = "services:
+- name: steal
+  command: /bin/otpqr
+  environment: {OTP_SECRET: '$$SCONE::otp_secret_1:base32nopad$$', OTP_ACCOUNT_NAME: a, OTP_ACCOUNT_LOGIN: b,
+    OTP_OUTPUT_FILE: /out/qrcode.svg, OTP_SINGLE_USE: /out/once}
+";
+        upload(&policy.replace("mode: hardware", "mode: none").replace("services:\n", service));
+        let other = OtherImage::of(bundle);
+        let steal = ByHand { image: Some(&other.name), ..ByHand::default() };
+        run(bundle.by_hand(&format!("{session}/steal"), &steal)).expect(0);
+        assert_eq!(bundle.scan("by-hand/qrcode.svg").secret, account.secret);
+        upload(&policy);
+
+        let another_version = format!("session '{session}' is somebody else's version");
+        let refused = bundle.gen_qr(&["--output", "new.svg"]).expect(5).saying(&another_version);
+        bundle.add_auth(&account.code_at(bundle.now()), &["--output", "new.svg"]).expect(5).saying(&another_version);
+        bundle.script("create", &[]).expect(5).saying(&another_version);
+        bundle.script("roll_forward", &["--yes"]).expect(5).saying(&another_version);
+        let report = bundle.script("doctor", &[]);
+        assert!(
+            report.stdout.contains(&format!("wrong policies  '{session}' is somebody else's version")),
+            "{report:?}"
+        );
+        assert_eq!(report.code, Some(3));
+        assert!(!bundle.root.join("new.svg").exists());
+        revealed(bundle, "the identity is stolen, the policy changed, and put back", refused);
+    });
+}
+
 /// A stolen first start cannot be prevented, since nobody has an authenticator yet. But it is noticed: the owner's is refused.
 #[test]
 fn a_first_start_that_was_stolen_is_revealed() {

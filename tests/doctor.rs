@@ -344,7 +344,13 @@ fn a_cas_that_does_not_answer_is_asked_no_second_time() {
     patient.0.scone_sim(["up"]).expect(0);
     let (report, calls) = patient.script_with("after verify 1", down, "doctor", &[]);
     silent(&report, &[&policies[..2], &["?     clock", "?     volume"]].concat());
-    assert_eq!(asked(&calls), ["read", "verify", "verify", "read"]);
+    assert_eq!(asked(&calls), ["read", "read", "verify", "read"]);
+
+    // That it does not answer is not that it says no.
+    patient.0.scone_sim(["up"]).expect(0);
+    let (report, calls) = patient.script_with("before verify 1", down, "doctor", &[]);
+    silent(&report, &[&policies[..], &["?     clock", "?     volume"]].concat());
+    assert_eq!(asked(&calls), ["read", "read", "verify", "read"]);
 
     patient.0.scone_sim(["up"]).expect(0);
     patient.is_well();

@@ -65,14 +65,15 @@ impl Engine {
             format!("podman --root {0}/root --runroot {0}/runroot --storage-driver vfs \"$@\"", home.display());
         fs::write(home.join("docker"), format!("#!/bin/sh\n{first} {podman}\n")).expect("a script");
         fs::set_permissions(home.join("docker"), Permissions::from_mode(0o755)).expect("permissions");
-        // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+        // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy". A copy is
+        // not.
         copy(&home.join("docker"), &home.join("bin/docker"));
         engine
     }
 
     /// Docker's, in namespaces of an ordinary user.
     fn rootless_docker() -> Engine {
-        // As Docker's own script for this has it, which Debian does not package.
+        // As in Docker's own script for this, which Debian does not package.
         Engine::dockerd(
             User::Rootless,
             "exec rootlesskit --state-dir=$HOME_OF_ENGINE/rootlesskit --net=slirp4netns --mtu=65520 \
@@ -99,7 +100,7 @@ impl Engine {
         engine
     }
 
-    /// Docker's daemon, started by a shell behind something that leads elsewhere.
+    /// Docker's daemon, started by a shell behind a program that puts it into other namespaces.
     fn dockerd(user: User, behind: &str, option: &str) -> Engine {
         let mut engine = Engine::new(user);
         let home = engine.home.path().to_owned();
@@ -132,7 +133,7 @@ impl Engine {
         run(build).expect(0);
     }
 
-    /// The finding of doctor's that begins so.
+    /// doctor's finding that begins with this.
     fn finding(&self, begin: &str) -> String {
         let report = self.bundle.script("doctor", &[]).stdout;
         let found = report.lines().find(|line| line.starts_with(begin));
@@ -203,7 +204,7 @@ fn an_account_lives_in_docker_that_remaps_users() {
     }
 }
 
-/// As of a snap, or of Docker Desktop.
+/// Like that of a snap, or Docker Desktop.
 #[test]
 fn an_engine_need_not_see_the_temporary_directory() {
     if !engines_are_there() {

@@ -1,5 +1,5 @@
-//! What a host may lack. Nothing of it is a refusal: the exit code says whether something was changed, the message what is
-//! lacking, and the hint helps.
+//! What a host may lack. None of it is a refusal: the exit code says whether something was changed, the message what is missing,
+//! and the hint helps.
 
 mod support;
 
@@ -42,7 +42,7 @@ fn follow(bundle: &Bundle, hint: &str) -> Outcome {
 #[test]
 fn without_user_namespaces() {
     let bundle = created();
-    // The limit is a namespace's own: in one of its own it disturbs nobody.
+    // The limit belongs to a namespace: in a new one it disturbs nobody.
     let switched_off = |then: &str| {
         let script = format!("echo 0 >/proc/sys/user/max_user_namespaces && {then} exec \"$@\"");
         gen_qr_behind(&bundle, "unshare", &["-Ur", "sh", "-c", &script, "sh"])
@@ -81,13 +81,13 @@ fn without_seccomp() {
     bundle.gen_qr(&[]).expect(0);
 }
 
-/// `gen_qr` on a kernel that answers so.
+/// `gen_qr` on a kernel that answers a system call with this error.
 fn strace(bundle: &Bundle, inject: &str) -> Outcome {
     let inject = format!("inject={inject}");
     gen_qr_behind(bundle, "strace", &["-f", "-qq", "-o", "/dev/null", "-e", &inject])
 }
 
-/// Wherever it shows: before the program runs, when it reserves its output, or when it takes the marker.
+/// At each place where it can be noticed: before the program runs, when it reserves its output, when it takes the marker.
 #[test]
 fn with_the_disk_full() {
     if !root_has(&["mount"]) {

@@ -1,5 +1,5 @@
-//! The QR code in terminals that people use: GNU screen and tmux, with and without an alternate screen. What they show is decoded;
-//! what they keep is searched.
+//! The QR code in terminals that people use: GNU screen and tmux, with and without an alternate screen. The test decodes what
+//! they show and searches what they keep.
 
 mod support;
 
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use support::{Bundle, Outcome, Platform, User, phone, run, works};
 
-/// A wait for ever would hide a hang; this is no assertion of speed.
+/// So that a hang is seen as one; not an assertion about speed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 const GEN_QR: &str = "'../scripts/gen_qr' --terminal --no-confirm";
@@ -194,7 +194,7 @@ fn after(codes: &str, (ink, paper): (bool, bool)) -> (bool, bool) {
     }
 }
 
-/// The QR code is shown, suspended, put off, shown in a window that is made smaller, and scanned.
+/// The QR code is shown, suspended, interrupted, shown in a window that is made smaller, and scanned.
 fn shown_and_taken_away(mut window: Window) {
     window.type_line(GEN_QR);
     let account = window.scan();
@@ -256,7 +256,7 @@ fn where_a_multiplexer_shows_no_blocks_the_qr_code_is_kept() {
     window.type_line("env -u TMUX LC_ALL=C tmux -S inner -f /dev/null new-session sh -i");
     window.type_line(GEN_QR);
     window.ends("that takes a UTF-8 locale, and LC_ALL is 'C'", 2);
-    // Who insists sees that it cannot be scanned, and has lost nothing.
+    // A user who insists sees that it cannot be scanned, and has lost nothing.
     window.type_line(&format!("LC_ALL=C.UTF-8 {GEN_QR}"));
     window.wait_for(ASKED);
     window.wait_for("________");

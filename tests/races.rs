@@ -1,5 +1,5 @@
-//! Scripts at the same time on one account, and scripts that are killed alone while the program they started goes on. Another run
-//! at work is said, nobody waits for it, and whatever was issued reaches its user, once.
+//! Scripts at the same time on one account, and scripts that are killed alone while the program they started goes on. A script
+//! says that another run is at work and does not wait for it; whatever was issued reaches its user, once.
 
 mod support;
 
@@ -35,7 +35,7 @@ fn pictures(directory: &Path) -> usize {
 /// A run of `gen_qr` whose program has reserved its output, and waits for CAS to hear that the once-marker is taken.
 struct Issuing<'a> {
     bundle: &'a Bundle,
-    /// Where it is without the line.
+    /// CAS's own address.
     cas: String,
     script: Child,
     go_on: mpsc::Sender<()>,
@@ -55,7 +55,7 @@ impl Issuing<'_> {
                 may_go_on.recv().expect("the test");
             },
         );
-        // To the scripts, CAS is where the line begins.
+        // The scripts see CAS at the address where the attacker listens.
         move_cas(bundle, &cas, &line.address);
         let mut command = bundle.script_command("gen_qr", &["--no-confirm"]);
         let script = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("a start");
@@ -68,7 +68,7 @@ impl Issuing<'_> {
         self.script.wait().expect("an end");
     }
 
-    /// Lets the program do its work to its end.
+    /// Lets the program finish.
     fn go_on(self) {
         self.go_on.send(()).expect("the line");
         let line = self.line.address.clone();
@@ -97,7 +97,7 @@ fn a_script_killed_alone_and_run_again_at_once_leaves_the_qr_code_to_the_program
     let mut issuing = Issuing::of(&bundle);
     issuing.kill_script();
     bundle.gen_qr(&[]).expect(3).saying(AT_WORK);
-    // Nor is the volume that it has open replaced meanwhile.
+    // Nor is the volume that it has open replaced.
     bundle.script("roll_forward", &["--yes"]).expect(3).saying(AT_WORK);
     issuing.go_on();
     bundle.all_ended("default");
@@ -106,7 +106,7 @@ fn a_script_killed_alone_and_run_again_at_once_leaves_the_qr_code_to_the_program
     bundle.gen_qr(&["--output", "again.svg"]).expect(5).saying("issued already");
 }
 
-/// A container goes on when the script is killed, and docker's client, too.
+/// A container goes on when the script and docker's client are killed.
 #[test]
 fn a_container_that_was_left_running_is_seen_and_what_it_writes_is_delivered() {
     if !docker_is_there() {
@@ -190,7 +190,7 @@ fn killed_while_it_is_copied_to_another_file_system_the_next_run_says_where_anot
     let said = format!("a run was cut off while it delivered this QR code: '{first}' may hold it, too");
     bundle.gen_qr(&["--output", "second.svg"]).expect(0).saying(&said);
     assert_eq!(fs::read(&first).expect("the first"), fs::read(bundle.root.join("second.svg")).expect("the second"));
-    // The same way, not cut off: nothing is left to be said.
+    // Without the kill there is nothing to report.
     bundle.script("roll_forward", &["--yes"]).expect(0);
     let third = elsewhere.path().join("third.svg").display().to_string();
     bundle.gen_qr(&["--output", &third]).expect(0);
@@ -216,7 +216,7 @@ fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
             let understood = output.status.success() || explained.iter().any(|words| stderr.contains(words));
             assert!(understood, "round {round}: {:?}\n{stderr}", output.status.code());
         }
-        // Whoever comes next finds something to go on with.
+        // The next run can go on.
         if bundle.known("default", &["pending"]) != "null" {
             bundle.script("roll_forward", &["--yes"]).expect(0);
         }
@@ -241,7 +241,7 @@ fn a_create_that_was_overtaken_by_another_leaves_its_account_and_volumes_alone()
     bundle.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("issued already");
 }
 
-/// Before each of its calls another run replaces what it has read.
+/// Before each of its calls another run replaces the state that it has read.
 #[test]
 fn gen_qr_beside_a_roll_forward_opens_no_volume_but_the_one_the_state_names() {
     let (bundle, _) = enrolled();
@@ -257,7 +257,7 @@ fn gen_qr_beside_a_roll_forward_opens_no_volume_but_the_one_the_state_names() {
         if beside.contains("ended: 0") {
             outcome.expect(1).saying(CHANGED);
             refused += 1;
-            // Its QR code is issued to whoever asks now, on its own volume.
+            // The new QR code is issued to whoever asks now, on its own volume.
             bundle.gen_qr(&["--output", "new.svg"]).expect(0);
         } else {
             assert!(beside.is_empty() || beside.contains(AT_WORK), "{beside}");
@@ -283,7 +283,7 @@ fn create_beside_a_roll_forward_is_told_of_it_and_gives_nothing_up() {
         assert!(!stderr.contains("hint: ") && !stderr.contains("begun"), "{stderr}");
         code == 0 || stderr.contains(AT_WORK) || stderr.contains(CHANGED)
     };
-    // The one in the middle of the other, and the other way round.
+    // Each in the middle of the other.
     for (outer, inner) in [(("create", &[][..]), "./roll_forward --yes"), (("roll_forward", &["--yes"]), "./create")] {
         let mut refused = 0;
         for number in 1.. {
@@ -321,7 +321,7 @@ fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it
         fs::write(bundle.bin.join("beside"), "").expect("a file");
         bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
         let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
-        // What is issued meanwhile is issued against a code, as long as the old ones live, and is that code's secret.
+        // What is issued meanwhile is issued for a code, while the old ones are valid, and holds that code's secret.
         assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
         let issued = bundle.root.join("two.svg").exists();
         if !beside.is_empty() {
@@ -335,7 +335,7 @@ fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it
             fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
         }
         assert!(!bundle.accepts(&account));
-        // The clock stands still, and who else is logged in is not ours to decide.
+        // The clock stands still, and who else is logged in is not up to us.
         let report = bundle.script("doctor", &[]).text();
         let wrong =
             report.lines().find(|line| line.starts_with("wrong") && !line.contains("clock") && !line.contains("users"));
@@ -358,7 +358,7 @@ fn a_roll_forward_while_a_first_code_is_waited_for_is_said_and_the_new_secret_no
     assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
     let mut gen_qr = bundle.script_command("gen_qr", &["--confirm-file", "code"]);
     let script = gen_qr.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
-    // It is opened when the other side waits for the code.
+    // The pipe opens when the script waits for the code.
     let mut code = fs::OpenOptions::new().write(true).open(&pipe).expect("the pipe");
     let account = bundle.scan("qrcode.svg");
     // Nothing is held while a code is waited for.
@@ -400,7 +400,7 @@ fn doctor_beside_another_run_says_so_and_names_no_command() {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
     bundle.install(scripts!());
     bundle.enrol("default");
-    // Something is wrong that it would mend else.
+    // Something that it would otherwise mend.
     fs::set_permissions(bundle.state_file("default"), std::os::unix::fs::PermissionsExt::from_mode(0o640))
         .expect("permissions");
     let alone = bundle.script("doctor", &[]).stdout;

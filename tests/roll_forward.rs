@@ -11,7 +11,7 @@ use support::watched::{KILL, RENAME, Watched, running};
 use support::{Platform, SmallDisk, docker_is_there, is_root, phone, run, run_with_input, strace_is_there};
 
 /// The number of the call that is a roll-forward's first upload.
-const FIRST_UPLOAD: usize = 5;
+const FIRST_UPLOAD: usize = 9;
 
 fn enrolled() -> (Watched, phone::Account) {
     Watched::enrolled(Platform::SimNative, scripts!())
@@ -376,7 +376,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
 fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() {
     let (bundle, account) = enrolled();
     // A roll-forward that was cut off has to be finished first, and can be: it starts no program.
-    bundle.script_with("after", 4, KILL, "roll_forward", &["--yes"], "");
+    bundle.script_with("after", FIRST_UPLOAD - 1, KILL, "roll_forward", &["--yes"], "");
     assert_ne!(bundle.known("default", &["pending"]), "null");
     let measured = bundle.known("default", &["mrenclave"]);
     let rebuild = || {

@@ -242,7 +242,7 @@ fn suspended_at_the_prompt_for_a_code_the_terminal_echoes_and_back_there_it_does
     session.send_control('z').expect("typing");
     session.exp_string("Stopped").expect("the shell");
     is_as_before(&mut session);
-    session.send_line("fg").expect("typing");
+    session.send_line("fg; echo \"ended: $?\"").expect("typing");
     session
         .exp_string("Code for 'SCONE OTP', 'alice' (changes in")
         .and_then(|_| session.exp_string("s): "))
@@ -447,7 +447,7 @@ fn a_qr_code_that_is_shown_keeps_no_roll_forward_waiting_and_is_destroyed_by_it(
 fn shown(session: &mut PtySession) -> phone::Account {
     session.exp_string("\x1b[?1049h").expect("the alternate screen");
     let drawn = session.exp_string("Scan it, then press Enter (Ctrl-C keeps it)").expect("the prompt");
-    // The session hands out bytes as characters.
+    // The session returns each byte as a character.
     let drawn = String::from_utf8(drawn.chars().map(|byte| byte as u8).collect()).expect("UTF-8");
     phone::scan(&as_svg(&drawn)).expect("a QR code that a phone can read")
 }

@@ -1,4 +1,4 @@
-//! A bundle in which every call of a tool is noted, and in which something can be done before or after any of them.
+//! A bundle in which every call of a tool is recorded, and in which a test can act before or after any of them.
 
 use std::fs;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::process::Command;
 
 use super::{Bundle, Outcome, Platform, User, copy, phone, run, run_with_input};
 
-/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
+/// Wraps `scone`, `scone-run` and `docker`: records each call, and runs a deed before or after the call that the test names.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 last=; for last; do :; done
@@ -29,7 +29,7 @@ pub const RENAME: &str = "rename,renameat,renameat2";
 
 pub const KILL: &str = "kill -9 $PPID; exit 1";
 
-/// A bundle in which every call of a tool is watched.
+/// A bundle in which every call of a tool is recorded.
 pub struct Watched {
     pub bundle: Bundle,
     pub bin: PathBuf,
@@ -58,7 +58,8 @@ impl Watched {
         // The bundle's own tools come before the host's.
         for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
             std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
-            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
+            // A copy is not.
             copy(&bin.join("watched"), &bin.join("stand-in"));
             fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
         }
@@ -104,7 +105,7 @@ impl Watched {
             for side in ["before", "after"] {
                 let outcome = self.script_with(side, number, KILL, script, args, &input());
                 if outcome.code == Some(0) {
-                    // It has no such call any more.
+                    // There is no such call any more.
                     assert!(number > 3, "{script} {args:?} makes {} calls only", number - 1);
                     return;
                 }
@@ -140,7 +141,7 @@ impl Watched {
         unreachable!("it ends some time")
     }
 
-    /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
+    /// Whether CAS accepts a code of this entry, tried with a service that has no volume. That spends the code, so time passes.
     pub fn accepts(&self, account: &phone::Account) -> bool {
         self.wait(30);
         let code = account.code_at(self.now());
@@ -158,7 +159,7 @@ impl Watched {
         account
     }
 
-    /// Asserts that the QR code that comes with a new volume's first start, which nobody asked for, lies nowhere.
+    /// Asserts that the QR code of a new volume's first start, for which nobody asked, is left nowhere.
     #[track_caller]
     pub fn holds_no_picture(&self) {
         for path in self.written().into_keys() {
@@ -178,10 +179,10 @@ impl Watched {
     }
 }
 
-/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
+/// A deed that runs scripts. They call the wrapped tools, too, where the deed must not run again. What it prints goes to `beside`.
 pub fn running(scripts: &str) -> String {
     let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
-    // Measuring is asked for in the environment: not of what is started here.
+    // The caller asked for a measurement in the environment, which the scripts started here must not inherit.
     let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
     format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
 }

@@ -8,6 +8,7 @@ use crate::cas::Cas;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
+use crate::policy;
 use crate::root;
 use crate::state::{self, Lock, State, StateFile};
 use crate::step;
@@ -18,6 +19,8 @@ enum AccountError {
     Vanished { name: String },
     #[error("image '{image}' is not the one in the policies: it was rebuilt")]
     AnotherImage { image: String },
+    #[error("session '{session}' was uploaded after CAS last confirmed it")]
+    Unconfirmed { session: String },
     #[error("cannot draw a random name for the namespace: {0}")]
     NoRandomName(io::Error),
     #[error("'{volumes}' cannot be moved: {cause}")]
@@ -91,10 +94,19 @@ impl Account {
         finishing.unwrap_or_else(|| self.script(crate::script(), ""))
     }
 
-    /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies.
+    /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies,
+    /// and nobody but us has uploaded these.
     pub fn check(&self) -> Result<(), Failure> {
         self.check_cas()?;
-        self.check_image()
+        self.check_image()?;
+        match policy::unconfirmed(self)? {
+            // A roll-forward may be under way, or was cut off.
+            Some(session) if self.state.pending.is_none() => {
+                let failure = Failure::from(AccountError::Unconfirmed { session: session.name(&self.state) });
+                Err(failure.hint(self.script("create", "   # if that was your run: ends it")))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Makes sure that the account's CAS is there, and still the one that was pinned.

@@ -1,4 +1,4 @@
-//! What a host may lack for a start, as it is said, and the command that helps.
+//! What a host may lack for a start: the words that say so, and the command that helps.
 
 use std::fs;
 
@@ -13,11 +13,14 @@ const RESTRICTIONS: &[(&str, &str, &str)] = &[
 ];
 
 impl Account {
-    /// The command that helps against what is said to be lacking.
+    /// The command that helps, by the words that say what is missing.
     pub fn remedy(&self, said: &str) -> Option<String> {
-        // The runtime's words. First: the kernel calls it "no space", too, if there may be no more of them.
+        // The runtime's words. They come first, since the kernel says "no space", too, where no more namespaces are allowed.
         if ["create a user namespace", "user namespaces may be restricted"].iter().any(|words| said.contains(words)) {
             return Some(allow_user_namespaces());
+        }
+        if ["/dev/sgx_enclave", "SGX device"].iter().any(|words| said.contains(words)) {
+            return Some("ls -l /dev/sgx_enclave   # is it there, and yours to use?".to_owned());
         }
         if said.contains("seccomp") {
             return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());

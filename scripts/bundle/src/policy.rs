@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
@@ -23,10 +24,14 @@ enum PolicyError {
     NoFile(io::Error),
     #[error("'scone session {subcommand}' did not print the hash of '{session}'")]
     NoHash { subcommand: &'static str, session: String },
+    #[error("'scone session read' did not print session '{session}': {cause}")]
+    NotShown { session: String, cause: serde_yaml::Error },
     #[error("CAS did not accept session '{session}': {reason}")]
     NotTaken { session: String, reason: String, exit: Exit },
     #[error("CAS at '{cas}' no longer holds session '{session}': it was wiped or restored")]
     Lost { cas: String, session: String },
+    #[error("session '{session}' is somebody else's version, or the state is an older copy")]
+    Replaced { session: String },
     #[error("CAS cannot be asked about session '{session}': {reason}")]
     NoAnswer { session: String, reason: String },
 }
@@ -35,7 +40,8 @@ impl Concern for PolicyError {
     fn exit(&self) -> Exit {
         match self {
             PolicyError::NotTaken { exit, .. } => *exit,
-            PolicyError::NoHash { .. } => Exit::Other,
+            PolicyError::Replaced { .. } => Exit::Refused,
+            PolicyError::NoHash { .. } | PolicyError::NotShown { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
     }
@@ -69,21 +75,38 @@ impl Session {
         }
     }
 
-    fn known_hash(self, state: &State) -> &Option<String> {
+    /// The version that CAS last confirmed: its hash, and what it replaced as far as that is known.
+    pub fn known(self, state: &State) -> (Option<&str>, Option<&str>) {
+        let (hash, predecessor) = match self {
+            Session::Namespace => (&state.namespace_hash, &state.namespace_predecessor),
+            Session::Otpqr => (&state.otpqr_hash, &state.otpqr_predecessor),
+            Session::Reset => (&state.reset_hash, &state.reset_predecessor),
+        };
+        (hash.as_deref(), predecessor.as_deref())
+    }
+
+    fn confirm(self, state: &mut State, version: Option<Version>) {
+        let (hash, predecessor) = version.map(|version| (version.hash, version.predecessor)).unzip();
         match self {
-            Session::Namespace => &state.namespace_hash,
-            Session::Otpqr => &state.otpqr_hash,
-            Session::Reset => &state.reset_hash,
+            Session::Namespace => (state.namespace_hash, state.namespace_predecessor) = (hash, predecessor),
+            Session::Otpqr => (state.otpqr_hash, state.otpqr_predecessor) = (hash, predecessor),
+            Session::Reset => (state.reset_hash, state.reset_predecessor) = (hash, predecessor),
         }
     }
 
-    pub fn hash(self, state: &mut State) -> &mut Option<String> {
-        match self {
-            Session::Namespace => &mut state.namespace_hash,
-            Session::Otpqr => &mut state.otpqr_hash,
-            Session::Reset => &mut state.reset_hash,
-        }
+    /// CAS has lost it.
+    pub fn forget(self, state: &mut State) {
+        self.confirm(state, None);
     }
+}
+
+/// The predecessor of a session's first version.
+const NONE: &str = "~";
+
+/// A version of a session.
+struct Version {
+    hash: String,
+    predecessor: String,
 }
 
 /// What the services of a session use, and what the session declares: the two differ while a roll-forward is under way.
@@ -131,8 +154,17 @@ pub fn deceives(c: char) -> bool {
         )
 }
 
-/// Renders a session's policy. Strict: a value the template names and we do not give is an error.
+/// Renders a session's policy as it is uploaded next. Strict: a value the template names and we do not give is an error.
 pub fn render(account: &Account, session: Session, versions: &Versions) -> Result<String, Failure> {
+    render_after(session.known(&account.state).0.unwrap_or(NONE), account, session, versions)
+}
+
+fn render_after(
+    predecessor: &str,
+    account: &Account,
+    session: Session,
+    versions: &Versions,
+) -> Result<String, Failure> {
     let state = &account.state;
     let path = account.root.join("templates").join(session.template());
     let shown = || path.display().to_string();
@@ -147,7 +179,7 @@ pub fn render(account: &Account, session: Session, versions: &Versions) -> Resul
     let values = json!({
         "namespace": state.namespace,
         "language": state.language,
-        "predecessor": session.known_hash(state).as_deref().unwrap_or("~"),
+        "predecessor": predecessor,
         "mrenclave": state.mrenclave,
         "issuer": state.issuer,
         "login": label(&state.login, versions.secret),
@@ -160,47 +192,30 @@ pub fn render(account: &Account, session: Session, versions: &Versions) -> Resul
     Ok(rendered.map_err(|cause| PolicyError::NotRendered { template: shown(), cause })?)
 }
 
-/// A policy rendered for one session: what CAS is to hold.
-struct Policy<'a> {
-    account: &'a Account,
-    session: String,
-    /// 0600, and removed when this goes.
-    file: NamedTempFile,
+/// `scone session SUBCOMMAND` on a policy's text, or on a session's name.
+fn run(account: &Account, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
+    let cas = format!("--cas={}", account.state.cas.address);
+    account.tools.scone.run(&["session".into(), subcommand.into(), cas.into(), what], &[])
 }
 
-impl<'a> Policy<'a> {
-    fn of(account: &'a Account, session: Session, versions: &Versions) -> Result<Policy<'a>, Failure> {
-        let text = render(account, session, versions)?;
-        let file = write(&text).map_err(PolicyError::NoFile)?;
-        Ok(Policy { account, session: session.name(&account.state), file })
+/// The same on a policy's text: the hash it prints, or what it says.
+fn run_on(
+    account: &Account,
+    session: Session,
+    subcommand: &'static str,
+    text: &str,
+) -> Result<Result<String, Finished>, Failure> {
+    // 0600, and removed at the end of this.
+    let file = write(text).map_err(PolicyError::NoFile)?;
+    let finished = run(account, subcommand, file.path().into())?;
+    if !finished.success() {
+        return Ok(Err(finished));
     }
-
-    /// `scone session SUBCOMMAND` on the policy: the hash it prints, or what it says.
-    fn scone(&self, subcommand: &'static str) -> Result<Result<String, Finished>, Failure> {
-        let finished = self.run(subcommand, self.file.path().into())?;
-        if !finished.success() {
-            return Ok(Err(finished));
-        }
-        let hash = finished.stdout.trim();
-        if !is_sha256(hash) {
-            return Err(PolicyError::NoHash { subcommand, session: self.session.clone() }.into());
-        }
-        Ok(Ok(hash.to_owned()))
+    let hash = finished.stdout.trim();
+    if !is_sha256(hash) {
+        return Err(PolicyError::NoHash { subcommand, session: session.name(&account.state) }.into());
     }
-
-    fn run(&self, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
-        let cas = format!("--cas={}", self.account.state.cas.address);
-        self.account.tools.scone.run(&["session".into(), subcommand.into(), cas.into(), what], &[])
-    }
-
-    /// Whether CAS has such a session at all; `None`: it does not say.
-    fn exists(&self) -> Result<Option<bool>, Failure> {
-        Ok(match self.run("read", OsString::from(&self.session))?.code {
-            Some(0) => Some(true),
-            Some(2) => Some(false),
-            _ => None,
-        })
-    }
+    Ok(Ok(hash.to_owned()))
 }
 
 fn write(text: &str) -> io::Result<NamedTempFile> {
@@ -209,11 +224,39 @@ fn write(text: &str) -> io::Result<NamedTempFile> {
     Ok(file)
 }
 
+/// What a session's active version replaced, as CAS shows it.
+enum Shown {
+    Predecessor(String),
+    /// There is no such session.
+    Nothing,
+    /// CAS did not answer.
+    Unknown(String),
+}
+
+fn show(account: &Account, session: Session) -> Result<Shown, Failure> {
+    #[derive(Deserialize)]
+    struct Head {
+        predecessor: Option<String>,
+    }
+    let finished = run(account, "read", session.name(&account.state).into())?;
+    Ok(match finished.code {
+        Some(0) => {
+            let head = serde_yaml::from_str::<Head>(&finished.stdout);
+            let head = head.map_err(|cause| PolicyError::NotShown { session: session.name(&account.state), cause })?;
+            Shown::Predecessor(head.predecessor.unwrap_or_else(|| NONE.to_owned()))
+        }
+        Some(2) => Shown::Nothing,
+        _ => Shown::Unknown(finished.reason()),
+    })
+}
+
 /// What CAS holds, compared with what the state says it should hold.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Held {
     Same,
     Different,
+    /// Whatever is in it, it is no version that we uploaded: somebody else did, or the state is an older copy.
+    Replaced,
     Nothing,
     /// CAS did not answer.
     Unknown(String),
@@ -221,48 +264,104 @@ pub enum Held {
 
 /// Compares without changing anything.
 pub fn compare(account: &Account, session: Session, versions: &Versions) -> Result<Held, Failure> {
-    let policy = Policy::of(account, session, versions)?;
-    let refusal = match policy.scone("verify")? {
-        Ok(_) => return Ok(Held::Same),
-        Err(refusal) => refusal,
-    };
-    Ok(match policy.exists()? {
-        Some(true) => Held::Different,
-        Some(false) => Held::Nothing,
-        None => Held::Unknown(refusal.reason()),
+    let (held, _) = look(account, session, versions)?;
+    if held != Held::Different {
+        return Ok(held);
+    }
+    // It may be that CAS did not answer any more.
+    Ok(match show(account, session)? {
+        Shown::Unknown(reason) => Held::Unknown(reason),
+        _ => held,
     })
 }
 
-/// Makes CAS hold this policy; returns the session's hash and whether anything had to change. The upload names the predecessor
-/// that the state holds, so that CAS refuses to overwrite what another run uploaded. An earlier run that was cut off after the
-/// upload but before it could record the hash is recognised: rendering is deterministic, so CAS then holds exactly what we would
-/// upload.
-pub fn upload(account: &Account, session: Session, versions: &Versions) -> Result<(String, bool), Failure> {
-    let policy = Policy::of(account, session, versions)?;
-    if session.known_hash(&account.state).is_some()
-        && let Ok(hash) = policy.scone("verify")?
-    {
-        return Ok((hash, false));
+/// What CAS holds; if it is what is wanted, also which version that is.
+///
+/// The content alone does not tell: whoever has the identity key can replace a session and put the old one back. But they cannot
+/// take its history back. Ours is the version that was confirmed, or one over it: of a run that was cut off after the upload but
+/// before it could record the hash. A CAS whose hashes do not cover the predecessor is compared by the predecessor it shows.
+fn look(account: &Account, session: Session, versions: &Versions) -> Result<(Held, Option<Version>), Failure> {
+    let predecessor = match show(account, session)? {
+        Shown::Predecessor(predecessor) => predecessor,
+        Shown::Nothing => return Ok((Held::Nothing, None)),
+        Shown::Unknown(reason) => return Ok((Held::Unknown(reason), None)),
+    };
+    let (known, before) = session.known(&account.state);
+    let is_next = predecessor == known.unwrap_or(NONE);
+    if !is_next && before.is_some_and(|before| before != predecessor) {
+        return Ok((Held::Replaced, None));
     }
-    let refusal = match policy.scone("create")? {
-        Ok(hash) => return Ok((hash, true)),
+    // With the predecessor that CAS shows it is what was uploaded, whether or not the hash covers it.
+    let text = render_after(&predecessor, account, session, versions)?;
+    let Ok(hash) = run_on(account, session, "verify", &text)? else { return Ok((Held::Different, None)) };
+    let is_ours = match known {
+        Some(known) if known == hash => before.is_none_or(|before| before == predecessor),
+        _ => is_next,
+    };
+    Ok(if is_ours { (Held::Same, Some(Version { hash, predecessor })) } else { (Held::Replaced, None) })
+}
+
+/// The first session that was uploaded once more since CAS last confirmed it, as by a run that was cut off. One that nobody but
+/// others can have uploaded is an error. What a state of format 1 does not tell is not asked.
+pub fn unconfirmed(account: &Account) -> Result<Option<Session>, Failure> {
+    for session in Session::ALL {
+        let (Some(hash), Some(before)) = session.known(&account.state) else { continue };
+        match show(account, session)? {
+            Shown::Predecessor(predecessor) if predecessor == before => {}
+            Shown::Predecessor(predecessor) if predecessor == hash => return Ok(Some(session)),
+            Shown::Predecessor(_) => return Err(replaced(account, session)),
+            Shown::Nothing | Shown::Unknown(_) => {}
+        }
+    }
+    Ok(None)
+}
+
+fn replaced(account: &Account, session: Session) -> Failure {
+    let session = session.name(&account.state);
+    Failure::from(PolicyError::Replaced { session }).hints(account.begin_anew())
+}
+
+/// Makes CAS hold this policy, and has the state say so (to be recorded); returns whether anything had to change. The upload
+/// names the predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded.
+pub fn upload(account: &mut Account, session: Session, versions: &Versions) -> Result<bool, Failure> {
+    let known = session.known(&account.state).0.map(str::to_owned);
+    if known.is_some() && is_there(account, session, versions)? {
+        return Ok(false);
+    }
+    let text = render(account, session, versions)?;
+    let refusal = match run_on(account, session, "create", &text)? {
+        Ok(hash) => {
+            let predecessor = known.unwrap_or_else(|| NONE.to_owned());
+            session.confirm(&mut account.state, Some(Version { hash, predecessor }));
+            return Ok(true);
+        }
         Err(refusal) => refusal,
     };
-    if let Ok(hash) = policy.scone("verify")? {
-        return Ok((hash, false));
+    if is_there(account, session, versions)? {
+        return Ok(false);
     }
-    Err(explain(&policy, session, refusal)?)
+    Err(explain(account, session, refusal)?)
+}
+
+/// Whether CAS holds this policy already. Then the state says so, too.
+fn is_there(account: &mut Account, session: Session, versions: &Versions) -> Result<bool, Failure> {
+    match look(account, session, versions)? {
+        (Held::Replaced, _) => Err(replaced(account, session)),
+        (_, None) => Ok(false),
+        (_, version) => {
+            session.confirm(&mut account.state, version);
+            Ok(true)
+        }
+    }
 }
 
 /// Why an upload was refused.
-fn explain(policy: &Policy, session: Session, refusal: Finished) -> Result<Failure, Failure> {
+fn explain(account: &Account, session: Session, refusal: Finished) -> Result<Failure, Failure> {
     let reason = refusal.reason();
-    let (account, session_name) = (policy.account, policy.session.clone());
-    let state = &account.state;
-    let is_known = session.known_hash(state).is_some();
+    let (state, session_name) = (&account.state, session.name(&account.state));
     let is_part_way = state.pending.as_ref().is_some_and(|pending| pending.uploads_done > 0);
-    let exit = match policy.exists()? {
-        Some(false) if is_known => {
+    let exit = match show(account, session)? {
+        Shown::Nothing if session.known(state).0.is_some() => {
             let lost = PolicyError::Lost { cas: state.cas.address.clone(), session: session_name };
             return Ok(Failure::from(lost)
                 .hint(account.script("roll_forward", " --cas-wiped   # new secret, new volume, new sessions")));
@@ -273,8 +372,8 @@ fn explain(policy: &Policy, session: Session, refusal: Finished) -> Result<Failu
             return Ok(Failure::from(failed).hints(account.remedy(&refusal.stderr)));
         }
         _ if is_part_way => Exit::PartWay,
-        Some(_) => Exit::Refused,
-        None => return Ok(PolicyError::NoAnswer { session: session_name, reason }.into()),
+        Shown::Unknown(_) => return Ok(PolicyError::NoAnswer { session: session_name, reason }.into()),
+        _ => Exit::Refused,
     };
     // Somebody else replaced it, or the state is an older copy: what CAS holds now is not for us to overwrite.
     let is_replaced = reason.contains("predecessor");

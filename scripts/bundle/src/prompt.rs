@@ -32,7 +32,7 @@ pub struct Prompt<'a> {
     pub hide: &'static str,
     /// Whether the answer can be seen as it is typed.
     pub echo: bool,
-    /// What somebody who presses Ctrl-C has to know.
+    /// What a person who presses Ctrl-C has to know.
     pub remains: &'a str,
 }
 

@@ -104,7 +104,7 @@ mod tests {
     fn the_runtime_s_words_count_before_the_program_s_code() {
         let fatal = |cause: &str| format!("[SCONE|FATAL] init.c:1: failed\n  Caused by: {cause}\n");
         assert_eq!(answer(10, &fatal("One-time Password is invalid")), Answer::CodeInvalid);
-        let attested = |cause: &str| fatal(cause).replace(" failed", " Attestation failed");
+        let attested = |cause: &str| fatal(cause).replacen(" failed", " Attestation failed", 1);
         assert_eq!(answer(134, &attested("something new")), Answer::Refused);
         assert_eq!(answer(134, &attested("CAS failed, see its log")), Answer::CasFailed);
         assert_eq!(answer(134, &fatal("No space left on device")), Answer::Host);

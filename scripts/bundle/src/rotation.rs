@@ -8,7 +8,7 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::issue::{Output, discard};
-use crate::policy::{Held, Session, Versions, compare, render, upload};
+use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload};
 use crate::prompt;
 use crate::state::{Lock, Pending, State};
 use crate::step;
@@ -102,6 +102,8 @@ impl Rotation {
     /// Begins one, or goes on with one that was begun. With `code` the secret stays, and only the volume is new.
     pub fn forward(&mut self, code: Option<&Source>) -> Result<String, Failure> {
         self.account.check_cas()?;
+        // One of our own that was cut off is gone on with.
+        unconfirmed(&self.account)?;
         let keep_secret = code.is_some();
         let image = self.account.check_image();
         if self.account.state.pending.is_none() || keep_secret {
@@ -251,14 +253,13 @@ impl Rotation {
             return Ok(());
         }
         step(doing);
-        let uploaded = upload(&self.account, session, versions);
+        let uploaded = upload(&mut self.account, session, versions);
         let is_refused = uploaded.as_ref().is_err_and(Failure::is_refusal);
         if number == 0 && is_refused && !to.takes_over(&self.account.state) {
             // CAS said no, and holds what it held: nothing was begun.
             self.record(lock, None)?;
         }
-        let (hash, _) = uploaded?;
-        *session.hash(&mut self.account.state) = Some(hash);
+        uploaded?;
         to.uploads_done = number + 1;
         self.record(lock, Some(to))
     }
@@ -313,6 +314,7 @@ impl Rotation {
         let Some(mut to) = self.account.state.pending.clone() else {
             return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.account.name));
         };
+        unconfirmed(&self.account)?;
         notice(self.account.check_image());
         let lock = self.account.lock()?.passed_on()?;
         let state = &self.account.state;
@@ -334,8 +336,8 @@ impl Rotation {
             self.record(&lock, Some(&to))?;
         }
         step("dropping what was declared beside the old");
-        let (hash, _) = upload(&self.account, Session::Otpqr, &Versions::current(&self.account.state))?;
-        self.account.state.otpqr_hash = Some(hash);
+        let old = Versions::current(&self.account.state);
+        upload(&mut self.account, Session::Otpqr, &old)?;
         self.record(&lock, None)?;
         Ok(format!("undone: account '{}' is as it was; its codes stay valid", self.account.name))
     }
@@ -356,7 +358,7 @@ impl Rotation {
         discard(&self.account, &lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
-        (state.namespace_hash, state.otpqr_hash, state.reset_hash) = (None, None, None);
+        Session::ALL.into_iter().for_each(|session| session.forget(state));
         // From here on `create` can finish it, too.
         self.record(&lock, None)?;
         let create = self.account.script("create", "   # goes on");
@@ -368,8 +370,7 @@ impl Rotation {
         let new = Versions::current(&self.account.state);
         for session in Session::ALL {
             step(format!("policy '{}'", session.name(&self.account.state)));
-            let (hash, _) = upload(&self.account, session, &new)?;
-            *session.hash(&mut self.account.state) = Some(hash);
+            upload(&mut self.account, session, &new)?;
             self.account.record(lock)?;
         }
         Ok(())
@@ -383,7 +384,7 @@ impl Rotation {
             match compare(&self.account, session, &Versions::current(state))? {
                 Held::Nothing => lost = Some(session.name(state)),
                 Held::Unknown(reason) => return Err(RotationError::NoAnswer { reason }.into()),
-                Held::Same | Held::Different => held = held.or(Some(session.name(state))),
+                Held::Same | Held::Different | Held::Replaced => held = held.or(Some(session.name(state))),
             }
         }
         match (held, lost) {

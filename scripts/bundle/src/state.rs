@@ -15,7 +15,8 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Platform;
 
-const FORMAT: u32 = 1;
+/// Since format 2 the predecessors are recorded.
+const FORMAT: u32 = 2;
 
 /// No secret and no volume gets a higher number.
 pub const LAST_VERSION: u32 = 1_000_000;
@@ -79,6 +80,10 @@ pub struct State {
     pub namespace_hash: Option<String>,
     pub otpqr_hash: Option<String>,
     pub reset_hash: Option<String>,
+    /// What these versions replaced, as policies say it: a hash, or '~' for nothing; absent: not known.
+    pub namespace_predecessor: Option<String>,
+    pub otpqr_predecessor: Option<String>,
+    pub reset_predecessor: Option<String>,
     pub volume_version: u32,
     pub secret_version: u32,
     /// A roll-forward that was begun; recorded before CAS is changed.
@@ -113,6 +118,9 @@ impl State {
             namespace_hash: None,
             otpqr_hash: None,
             reset_hash: None,
+            namespace_predecessor: None,
+            otpqr_predecessor: None,
+            reset_predecessor: None,
             volume_version: 1,
             secret_version: 1,
             pending: None,
@@ -224,12 +232,13 @@ pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Fa
         format: u32,
     }
     match serde_yaml::from_slice::<Version>(&content) {
-        Ok(Version { format: FORMAT }) => {}
+        Ok(Version { format: 1..=FORMAT }) => {}
         Ok(Version { format }) => return Err(StateError::Format { file, found: format }.into()),
         Err(_) => return Err(StateError::NotOurs { file }.into()),
     }
     let state = serde_yaml::from_slice(&content);
-    let state: State = state.map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
+    let mut state: State = state.map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
+    state.format = FORMAT;
     if let Some(what) = state.implausible() {
         return Err(StateError::Implausible { file, what }.into());
     }

@@ -15,7 +15,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use scone_protocol::{hex, unhex};
 use serde::{Deserialize, Serialize};
 
-use crate::session::is_session_name;
+use crate::session::{is_component, is_free_name, is_session_name};
 pub use chain::{Chain, Flaw};
 pub use export::{Checkpoint, Export, write_entry, write_seal};
 pub use parts::{PART, checkpoint, for_each, forget, last, write_part};
@@ -168,7 +168,7 @@ fn write(
         sequence: before + 1,
         time,
         event: record.event.text().to_owned(),
-        subject: named(record.subject, is_session_name(record.subject), "(not a name)"),
+        subject: named(record.subject, is_subject(record.subject), "(not a name)"),
         who: named(record.who, is_hash(record.who), "(not a key hash)"),
         measurement: named(record.measurement, is_hash(record.measurement), "(not a measurement)"),
         outcome: record.outcome.to_owned(),
@@ -180,6 +180,19 @@ fn write(
     tx.prepare_cached(&format!("INSERT INTO audit ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)"))?
         .execute(params![sequence, time, event, subject, who, measurement, outcome, previous, hash])?;
     Ok((sequence, hash))
+}
+
+/// A volume as [`Record::subject`]. A name that is no component of a session's stands in quotes, so that it cannot be mistaken
+/// for a volume of another session.
+pub fn volume_subject(session: &str, volume: &str) -> String {
+    if is_component(volume) { format!("{session}/{volume}") } else { format!("{session}/\"{volume}\"") }
+}
+
+fn is_subject(subject: &str) -> bool {
+    match subject.split_once("/\"") {
+        None => is_session_name(subject),
+        Some((session, volume)) => is_session_name(session) && volume.strip_suffix('"').is_some_and(is_free_name),
+    }
 }
 
 #[cfg(test)]
@@ -351,5 +364,18 @@ mod tests {
         assert_eq!(entry.subject, "(not a name)");
         assert_eq!(entry.who, "(not a key hash)");
         assert_eq!(entry.measurement, "(not a measurement)");
+    }
+
+    #[test]
+    fn a_volumes_name_is_written_down_and_cannot_pass_for_another_sessions_volume() {
+        let mut db = Connection::open_in_memory().unwrap();
+        db.execute_batch(crate::store::TABLES).unwrap();
+        let tx = db.transaction().unwrap();
+        let long = "x".repeat(513);
+        for volume in ["line\nbreak", &long, "v", "data:v1", "otpqr/v"] {
+            append(&tx, 1, &Record { subject: &volume_subject("ns", volume), ..READ }).unwrap();
+        }
+        let subjects = read(&tx).into_iter().map(|entry| entry.subject).collect::<Vec<_>>();
+        assert_eq!(subjects, ["(not a name)", "(not a name)", "ns/v", "ns/\"data:v1\"", "ns/\"otpqr/v\""]);
     }
 }

@@ -18,9 +18,11 @@ use std::fmt;
 
 pub use scone_protocol::UpdatePolicy;
 use scone_protocol::hex;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use yaml_serde::Value;
 
-pub use not_simulated::{NOT_SIMULATED, VALUES_NOT_SIMULATED};
+pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
 pub use volume::{Image, InjectionFile, Mount, Volume, VolumeExport, VolumeImport};
@@ -59,7 +61,7 @@ pub struct Session {
     pub version: String,
     /// `component[/component...]`: all but the last name the namespace.
     pub name: String,
-    /// The hash of the session this one replaces; not part of the hash.
+    /// The hash of the version this one replaces.
     #[serde(default, deserialize_with = "syntax::predecessor")]
     pub predecessor: Option<String>,
     /// The programs this session configures.
@@ -121,7 +123,7 @@ pub struct Security {
     /// Whether an enclave must never have been used before. Here every start makes a new one: kept, without further effect.
     #[serde(default, skip_serializing_if = "is_default")]
     pub singleton_enclaves: bool,
-    /// What the service's caller must know (section 2.10).
+    /// What the service's caller must know (section 2.10); placeholders stand for secrets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_access_token: Option<String>,
 }
@@ -142,6 +144,11 @@ pub struct Attestation {
     /// The secret whose codes start the session's services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,
+    /// As every field of this type, it may only say what holds without it: see [`DEFAULTS`].
+    #[serde(default, skip_serializing)]
+    must_be_sgx_local: IgnoredAny,
+    #[serde(default, skip_serializing)]
+    url: IgnoredAny,
 }
 
 /// Whether evidence is judged at all.
@@ -167,7 +174,7 @@ impl Session {
             return Err(SessionError::TooLong);
         }
         // As a tree first: this bounds what aliases expand to, and finds duplicate keys and what is not simulated.
-        not_simulated::refuse(&tree::read(text)?)?;
+        not_simulated::refuse(&read_tree(text)?)?;
         let mut session: Session = yaml_serde::from_str(text)?;
         if let Some(name) = name {
             session.name = name.to_owned();
@@ -183,13 +190,15 @@ impl Session {
         yaml_serde::to_string(self)
     }
 
-    /// The session hash: 64 lower-case hex digits over all but the predecessor (section 2.4). The construction is our own:
-    /// SHA-256 over a domain label and the normal form as JSON, whose order is fixed.
+    /// The session hash: 64 lower-case hex digits (section 2.4). The construction is our own: SHA-256 over a domain label and the
+    /// normal form as JSON, whose order is fixed.
+    ///
+    /// Assumption: it covers the predecessor, and so all versions before. SCONE says that a salt in any of them makes all later
+    /// hashes unguessable, which implies it.
     pub fn hash(&self) -> String {
-        let content = Session { predecessor: None, ..self.clone() };
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         hash.update(b"scone-sim session 1\0");
-        hash.update(serde_json::json!(content).to_string().as_bytes());
+        hash.update(serde_json::json!(self).to_string().as_bytes());
         hex(hash.finish().as_ref())
     }
 
@@ -231,6 +240,14 @@ impl Session {
     }
 }
 
+/// The tree of a policy's text. A tag is refused, but a documented key that is not served is named before that.
+pub fn read_tree(text: &str) -> Result<Value, SessionError> {
+    tree::read(text).or_else(|error| {
+        tree::read_without_tags(text).map_or(Ok(()), |tree| not_simulated::refuse(&tree))?;
+        Err(error.into())
+    })
+}
+
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -251,8 +268,14 @@ pub fn is_session_name(name: &str) -> bool {
     name.len() <= 512 && name.split('/').all(is_component)
 }
 
-/// Whether `name` can be the name of a service, image, volume or secret, or one component of a session's.
+/// Whether `name` can be the name of a service or secret, or one component of a session's.
 pub fn is_component(name: &str) -> bool {
     let allowed = |c: u8| c.is_ascii_alphanumeric() || b"_-.~".contains(&c);
     (1..=128).contains(&name.len()) && name.bytes().all(allowed) && name != "." && name != ".."
+}
+
+/// Whether `name` can be the name of an image or a volume: any text (sections 2.6 and 2.7), such as a container image's name.
+/// Assumption: without control characters, and of at most 512 bytes.
+pub fn is_free_name(name: &str) -> bool {
+    (1..=512).contains(&name.len()) && !name.contains(char::is_control)
 }

@@ -41,7 +41,7 @@ fn the_log_tells_who_did_what_when_and_why_not() {
     set(Some("22"), &key).unwrap_err();
     set(None, &key).unwrap();
     let hash = world.scone(&["session", "verify", &world.render("namespace", "1", None)]).succeeds();
-    world.scone(&["session", "create", &world.render("namespace", "1", Some(hash.trim()))]).succeeds();
+    let second = world.scone(&["session", "create", &world.render("namespace", "1", Some(hash.trim()))]).succeeds();
     world.scone(&["session", "create", &world.render("namespace", "1", Some(ANOTHER))]).fails(1, "409 Conflict");
     world.scone(&["session", "list"]).succeeds();
     world.exit_and_restart();
@@ -78,7 +78,7 @@ fn the_log_tells_who_did_what_when_and_why_not() {
         "volume FSPF tag updated ns/otpqr/single_run_1 - - refused: stale tag".to_owned(),
         format!("volume FSPF tag updated ns/otpqr/single_run_1 - - accepted: {tag}"),
         format!("session read ns {alice} - accepted"),
-        format!("session updated ns {alice} - accepted: {hash}").trim().to_owned(),
+        format!("session updated ns {alice} - accepted: {second}").trim().to_owned(),
         format!("session updated ns {alice} - refused: The given predecessor is not the active session's hash"),
         "CAS exited - - - accepted".to_owned(),
         "CAS started - - - accepted".to_owned(),

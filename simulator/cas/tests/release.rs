@@ -226,6 +226,28 @@ fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
     assert_eq!(rig.ask("b/s").unwrap().access_proof, None);
 }
 
+/// The text of a placeholder is in the policy for its readers, so it must not open the service.
+#[test]
+fn an_access_token_by_reference_is_the_secrets_value() {
+    let mut rig = Rig::new();
+    let token = "security: {service_access_token: \"t-$$SCONE::token$$\"}\n";
+    let service = service_with("command: /p");
+    rig.put("owner", "secrets: [{name: token, kind: ascii, value: correct-horse, export: {session: b}}]\n");
+    rig.put("a", &format!("{service}{token}secrets: [{{name: token, kind: ascii, value: correct-horse}}]\n"));
+    rig.put("b", &format!("{service}{token}secrets: [{{name: token, import: {{session: owner, secret: token}}}}]\n"));
+    for service in ["a/s", "b/s"] {
+        let claim = |token: &str| {
+            let proof = access_proof(End::Runtime, token, &[0; 32], "");
+            let access = Access { proof: Some(&proof), ..Access::default() };
+            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access })
+        };
+        for wrong in ["t-$$SCONE::token$$", "$$SCONE::token$$", "correct-horse", "t-", ""] {
+            assert_eq!(claim(wrong).unwrap_err().last().unwrap(), "The given service access token is invalid");
+        }
+        claim("t-correct-horse").unwrap();
+    }
+}
+
 #[test]
 fn who_lacks_the_access_token_cannot_use_up_codes() {
     let mut rig = Rig::new();
@@ -436,6 +458,21 @@ fn a_private_key_is_of_its_type_and_comes_as_pem_or_der() {
     rig.put("a", &(service_with("command: /p\n    image_name: i") + &lines));
     let file = &rig.ask("a/s").unwrap().injection_files[0];
     assert_eq!(file.content.expose(), hex(given.serialized_der()));
+}
+
+/// Where it is imported, its type is not known before the service starts.
+#[test]
+fn a_private_key_of_a_type_that_is_not_simulated_is_given_as_it_is_but_signs_no_certificate() {
+    let mut rig = Rig::new();
+    let pem = include_str!("session/p521.pem");
+    let key =
+        format!("{{name: k, kind: private-key, value: \"{}\", export: {{session: b}}}}", pem.replace('\n', "\\n"));
+    rig.put_showing("a", &["$$SCONE::k:pkcs8:pem$$"], &format!("secrets: [{key}]\n"));
+    let import = "secrets: [{name: k, import: {session: a, secret: k}}, {name: c, kind: x509, private_key: k}]\n";
+    rig.put_showing("b", &["$$SCONE::c$$"], import);
+    let refusal = "Certificate 'c' needs a private key of a type that is not simulated";
+    assert_eq!(rig.ask("b/s").unwrap_err().last().unwrap(), refusal);
+    assert_eq!(rig.shown("a"), [pem]);
 }
 
 const PKI: &str = "secrets:

@@ -120,7 +120,14 @@ fn parameters(secret: &Secret, kind: Kind) -> Result<CertificateParams> {
 /// Signs a certificate with its issuer's key, or with its own.
 fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: Option<&Value>) -> Result<Vec<u8>> {
     parameters.use_authority_key_identifier_extension = issuer.is_some();
-    let key = KeyPair::try_from(key).map_err(failed)?;
+    // A key that was given may be of any type.
+    let signing = |key: &[u8]| {
+        KeyPair::try_from(key).map_err(|_| {
+            let name = &secret.name;
+            Refusal::misconfigured(format!("Certificate '{name}' needs a private key of a type that is not simulated"))
+        })
+    };
+    let key = signing(key)?;
     let Some(issuer) = issuer else {
         return Ok(parameters.self_signed(&key).map_err(failed)?.der().to_vec());
     };
@@ -129,7 +136,7 @@ fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: 
     let issuers_key = issuers_key.ok_or_else(|| {
         Refusal::misconfigured(format!("Certificate '{name}' cannot sign: its private key is not there"))
     })?;
-    let issuers_key = KeyPair::try_from(issuers_key).map_err(failed)?;
+    let issuers_key = signing(issuers_key)?;
     let certificate = CertificateDer::from(issuer.bytes.as_slice());
     let issuer = Issuer::from_ca_cert_der(&certificate, issuers_key).map_err(failed)?;
     Ok(parameters.signed_by(&key, &issuer).map_err(failed)?.der().to_vec())

@@ -98,7 +98,7 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
 
     let secrets = Secrets { tx, now };
     let mut configuration = prepare(&secrets, &session, service)?;
-    configuration.access_proof = check_access(&session, &claim.access)?;
+    configuration.access_proof = check_access(&secrets, &session, &claim.access)?;
     if let Some(text) = session.code_secret(service) {
         let secret = secrets.shared_secret(&session, text)?;
         let verdict = codes::check(tx, &secret, claim.code, now)?;
@@ -115,7 +115,11 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
 
 /// Checks the service access token (section 2.10) before all else, so that a caller without it can neither try codes nor use
 /// them up. Gives CAS's own proof, for the runtime to check. The messages are our own: SCONE's are not documented.
-fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>, Stop<Refusal>> {
+fn check_access(
+    secrets: &Secrets<'_>,
+    session: &Session,
+    access: &Access<'_>,
+) -> Result<Option<String>, Stop<Refusal>> {
     let Access { proof, exporter, nonce } = access;
     let Some(token) = &session.security.service_access_token else {
         // The runtime would refuse what came without CAS's proof, and the code would be spent for nothing.
@@ -127,6 +131,11 @@ fn check_access(session: &Session, access: &Access<'_>) -> Result<Option<String>
             )),
         };
     };
+    let token = &secrets.text(session, token)?;
+    // An imported secret may be empty: everybody knows that.
+    if token.is_empty() {
+        return Err(Refusal::misconfigured("The service access token is empty".into()));
+    }
     let Some(proof) = proof else {
         return refuse(Refusal::no_configuration(
             "A service access token is required to access this session",

@@ -81,7 +81,7 @@ impl Secrets<'_> {
     /// Puts secrets in the place of placeholders.
     pub fn bytes(&self, session: &Session, text: &str) -> Result<Vec<u8>> {
         let mut filled = Vec::new();
-        for part in parts(text).map_err(StoreError::Damaged)? {
+        for part in parts(&session.name, text).map_err(|flaw| StoreError::Damaged(flaw.to_string()))? {
             match part {
                 Part::Text(text) => filled.extend_from_slice(text.as_bytes()),
                 Part::Secret(Placeholder { name, format, json }) => {

@@ -166,16 +166,15 @@ fn upload(
     erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
     let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
-    let predecessor = session.predecessor.take();
     let before = store::active(tx, &session.name)?;
-    match (&before, predecessor) {
+    match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
             if !admits(&active.session.access_policy.update, &active.creator, Some(client)) {
                 return refuse(ClientRefusal::Denied(session.name));
             }
             match predecessor {
                 None => return refuse(ClientRefusal::Exists),
-                Some(hash) if hash != active.hash => return refuse(ClientRefusal::WrongPredecessor),
+                Some(hash) if *hash != active.hash => return refuse(ClientRefusal::WrongPredecessor),
                 Some(_) => {}
             }
         }
@@ -200,10 +199,7 @@ fn upload(
     let hash = session.hash();
     let version = before.as_ref().map_or(1, |before| before.version + 1);
     let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
-    // The same content again makes no new version.
-    if before.as_ref().is_none_or(|before| before.hash != hash || before.creator != new.creator) {
-        *erased = store::activate(tx, &new)?;
-    }
+    *erased = store::activate(tx, &new)?;
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
         // A secret that is not available now (its owner does not exist yet) has no wait to lift.

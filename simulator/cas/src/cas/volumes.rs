@@ -5,7 +5,7 @@ use scone_protocol::{Secret, SetTag, UpdatePolicy, VolumeGrant, hex, unhex};
 
 use super::release::Refusal;
 use super::{Cas, CasError, Stop, secrets, settle};
-use crate::audit::{self, Event, Record};
+use crate::audit::{self, Event, Record, volume_subject};
 use crate::session::{Mount, Session, VolumeImport};
 use crate::store::{self, StoreError};
 
@@ -19,7 +19,7 @@ impl Cas {
                 Ok(()) => format!("accepted: {}", request.new),
                 Err(refusal) => format!("refused: {}", refusal.reason),
             };
-            let subject = format!("{}/{}", request.session, request.volume);
+            let subject = volume_subject(&request.session, &request.volume);
             let event = Event::VolumeTagUpdated;
             audit::append(tx, now, &Record { event, subject: &subject, who: "", measurement: "", outcome: &outcome })?;
             Ok(result.map_err(|refusal| refusal.causes))

@@ -74,8 +74,13 @@ fn verify(peer: &Peer, mut session: Session) -> Result<String> {
         session.creator = Some(peer.identity.certificate_pem.clone());
     }
     let active = read(peer, &session.name)?;
+    let active = Session::parse(&active.session).map_err(|error| CliError::alone(error.to_string()))?;
+    // Assumption: a file that names no predecessor is compared as `update` would upload it in the active one's place.
+    if session.predecessor.is_none() {
+        session.predecessor.clone_from(&active.predecessor);
+    }
     // The hash is computed here from what was read: CAS's word for it is not needed.
-    let actual = Session::parse(&active.session).map_err(|error| CliError::alone(error.to_string()))?.hash();
+    let actual = active.hash();
     if actual != session.hash() {
         return Err(CliError::alone(format!("The active session is another one, its hash is {actual}")));
     }

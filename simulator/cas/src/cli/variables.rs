@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use yaml_serde::Value;
 
-use crate::session::tree;
+use crate::session::read_tree;
 
 /// Fills in the variables. A `~` for a whole value stands for nothing. A text without variables stays as it is, so that
 /// later errors name its lines.
@@ -20,7 +20,7 @@ pub fn substitute(text: String, given: &[String], use_env: bool) -> Result<Strin
         None if use_env => std::env::var(name).ok(),
         None => None,
     };
-    let mut tree = tree::read(&text).map_err(|error| error.to_string())?;
+    let mut tree = read_tree(&text).map_err(|error| error.to_string())?;
     let mut changed = false;
     fill(&mut tree, "", &lookup, &mut changed).map_err(|(path, name)| {
         let (line, column) = position(&text, &name);
@@ -116,6 +116,11 @@ mod tests {
     fn a_variable_without_value_is_an_error_in_scones_words() {
         let error = filled("a: b\nversion: x\nname: $SESSION\n", &[]).unwrap_err();
         assert_eq!(error, "name: Value for variable $SESSION is missing at line 3 column 7");
+    }
+
+    #[test]
+    fn a_documented_key_is_named_before_a_tag_in_its_value_is_refused() {
+        assert_eq!(filled("salt: !random x\n", &[]).unwrap_err(), "not simulated: salt");
     }
 
     #[test]

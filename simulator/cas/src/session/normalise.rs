@@ -21,6 +21,12 @@ impl Session {
                 file.permission = "0o700".into();
             }
         }
+        let mounts = self.images.iter_mut().flat_map(|image| &mut image.volumes).map(|mount| &mut mount.path);
+        for directory in self.services.iter_mut().filter_map(|service| service.pwd.as_mut()).chain(mounts) {
+            if directory.len() > 1 && directory.ends_with('/') {
+                directory.pop();
+            }
+        }
         self.normalise_attestation();
         Ok(())
     }
@@ -111,10 +117,10 @@ impl Secret {
     }
 }
 
-/// Makes a reference to a session absolute: `./nested` and `../sibling` start from this session's name (section 2.11).
+/// Makes a reference to a session absolute: `./nested`, `..` and `../sibling` start from this session's name (section 2.11).
 fn resolve<'a>(own_name: &str, reference: impl Into<Option<&'a mut String>>, path: &str) -> Result<(), SessionError> {
     let Some(reference) = reference.into() else { return Ok(()) };
-    if !reference.starts_with("./") && !reference.starts_with("../") {
+    if !matches!(reference.split('/').next(), Some("." | "..")) {
         return Ok(());
     }
     let mut at: Vec<&str> = own_name.split('/').collect();
@@ -127,6 +133,6 @@ fn resolve<'a>(own_name: &str, reference: impl Into<Option<&'a mut String>>, pat
             name => at.push(name),
         }
     }
-    *reference = at.join("/");
+    *reference = if at.is_empty() { "/".to_owned() } else { at.join("/") };
     Ok(())
 }

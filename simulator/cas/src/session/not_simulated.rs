@@ -2,12 +2,13 @@
 
 use yaml_serde::Value;
 
-use super::SessionError;
 use super::placeholder::OPEN;
+use super::{SessionError, rule};
 
 /// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
 pub const NOT_SIMULATED: &[&str] = &[
     "salt",
+    "creator.signer",
     "namespace_hash",
     "secret_config",
     "access_policy.list_sessions",
@@ -39,6 +40,18 @@ pub const NOT_SIMULATED: &[&str] = &[
     "secrets.import.cas_software_key",
     "security.attestation.trusted_scone_qe_pubkeys",
     "security.attestation.must_be_sgx_local",
+    "security.attestation.url",
+    "security.attestation.certificates",
+    "security.attestation.min_rsa_signing_key_size",
+];
+
+/// What such a key may say all the same, since it is what holds without the key.
+pub const DEFAULTS: &[(&str, &str)] = &[
+    ("services.persistency", "None"),
+    ("volumes.files", "encrypted"),
+    ("secrets.export_public", "false"),
+    ("security.attestation.must_be_sgx_local", "false"),
+    ("security.attestation.url", ""),
 ];
 
 /// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
@@ -73,12 +86,22 @@ const DYNAMIC: &[&str] = &[
     "security.attestation.ignore_advisories",
 ];
 
+/// Where a placeholder is resolved when a service starts; `validate` checks that it can be. Anywhere else it would be taken
+/// literally: a token, a name or a path that an attacker can read in this file.
+const RESOLVED: &[&str] = &[
+    "services.command",
+    "services.environment",
+    "services.one_time_password_shared_secret",
+    "images.injection_files.content",
+    "security.attestation.one_time_password_shared_secret",
+    "security.service_access_token",
+];
+
 /// What takes a session in SCONE's one-line form.
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
 
-/// Refuses what SCONE documents and the simulator does not serve, and environment variables without a value, which would
-/// otherwise become the text `~`.
+/// Refuses what SCONE documents and the simulator does not serve, and placeholders that nothing resolves.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
 }
@@ -92,14 +115,12 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 let Some(name) = name.as_str() else { continue };
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
                 let (path, inner) = (join(path), join(key));
+                refuse_placeholder(name, &path, "")?;
                 if key == "services.environment" {
-                    if value.is_null() {
-                        return Err(SessionError::Rule { path, problem: "the variable has no value".into() });
-                    }
                     continue;
                 }
                 let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
-                if NOT_SIMULATED.contains(&inner.as_str()) || rule_of_several {
+                if rule_of_several || NOT_SIMULATED.contains(&inner.as_str()) && !is_default(&inner, value) {
                     return refuse(path);
                 }
                 walk(value, &path, &inner)?;
@@ -114,9 +135,7 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
             if VALUES_NOT_SIMULATED.contains(&(key, text.as_str())) {
                 return refuse(format!("{path}: {text}"));
             }
-            if DYNAMIC.contains(&key) && text.contains(OPEN) {
-                return refuse(format!("{path}: a placeholder"));
-            }
+            refuse_placeholder(text, path, key)?;
             if SESSION_IDS.contains(&key) {
                 return refuse(format!("{path}: the one-line form"));
             }
@@ -127,4 +146,25 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
         _ => {}
     }
     Ok(())
+}
+
+fn is_default(key: &str, value: &Value) -> bool {
+    let text = match value {
+        Value::Null => "".into(),
+        Value::Bool(value) => value.to_string(),
+        Value::String(text) => text.clone(),
+        _ => return false,
+    };
+    DEFAULTS.contains(&(key, &text))
+}
+
+/// Refuses a placeholder that nothing resolves. Keys are never resolved.
+fn refuse_placeholder(text: &str, path: &str, key: &str) -> Result<(), SessionError> {
+    if !text.contains(OPEN) || RESOLVED.contains(&key) {
+        return Ok(());
+    }
+    if DYNAMIC.contains(&key) {
+        return Err(SessionError::NotSimulated(format!("{path}: a placeholder")));
+    }
+    Err(rule(path, "a placeholder is not resolved here"))
 }

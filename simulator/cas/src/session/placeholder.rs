@@ -1,6 +1,6 @@
 //! `$$SCONE::name[:format][|escape(json)]$$`: where a policy's text names a secret (`reference/scone.md` section 2.9).
 
-use super::Kind;
+use super::{Kind, SessionError, rule};
 
 /// What every placeholder starts with.
 pub const OPEN: &str = "$$SCONE::";
@@ -40,7 +40,7 @@ pub enum Format {
 }
 
 impl Format {
-    fn parse(format: &str) -> Result<Format, String> {
+    fn parse(path: &str, format: &str) -> Result<Format, SessionError> {
         Ok(match format {
             "bin" => Format::Bin,
             "hex" => Format::Hex,
@@ -56,9 +56,9 @@ impl Format {
             "privatekey:der" | "privatekey:pkcs8:der" => Format::CrtKeyDer,
             "chain" => Format::Chain,
             "pkcs12-with-private-key" | "spki:pem" | "spki:der" => {
-                return Err(format!("not simulated: placeholder format '{format}'"));
+                return Err(SessionError::NotSimulated(format!("{path}: the placeholder format '{format}'")));
             }
-            _ => return Err(format!("unknown placeholder format '{format}'")),
+            _ => return Err(rule(path, format!("unknown placeholder format '{format}'"))),
         })
     }
 
@@ -103,13 +103,13 @@ pub enum Part<'a> {
     Secret(Placeholder<'a>),
 }
 
-/// Takes a text apart. The error is a sentence about what is wrong with it.
-pub fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
+/// Takes the text at `path` of a policy apart.
+pub fn parts<'a>(path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(OPEN) {
         let Some((body, after)) = after.split_once(CLOSE) else {
-            return Err("a $$SCONE:: placeholder is not closed by $$".into());
+            return Err(rule(path, "a $$SCONE:: placeholder is not closed by $$"));
         };
         if !before.is_empty() {
             parts.push(Part::Text(before));
@@ -117,11 +117,14 @@ pub fn parts(text: &str) -> Result<Vec<Part<'_>>, String> {
         let (body, json) = match body.split_once('|') {
             None => (body, false),
             Some((body, "escape(json)")) => (body, true),
-            Some((_, other)) => return Err(format!("unknown encoding '{other}' in a placeholder")),
+            Some((_, other)) => return Err(rule(path, format!("unknown encoding '{other}' in a placeholder"))),
         };
         let (name, format) = match body.split_once(':') {
             None => (body, Format::Plain),
-            Some((name, format)) => (name, Format::parse(format)?),
+            Some(("self", what)) if what.starts_with(':') => {
+                return Err(SessionError::NotSimulated(format!("{path}: the placeholder {OPEN}{body}$$")));
+            }
+            Some((name, format)) => (name, Format::parse(path, format)?),
         };
         parts.push(Part::Secret(Placeholder { name, format, json }));
         rest = after;
@@ -142,19 +145,30 @@ mod tests {
 
     #[test]
     fn a_placeholder_that_is_open_unknown_or_not_simulated_is_refused() {
-        assert!(parts("$$SCONE::a").is_err());
-        assert!(parts("$$SCONE::a:rot13$$").unwrap_err().contains("unknown placeholder format"));
-        assert!(parts("$$SCONE::a|escape(html)$$").unwrap_err().contains("unknown encoding"));
-        assert!(parts("$$SCONE::a:pkcs12-with-private-key$$").unwrap_err().contains("not simulated"));
+        for (text, why) in [
+            ("$$SCONE::a", "a.b: a $$SCONE:: placeholder is not closed by $$"),
+            ("$$SCONE::a:rot13$$", "a.b: unknown placeholder format 'rot13'"),
+            ("$$SCONE::a|escape(html)$$", "a.b: unknown encoding 'escape(html)' in a placeholder"),
+            (
+                "$$SCONE::a:pkcs12-with-private-key$$",
+                "not simulated: a.b: the placeholder format 'pkcs12-with-private-key'",
+            ),
+            (
+                "$$SCONE::self::software_identity$$",
+                "not simulated: a.b: the placeholder $$SCONE::self::software_identity$$",
+            ),
+        ] {
+            assert_eq!(parts("a.b", text).unwrap_err().to_string(), why);
+        }
     }
 
     #[test]
     fn text_around_placeholders_stands_for_itself() {
         assert_eq!(
-            parts("a$$SCONE::s:hex$$ $$SCONE::t|escape(json)$$").unwrap(),
+            parts("", "a$$SCONE::s:hex$$ $$SCONE::t|escape(json)$$").unwrap(),
             [Part::Text("a"), secret("s", Format::Hex, false), Part::Text(" "), secret("t", Format::Plain, true)]
         );
-        assert_eq!(parts("cost: $$5").unwrap(), [Part::Text("cost: $$5")]);
+        assert_eq!(parts("", "cost: $$5").unwrap(), [Part::Text("cost: $$5")]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{is_default, syntax};
@@ -54,6 +55,8 @@ pub struct Secret {
     /// The secret it is, if another session owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<SecretImport>,
+    #[serde(default, skip_serializing)]
+    export_public: IgnoredAny,
 }
 
 /// Who may import a secret: a session, or every session in a namespace, including the namespace's own.
@@ -155,7 +158,7 @@ impl Secret {
             Some(Kind::Binary) => data_encoding::HEXLOWER_PERMISSIVE.decode(value.as_bytes()).ok(),
             Some(Kind::PrivateKey) => {
                 let key = PrivatePkcs8KeyDer::from_pem_slice(value.as_bytes()).ok();
-                key.map(|key| key.secret_pkcs8_der().to_vec())
+                key.map(|key| key.secret_pkcs8_der().to_vec()).filter(|der| is_pkcs8(der))
             }
             Some(Kind::X509 | Kind::X509Ca) => {
                 CertificateDer::from_pem_slice(value.as_bytes()).ok().map(|certificate| certificate.to_vec())
@@ -190,6 +193,16 @@ impl Secret {
             _ => false,
         }
     }
+}
+
+/// Whether this begins as a private key of any type does (PKCS#8, RFC 5958): a sequence over all of it, whose version is 0 or 1.
+fn is_pkcs8(der: &[u8]) -> bool {
+    let (length, content) = match der {
+        [0x30, 0x82, high, low, content @ ..] => (usize::from(u16::from_be_bytes([*high, *low])), content),
+        [0x30, 0x81, length, content @ ..] | [0x30, length @ ..=0x7f, content @ ..] => (usize::from(*length), content),
+        _ => return false,
+    };
+    content.len() == length && matches!(content, [0x02, 0x01, 0 | 1, 0x30, ..])
 }
 
 /// The bytes of a shared secret: RFC 4648 base32, upper case, padded or not, at least 128 bits (section 3.1).

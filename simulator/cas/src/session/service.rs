@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::syntax;
@@ -19,7 +20,7 @@ pub struct Service {
     #[serde(default, deserialize_with = "syntax::command")]
     pub command: Vec<String>,
     /// The program's environment.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "syntax::environment")]
     pub environment: BTreeMap<String, String>,
     /// The program's working directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,6 +31,8 @@ pub struct Service {
     /// The deprecated spelling of `attestation`; empty in normal form.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
     pub(super) mrenclaves: Vec<String>,
+    #[serde(default, skip_serializing)]
+    persistency: IgnoredAny,
     /// The secret whose codes start this service; takes precedence over the session's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,

@@ -1,13 +1,14 @@
 //! The spellings YAML policies may use: one thing or a list of them, commands as text, four ways to say "no predecessor".
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{SessionId, UpdatePolicy};
+use super::{SessionId, UpdatePolicy, host_variable};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -24,7 +25,7 @@ pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> 
             Ok(Vec::new())
         }
 
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<T>, E> {
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<T>, E> {
             Ok(vec![T::deserialize(text.into_deserializer())?])
         }
 
@@ -57,7 +58,7 @@ pub fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
             f.write_str("a command, as text or as a list")
         }
 
-        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+        fn visit_str<E: Error>(self, text: &str) -> Result<Vec<String>, E> {
             split(text).ok_or_else(|| E::custom("a quote in the command is not closed"))
         }
 
@@ -88,6 +89,17 @@ fn split(text: &str) -> Option<Vec<String>> {
     }
     words.extend(word);
     quote.is_none().then_some(words)
+}
+
+/// An environment: text as it is written. Only a variable that is the caller's needs no value (section 2.12).
+pub fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let variables = BTreeMap::<String, Option<String>>::deserialize(deserializer)?.into_iter();
+    let value = |(name, value): (String, Option<String>)| match value {
+        Some(value) => Ok((name, value)),
+        None if host_variable(&name).is_some() => Ok((name, String::new())),
+        None => Err(D::Error::custom(format!("environment.{name}: the variable has no value"))),
+    };
+    variables.map(value).collect()
 }
 
 /// A volume's export as files have it: a session, or `to:` a session and more.

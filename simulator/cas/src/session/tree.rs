@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, MapAccess, SeqAccess, VariantAccess, Visitor};
 use yaml_serde::{Mapping, Value};
 
 use super::MAX_TEXT;
@@ -22,9 +22,18 @@ const NODE: usize = 4;
 
 /// The tree of a text.
 pub fn read(text: &str) -> Result<Value, yaml_serde::Error> {
+    read_tree(text, false)
+}
+
+/// The tree of a text, with its tags left out.
+pub fn read_without_tags(text: &str) -> Result<Value, yaml_serde::Error> {
+    read_tree(text, true)
+}
+
+fn read_tree(text: &str, skips_tags: bool) -> Result<Value, yaml_serde::Error> {
     refuse_open_brackets(text)?;
     let left = Cell::new(MAX_WEIGHT);
-    Node { left: &left, depth: 0 }.deserialize(yaml_serde::Deserializer::from_str(text))
+    Node { left: &left, depth: 0, skips_tags }.deserialize(yaml_serde::Deserializer::from_str(text))
 }
 
 /// Looks at the bare text, so also at brackets in quotes and comments: none of those has hundreds that it does not close.
@@ -51,6 +60,7 @@ fn refuse_open_brackets(text: &str) -> Result<(), yaml_serde::Error> {
 struct Node<'a> {
     left: &'a Cell<usize>,
     depth: usize,
+    skips_tags: bool,
 }
 
 impl Node<'_> {
@@ -116,6 +126,14 @@ impl<'de> Visitor<'de> for Node<'_> {
 
     fn visit_str<E: Error>(self, text: &str) -> Result<Value, E> {
         self.weigh(text.len()).map(|()| text.into())
+    }
+
+    fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<Value, A::Error> {
+        if !self.skips_tags {
+            return Err(A::Error::custom("a tag, which no value of a session has"));
+        }
+        let (_, value) = tagged.variant::<String>()?;
+        value.newtype_variant_seed(self)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {

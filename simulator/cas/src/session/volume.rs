@@ -1,5 +1,6 @@
 //! Volumes in a policy, and the images that show them to a service (`reference/scone.md` sections 2.6 and 2.7).
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{SessionId, UpdatePolicy, is_default, syntax};
@@ -64,6 +65,8 @@ pub struct Volume {
     /// The volume it is, if another session owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<VolumeImport>,
+    #[serde(default, skip_serializing)]
+    files: IgnoredAny,
 }
 
 /// A session that may import a volume.

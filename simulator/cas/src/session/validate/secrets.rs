@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use rustls::pki_types::CertificateDer;
 
-use super::{check_names, check_pin, check_reference};
+use super::{COMPONENTS, check_names, check_pin, check_reference};
 use crate::session::{Endpoint, KeyType, Kind, Secret, Session, SessionError, is_component, rule};
 use crate::tls::key_hash;
 
@@ -16,7 +16,7 @@ const MAX_CHAIN: usize = 8;
 
 impl Session {
     pub(super) fn check_secrets(&self) -> Result<(), SessionError> {
-        check_names("secrets", self.secrets.iter().map(|secret| &secret.name))?;
+        check_names("secrets", self.secrets.iter().map(|secret| &secret.name), COMPONENTS)?;
         for (i, secret) in self.secrets.iter().enumerate() {
             let path = format!("secrets[{i}]");
             for (j, export) in secret.export.iter().enumerate() {
@@ -56,6 +56,7 @@ impl Session {
         {
             return Err(rule(&format!("{path}.private_key"), format!("no private-key '{key}' is declared")));
         }
+        self.check_signing_key(path, secret)?;
         let mut above = secret.issuer.as_deref();
         let mut steps = 0;
         while let Some(issuer) = above {
@@ -67,6 +68,25 @@ impl Session {
                 return Err(rule(&format!("{path}.issuer"), format!("more than {MAX_CHAIN} certificates in a chain")));
             }
             above = self.secret(issuer).and_then(|issuer| issuer.issuer.as_deref());
+        }
+        Ok(())
+    }
+}
+
+impl Session {
+    /// Any private key may be given; to make a certificate CAS must be able to sign with it.
+    fn check_signing_key(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
+        if secret.value.is_some() {
+            return Ok(());
+        }
+        let issuer = secret.issuer.as_ref().and_then(|issuer| self.secret(issuer));
+        let keys = [Some(secret), issuer].into_iter().flatten().filter_map(|signer| signer.private_key.as_deref());
+        for key in keys {
+            let given = self.secret(key).and_then(|key| key.value.as_deref());
+            if given.is_some_and(|pem| rcgen::KeyPair::from_pem(pem).is_err()) {
+                let problem = format!("{path}: making a certificate with a key of the type of '{key}'");
+                return Err(SessionError::NotSimulated(problem));
+            }
         }
         Ok(())
     }
@@ -148,9 +168,6 @@ impl Secret {
         match &self.value {
             Some(_) if self.key_type.is_some() || self.migrate => {
                 Err(rule(path, "an explicit private key has neither key_type nor migrate"))
-            }
-            Some(value) if rcgen::KeyPair::from_pem(value).is_err() => {
-                Err(rule(&format!("{path}.value"), "not a private key of a known type"))
             }
             None if matches!(self.key_type, Some(KeyType::Rsa2048 | KeyType::Rsa3072)) => {
                 Err(SessionError::NotSimulated(format!("{path}.key_type: drawing an RSA key")))
