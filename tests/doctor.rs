@@ -655,16 +655,17 @@ fn a_volume_that_was_moved_away_can_be_moved_back_after_one_has_looked() {
 fn what_it_leaves_when_it_is_killed_the_next_run_takes_away() {
     let patient = Patient::created();
     patient.watch();
+    let directory = format!("{}.doctor", patient.0.known("default", &["namespace"]));
     let left = |directory: &str| -> Vec<_> {
         let entries = fs::read_dir(patient.0.root.join(directory)).expect("a directory");
         entries.map(|entry| entry.expect("an entry").file_name()).collect()
     };
     for when in ["before start 1", "after start 1"] {
         patient.cut_off(when, "doctor", &[]);
-        assert_eq!((left("tmp").len(), left("state/issuing")), (0, vec!["default.doctor".into()]), "{when}");
+        assert_eq!((left("tmp").len(), left("state/issuing")), (0, vec![directory.clone().into()]), "{when}");
     }
     // The program was killed, too, having just made its file.
-    fs::write(patient.0.root.join("state/issuing/default.doctor/qrcode.svg"), "").expect("a file");
+    fs::write(patient.0.root.join("state/issuing").join(&directory).join("qrcode.svg"), "").expect("a file");
     patient.is_well();
     assert_eq!(left("state/issuing").len(), 0);
 }

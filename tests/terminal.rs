@@ -427,6 +427,22 @@ fn a_qr_code_on_the_terminal_is_kept_until_it_was_scanned_and_gone_afterwards() 
     assert_eq!(pictures(&bundle), [""; 0], "the picture is in a file");
 }
 
+/// A run that waits for a person holds nothing: what cannot wait goes on beside it.
+#[test]
+fn a_qr_code_that_is_shown_keeps_no_roll_forward_waiting_and_is_destroyed_by_it() {
+    let bundle = bundle();
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let mut session = at_a_terminal(in_a_shell(&bundle, "gen_qr", "--terminal --no-confirm", ":"));
+    shown(&mut session);
+    assert_eq!(pictures(&bundle).len(), 1);
+    bundle.script("roll_forward", &["--yes"]).expect(0).saying("is not needed: destroyed");
+    assert_eq!(pictures(&bundle), [""; 0]);
+    session.send_line("").expect("typing");
+    let (rest, exit) = end(session);
+    assert_eq!(exit, 1, "{rest}");
+    assert!(rest.contains("was changed by another run"), "{rest}");
+}
+
 /// The account whose QR code is shown.
 fn shown(session: &mut PtySession) -> phone::Account {
     session.exp_string("\x1b[?1049h").expect("the alternate screen");

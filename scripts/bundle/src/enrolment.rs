@@ -107,8 +107,8 @@ impl Enrolment<'_> {
         let outcome = if self.confirmation.is_some() { "enrolled and confirmed" } else { "issued, not confirmed" };
         let fate = match self.options.file() {
             None => {
-                self.show(&output)?;
-                let destroyed = output.destroy()?;
+                self.show(output)?;
+                let destroyed = Output::prepare(self.account, self.account.state.volume_version)?.destroy()?;
                 self.confirm(None)?;
                 format!("it was shown on the terminal; what the program wrote is {destroyed}")
             }
@@ -180,10 +180,13 @@ impl Enrolment<'_> {
     }
 
     /// Shows the QR code until its user says that it was scanned. Up to then it is kept, so that it can be shown again.
-    fn show(&self, output: &Output) -> Result<(), Failure> {
+    fn show(&self, output: Output) -> Result<(), Failure> {
         let kept = output.waiting("run the same command again");
+        let svg = output.read();
+        // Nothing is held while a person is asked.
+        drop(output);
         let show = || {
-            let picture = Modules::of(&output.read()?).ok_or(EnrolmentError::NotDrawn)?;
+            let picture = Modules::of(&svg?).ok_or(EnrolmentError::NotDrawn)?;
             check_terminal(self.account, picture.size)?;
             let show = picture.draw("Scan it, then press Enter (Ctrl-C keeps it)");
             Prompt { show, hide: AWAY, echo: false, remains: &kept }.ask()

@@ -108,8 +108,9 @@ impl<'a> Output<'a> {
     /// Makes ready for a start that issues nothing, aside from where a QR code may wait. What a container mounts lies below
     /// `state/`: an engine may see no temporary directory, and what a killed run leaves is found by the next one.
     pub fn prepare_aside(account: &'a Account, volume: u32) -> Result<Output<'a>, Failure> {
-        let directory = account.root.join("state/issuing").join(format!("{}.doctor", account.name));
-        Output::prepare_in(account, volume, directory)
+        // Its name tells containers of different bundles apart.
+        let name = format!("{}.doctor", account.state.namespace.replace('/', "+"));
+        Output::prepare_in(account, volume, account.root.join("state/issuing").join(name))
     }
 
     fn prepare_in(account: &'a Account, volume: u32, directory: PathBuf) -> Result<Output<'a>, Failure> {

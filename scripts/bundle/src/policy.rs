@@ -308,8 +308,11 @@ pub fn unconfirmed(account: &Account) -> Result<Option<Session>, Failure> {
         let (Some(hash), Some(before)) = session.known(&account.state) else { continue };
         match show(account, session)? {
             Shown::Predecessor(predecessor) if predecessor == before => {}
-            Shown::Predecessor(predecessor) if predecessor == hash => return Ok(Some(session)),
-            Shown::Predecessor(_) => return Err(replaced(account, session)),
+            Shown::Predecessor(predecessor) => {
+                // Unless another run of ours explains it, at work now or since the state was read.
+                account.lock()?;
+                return if predecessor == hash { Ok(Some(session)) } else { Err(replaced(account, session)) };
+            }
             Shown::Nothing | Shown::Unknown(_) => {}
         }
     }
