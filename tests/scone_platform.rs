@@ -654,11 +654,11 @@ fn a_policy_that_somebody_replaced_and_put_back_is_another_version_to_every_scri
         host.create().expect(0);
         for session in ["", "/otpqr", "/otpqr-reset"] {
             let name = format!("name: \"{}{session}\"", host.known("namespace"));
-            let policies = host
+            let mut policies = host
                 .names(&host.home.path().join("calls"))
                 .into_iter()
                 .filter_map(|call| fs::read_to_string(host.home.path().join("calls").join(call).join("policy")).ok());
-            let policy = policies.filter(|policy| policy.contains(&name)).next_back().unwrap();
+            let policy = policies.rfind(|policy| policy.contains(&name)).unwrap();
             let held = fs::read(host.held(session)).unwrap();
             let state = fs::read_to_string(host.state_file()).unwrap();
             host.upload_by_hand(session, &policy.replace("CREATOR", "ANY"));
