@@ -73,7 +73,7 @@ fn add_auth(args: &Args) -> Result<String, Failure> {
     if !output.is_complete() {
         step("checking program and volume");
         let started = Instant::now();
-        output.check(&account)?;
+        output.check()?;
         start_took = started.elapsed();
         // Nothing is held and nothing lies about while a person is asked.
         drop(output);

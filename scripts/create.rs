@@ -27,7 +27,7 @@ use bundle::container;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::{Platform, Tools};
 use bundle::policy::{self, Session, Versions, upload};
-use bundle::state::{self, State};
+use bundle::state::{self, Lock, State, StateFile};
 use bundle::{hint, root, step};
 use clap::Parser;
 
@@ -78,8 +78,6 @@ enum CreateError {
     CasOfSimulator,
     #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
     NoCas,
-    #[error("the CAS at '{address}' is not the one account '{account}' was created on")]
-    AnotherCas { address: String, account: String },
     #[error("the login name is not known: give '--login NAME'")]
     NoLogin,
     #[error("the login name cannot be used, give '--login NAME': {why}")]
@@ -91,7 +89,7 @@ impl Concern for CreateError {
         use CreateError::*;
         match self {
             CasOfSimulator | NoCas | NoLogin | LoginUnusable { .. } => Exit::Usage,
-            Differs { .. } | RollForwardBegun { .. } | AnotherCas { .. } => Exit::Precondition,
+            Differs { .. } | RollForwardBegun { .. } => Exit::Precondition,
         }
     }
 }
@@ -106,7 +104,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     let root = root::find(args.account.root.as_deref(), Path::new("templates"), None)?;
     let (file, known) = state::read(&root, name)?;
     if let Some(state) = &known {
-        check_unchanged(args, state)?;
+        check_unchanged(args, state, &file)?;
     }
     let platform = known.as_ref().map(|state| state.platform).or(args.platform).unwrap_or(Platform::Scone);
     let tools = platform.tools(&root, name)?;
@@ -124,6 +122,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     step("attesting CAS");
     let cas = attest(args, &tools, known.as_ref())?;
 
+    let lock = file.lock()?.passed_on()?;
     let mut state = match known {
         Some(state) => state,
         None => State::new(platform, cas, issuer, login, account::new_namespace(&root, name)?),
@@ -134,13 +133,13 @@ fn create(args: &Args) -> Result<String, Failure> {
     (state.image, state.image_id, state.mrenclave) = (image, image_id, mrenclave);
     let mut account = Account::new(root, name.clone(), state, file, tools);
     // Before the first upload: a run that is cut off must not leave sessions behind whose names nobody knows.
-    account.record()?;
-    let done = upload_all(&mut account)?;
+    account.record(&lock)?;
+    let done = upload_all(&mut account, &lock)?;
     Ok(report(&account, done))
 }
 
 /// An account keeps what it was created with: another issuer, say, would be another entry in the authenticator.
-fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
+fn check_unchanged(args: &Args, state: &State, file: &StateFile) -> Result<(), Failure> {
     let account = args.account.account.clone();
     let pairs = [
         ("platform", args.platform.map(|platform| platform.to_string()), state.platform.to_string()),
@@ -153,13 +152,14 @@ fn check_unchanged(args: &Args, state: &State) -> Result<(), Failure> {
             return Err(CreateError::Differs { account, what, known, given }.into());
         }
     }
-    match state.finishing(&account) {
-        Some(command) => Err(Failure::from(CreateError::RollForwardBegun { account }).hint(command)),
-        None => Ok(()),
-    }
+    let Some(command) = state.finishing(&account) else { return Ok(()) };
+    // Unless it is under way.
+    file.lock()?;
+    Err(Failure::from(CreateError::RollForwardBegun { account }).hint(command))
 }
 
-/// Makes the `scone` command line trust the CAS, before anything is uploaded to it, and pins its key.
+/// Makes the `scone` command line trust the CAS, before anything is uploaded to it, and pins its key. An account's CAS is
+/// compared first: a refusal leaves the command line trusting whom it trusted.
 fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Failure> {
     let known = known.map(|state| &state.cas);
     let simulated = tools.start_simulated_cas()?;
@@ -170,13 +170,11 @@ fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Fail
         (None, None, Some(cas)) => cas.address.clone(),
         (None, None, None) => return Err(CreateError::NoCas.into()),
     };
-    let cas = tools.attest(&address, simulated)?;
-    if known.is_none_or(|known| *known == cas) {
-        return Ok(cas);
-    }
-    let account = args.account.account.clone();
-    let hint = hint::script("roll_forward", &account, " --cas-wiped   # if it was set up anew");
-    Err(Failure::from(CreateError::AnotherCas { address, account }).hint(hint))
+    let check = |found: &Cas| known.map_or(Ok(()), |known| tools.check_same(known, found, &args.account.account));
+    simulated.as_ref().map_or(Ok(()), check)?;
+    let cas = tools.attest(&address, simulated, known)?;
+    check(&cas)?;
+    Ok(cas)
 }
 
 /// Issuer and login of a new account.
@@ -188,7 +186,7 @@ fn identity(args: &Args) -> Result<(String, String), Failure> {
 }
 
 /// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered. Says what was done.
-fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
+fn upload_all(account: &mut Account, lock: &Lock) -> Result<&'static str, Failure> {
     let is_new = account.state.reset_hash.is_none();
     let versions = Versions::current(&account.state);
     let mut has_changed = false;
@@ -197,7 +195,7 @@ fn upload_all(account: &mut Account) -> Result<&'static str, Failure> {
         let (hash, changed) = upload(account, session, &versions)?;
         has_changed |= changed;
         if session.hash(&mut account.state).replace(hash.clone()) != Some(hash) {
-            account.record()?;
+            account.record(lock)?;
         }
     }
     Ok(match (has_changed, is_new) {

@@ -36,7 +36,7 @@ use bundle::platform::Platform;
 use bundle::policy::{Held, Session, Versions, compare};
 use bundle::refusal::Answer;
 use bundle::rotation;
-use bundle::state::{self, State};
+use bundle::state::{self, Lock, State};
 use bundle::tool::Tool;
 use bundle::{Report, hint, interrupt, step};
 use clap::Parser;
@@ -157,31 +157,44 @@ impl Finding {
 /// Everything, in the order in which the one rests on the other. What rests on something wrong is not looked at.
 fn examine(options: &account::Named) -> Vec<Finding> {
     let mut findings = host();
-    let found = match Account::read(options).and_then(|found| found.check_templates().map(|()| found)) {
-        Ok(found) => found,
-        Err(failure) => {
-            findings.push(Finding::refused("state", failure));
-            return findings;
-        }
+    match Account::read(options).and_then(|found| found.check_templates().map(|()| found)) {
+        Ok(found) => findings.extend(examine_account(found)),
+        Err(failure) => findings.push(Finding::refused("state", failure)),
+    }
+    findings
+}
+
+fn examine_account(found: Found) -> Vec<Finding> {
+    // What is found belongs together.
+    let (alone, another_run) = match found.lock() {
+        Ok(lock) => (Some(lock), None),
+        Err(another_run) => (None, Some(another_run)),
     };
-    findings.extend(files(&found));
+    let mut findings = files(&found);
     findings.extend(pending(&found));
-    let account = match found.with_tools() {
-        Ok(account) => account,
-        Err(failure) => {
-            findings.push(Finding::refused("tools", failure));
-            return findings;
-        }
-    };
+    match found.with_tools() {
+        Ok(account) => findings.extend(with_tools(&account, alone)),
+        Err(failure) => findings.push(Finding::refused("tools", failure)),
+    }
+    if let Some(another_run) = another_run {
+        // It may explain whatever is wrong, so nothing is mended beside it.
+        findings.iter_mut().for_each(|finding| finding.mend = None);
+        findings.push(Finding::unknown("runs", another_run.into_finding().0));
+    }
+    findings
+}
+
+/// `alone`: no other run is at work, and the program may be started.
+fn with_tools(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
     let State { platform, image, .. } = &account.state;
-    findings.push(Finding::ok("tools", format!("'scone' and the engine are those of platform '{platform}'")));
+    let tools = Finding::ok("tools", format!("'scone' and the engine are those of platform '{platform}'"));
     let image = match account.check_image() {
         Ok(()) => Finding::ok("image", format!("'{image}' is the program that the state names")),
         Err(failure) => Finding::refused("image", failure),
     };
-    let can_start = image.is_ok();
-    findings.push(image);
-    findings.extend(at_cas(&account, can_start));
+    let alone = alone.filter(|_| image.is_ok());
+    let mut findings = vec![tools, image];
+    findings.extend(at_cas(account, alone));
     findings
 }
 
@@ -251,7 +264,7 @@ fn files(found: &Found) -> Vec<Finding> {
             let path = entry.path();
             if is_qr_code(&path) {
                 let finding = format!("a QR code was left in '{}'", path.display());
-                findings.push(Finding::wrong("files", finding, shred(&path)));
+                findings.push(Finding::wrong("files", finding, shred(&path) + "   # once it is scanned"));
             }
         }
     }
@@ -299,8 +312,8 @@ impl Answers {
     }
 }
 
-/// What CAS says, and what rests on it. `can_start`: the image is the right one.
-fn at_cas(account: &Account, can_start: bool) -> Vec<Finding> {
+/// What CAS says, and what rests on it. `alone`: the image is the right one, and no other run is at work.
+fn at_cas(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
     let mut answers = Answers::default();
     step("asking CAS what it holds");
     answers.look("CAS", "CAS", || cas(account));
@@ -329,7 +342,9 @@ fn at_cas(account: &Account, can_start: bool) -> Vec<Finding> {
     if account.state.platform != Platform::Scone {
         answers.look("clock", "CAS's clock", || cas_clock(account));
     }
-    if can_start {
+    if alone.is_some() {
+        // The start takes it for itself.
+        drop(alone);
         answers.look("volume", "the volume", || volume(account, otpqr));
     }
     answers.findings
@@ -405,6 +420,10 @@ fn cas_clock(account: &Account) -> Result<Finding, Failure> {
 fn volume(account: &Account, otpqr: Option<Versions>) -> Result<Finding, Failure> {
     let Some(versions) = otpqr else {
         return Ok(Finding::unknown("volume", "not opened: session 1, which has it, is not as it should be"));
+    };
+    let _lock = match account.lock() {
+        Ok(lock) => lock,
+        Err(failure) => return Ok(Finding::unknown("volume", format!("not opened: {}", failure.into_finding().0))),
     };
     step("starting the program's service 'check'");
     let (volume, made) = account.volume_directory(versions.volume)?;

@@ -64,7 +64,7 @@ fn gen_qr(args: &Args) -> Result<String, Failure> {
     // A run that was cut off may have left it.
     if !output.is_complete() {
         step("starting the confidential program");
-        output.issue(&account, &format!("{}/otpqr/otpqr", account.state.namespace))?;
+        output.issue(&format!("{}/otpqr/otpqr", account.state.namespace))?;
     }
     let enrolment = Enrolment {
         account: &account,

@@ -393,6 +393,14 @@ fn a_first_start_that_was_stolen_is_revealed() {
         assert!(bundle.issued_by_hand());
         let refused = bundle.gen_qr(&[]).expect(5).saying("issued already").saying("hint: ./scripts/roll_forward.rs");
         revealed(bundle, "the first start is stolen before the owner's", refused);
+
+        // The new secret's first start can be stolen as the old one's.
+        fs::remove_file(bundle.root.join("by-hand/qrcode.svg")).expect("deletion");
+        bundle.script("roll_forward", &["--yes"]).expect(0);
+        run(bundle.by_hand(&config_id(bundle, "otpqr/otpqr"), &ByHand::default())).expect(0);
+        assert!(bundle.issued_by_hand());
+        let refused = bundle.gen_qr(&[]).expect(5).saying("issued already");
+        revealed(bundle, "the first start after a roll-forward is stolen", refused);
     });
 }
 

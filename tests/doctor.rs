@@ -95,6 +95,7 @@ impl Patient {
     fn cut_off(&self, when: &str, script: &str, args: &[&str]) {
         let (outcome, _) = self.script_with(when, KILL, script, args);
         assert_eq!(outcome.code, None, "{}", outcome.text());
+        self.0.all_ended("default");
     }
 
     /// Enrols the account, and has the code at hand that answers when `--keep-secret` asks for one.

@@ -419,16 +419,33 @@ gen_qr: error: 'scone-sim' did not print 'client'
             3,
             "\
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: the CAS at 'CAS' is not the one this account was created on
+gen_qr: error: the CAS at 'a:1' is not the one this account was created on
 hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # if it was set up anew
 ",
         )
     });
+    let moved = "printf 'client: a:1\\nenclave: a:2\\nkey: %s\\n' @KEY@; exit"
+        .replace("@KEY@", &host.known("signing", &["cas", "key"]));
+    host.instead_of("scone-sim", &status.replace('@', &moved), || {
+        let refused = host.gen_qr();
+        let [client, enclave] = ["address", "enclave_address"].map(|key| host.known("signing", &["cas", key]));
+        let [client, enclave] = [&client, &enclave].map(|address| address.rsplit_once(':').expect("a port").1);
+        let expected = format!(
+            "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: the account's CAS serves on other ports than when the account was created
+hint: 'ROOT/simulator/bin/scone-sim' down && 'ROOT/simulator/bin/scone-sim' up --client-port {client} --enclave-port {enclave}
+"
+        );
+        host.says(refused, 3, &expected);
+    });
+    // It was stopped as the hint says, whose second half was only looked at.
+    let clock = host.root.join("clock").display().to_string();
+    host.scone_sim(["up", "--clock", &clock]).expect(0);
     let up = "case $1 in up) printf 'client: a:1\\nenclave: a:2\\nkey: c\\n'; exit ;; esac";
-    let attests = "case $2 in attest) exit 0 ;; show-identification) echo c; exit 0 ;; esac";
     host.instead_of("scone-sim", up, || {
         host.says(
-            host.signing("create", &[]),
+            host.script("create", &["--platform", "sim-native", "--account", "other"]),
             3,
             "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
@@ -437,19 +454,17 @@ create: attesting CAS
 create: error: CAS at 'a:1' cannot be attested: failed to lookup address information: Name or service not known (retries: 3)
 ",
         );
-        host.instead_of("scone", attests, || {
-            host.says(
-                host.signing("create", &[]),
-                3,
-                "\
+        host.says(
+            host.signing("create", &[]),
+            3,
+            "\
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
-create: error: the CAS at 'a:1' is not the one account 'signing' was created on
+create: error: the CAS at 'a:1' is not the one this account was created on
 hint: ./scripts/roll_forward.rs --account signing --cas-wiped   # if it was set up anew
 ",
-            )
-        });
+        );
     });
     host.without("data/scone-sim/cli", || {
         host.says(
@@ -487,7 +502,6 @@ gen_qr: error: the simulated CAS's evidence key cannot be read: it is damaged
 ",
         )
     });
-    let clock = host.root.join("clock").display().to_string();
     host.scone_sim(["down"]).expect(0);
     host.says(
         host.gen_qr(),
@@ -646,6 +660,17 @@ roll_forward: error: state file 'ROOT/state/signing.yml' cannot be written: Is a
 ",
         );
     });
+    let lock = File::open(file.with_extension("lock")).expect("the lock");
+    lock.lock().expect("the lock");
+    host.says(
+        host.gen_qr(),
+        3,
+        "\
+gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
+gen_qr: error: another run, or a program that it started, is at work on state file 'ROOT/state/signing.yml': wait until it has ended
+",
+    );
+    drop(lock);
     let meanwhile = "case $2 in show-identification) echo '# changed' >>\"$bin/../../state/signing.yml\" ;; esac";
     host.instead_of("scone", meanwhile, || {
         host.says(
@@ -710,7 +735,7 @@ create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
 create: policy 'NAMESPACE'
 create: error: CAS did not accept session 'NAMESPACE': The predecessor is not the current session
-hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # if there is no newer copy of it: gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ",
         )
@@ -760,7 +785,7 @@ hint: ./scripts/create.rs --account signing
             "\
 roll_forward: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 roll_forward: error: CAS was not wiped, but restored: it holds session 'NAMESPACE' and no 'NAMESPACE/otpqr-reset'
-hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # if there is no newer copy of it: gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ",
         )
@@ -905,7 +930,7 @@ fn a_state_that_is_behind_what_cas_holds() {
     host.signing("roll_forward", &["--yes"]).expect(0);
     fs::write(&state, older).expect("an older state");
     let behind = "\
-hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # gives the account up
+hint: mv 'ROOT/state/signing.yml' 'ROOT/state/signing.behind'   # if there is no newer copy of it: gives the account up
 hint: ./scripts/create.rs --account signing --platform sim-native --issuer 'SCONE OTP' --login 'alice'   # then: a new secret
 ";
     let refused =
@@ -971,17 +996,6 @@ gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': it must be a d
 ",
     );
     fs::set_permissions(&directory, Permissions::from_mode(0o700)).expect("permissions");
-    let held = File::open(&directory).expect("the directory");
-    held.lock().expect("the lock");
-    host.says(
-        output("qrcode.svg"),
-        3,
-        "\
-gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
-gen_qr: error: cannot prepare 'ROOT/state/issuing/NAMESPACE-1-1': another run is issuing the same QR code
-",
-    );
-    drop(held);
     fs::write(host.root.join("state/volumes"), "").expect("a file");
     host.says(
         output("qrcode.svg"),
@@ -1008,8 +1022,8 @@ fn a_start_that_ends_without_a_qr_code() {
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the volume was refused: The FSPF tag is not fresh - suspected replay attack
-hint: ./scripts/roll_forward.rs --account signing --keep-secret   # authenticator at hand: codes stay valid
-hint: ./scripts/roll_forward.rs --account signing   # otherwise: new secret, kills the old codes
+hint: ./scripts/roll_forward.rs --account signing --keep-secret   # if it cannot be put back: codes stay valid
+hint: ./scripts/roll_forward.rs --account signing   # and there is no authenticator: new secret, kills the old codes
 ",
     );
     host.says(
@@ -1085,7 +1099,7 @@ gen_qr: error: the program could not be started: it ended with status 125 and sa
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the program ended without a QR code: it ended with status 0 and said nothing
-hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is taken
+hint: ./scripts/gen_qr.rs --account signing   # once more: it says so if the once-marker is taken
 ",
     );
     host.says(
@@ -1095,7 +1109,7 @@ hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is take
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the program ended without a QR code: it was ended by a signal
-hint: ./scripts/roll_forward.rs --account signing   # if the once-marker is taken
+hint: ./scripts/gen_qr.rs --account signing   # once more: it says so if the once-marker is taken
 ",
     );
     host.says(
@@ -1115,7 +1129,7 @@ gen_qr: error: another start is running: the volume is in use by another program
 gen_qr: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 gen_qr: starting the confidential program
 gen_qr: error: the program started, but left an incomplete QR code
-hint: ./scripts/roll_forward.rs --account signing   # the once-marker may be taken
+hint: ./scripts/gen_qr.rs --account signing   # once more: it says so if the once-marker is taken
 ",
     );
     let taken = format!("{out}; echo '</svg>' >\"$out/qrcode.svg\"; : >qrcode.svg; exit 0");
@@ -1433,6 +1447,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("./scripts/create.rs --platform sim-native --account native   # without docker", "tests/scone_platform.rs"),
     ("./scripts/create.rs --platform sim{option}   # software only: a rehearsal", "tests/scone_platform.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
+    ("   # once it is scanned", "tests/doctor.rs"),
     ("   # writes a file instead", "tests/terminal.rs"),
     ("the terminal cannot show the QR code: {why}", "tests/terminal.rs"),
     ("'{volumes}' cannot be moved: {cause}", "it is moved within a directory of ours"),
@@ -1450,8 +1465,13 @@ const EXEMPT: &[(&str, &str)] = &[
         "a time step would have to end while the program starts",
     ),
     ("the program was not started", "no code is presented without a start"),
+    ("the state's lock cannot be passed on: {0}", "the kernel would have to refuse a flag of an open file"),
     ("the state cannot be expressed in YAML: {0}", "it consists of strings and numbers"),
     ("the state of account '{name}' vanished", "between two system calls"),
+    (
+        "a container that was left running may still write to '{directory}': wait until it has ended",
+        "tests/scone_platform.rs",
+    ),
     ("cannot make a temporary directory: {0}", "the policy that cannot be written, above, is the same error"),
     ("the terminal cannot be written to: {0}", "the terminal would have to vanish while it is written to"),
 ];

@@ -293,7 +293,7 @@ fn a_qr_code_goes_to_another_file_system_as_well() {
 }
 
 #[test]
-fn a_working_directory_that_is_not_ours_alone_or_in_use_is_refused() {
+fn a_working_directory_that_is_not_ours_alone_is_refused() {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
     bundle.install(scripts!());
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
@@ -306,11 +306,32 @@ fn a_working_directory_that_is_not_ours_alone_or_in_use_is_refused() {
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o750)).expect("permissions");
     bundle.gen_qr(&[]).expect(3).saying("it must be a directory that only you can open");
     fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).expect("permissions");
-    let lock = fs::File::open(&directory).expect("the directory");
-    lock.lock().expect("a lock");
-    bundle.gen_qr(&[]).expect(3).saying("another run is issuing the same QR code");
-    drop(lock);
     bundle.gen_qr(&[]).expect(0);
+}
+
+/// Another CAS answers where the account's did: a run that refuses it leaves the command line trusting the one it trusted.
+#[test]
+fn another_cas_at_the_same_address_is_not_trusted_by_a_run_that_refuses_it() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim-native"]).expect(0);
+    let [address, enclave_address, key] =
+        ["address", "enclave_address", "key"].map(|key| bundle.known("default", &["cas", key]));
+    let [port, enclave_port] =
+        [&address, &enclave_address].map(|address| address.split(':').next_back().expect("a port"));
+    bundle.scone_sim(["down"]).expect(0);
+    let data = bundle.root.join("data/scone-sim");
+    for entry in fs::read_dir(&data).expect("the data").map(|entry| entry.expect("an entry").path()) {
+        if entry.is_file() {
+            fs::remove_file(entry).expect("deletion");
+        }
+    }
+    let clock = bundle.root.join("clock").display().to_string();
+    bundle.scone_sim(["up", "--client-port", port, "--enclave-port", enclave_port, "--clock", &clock]).expect(0);
+    bundle.script("create", &[]).expect(3).saying("is not the one this account was created on");
+    assert_eq!(bundle.scone(["cas", "show-identification", "-c", &address]).expect(0).stdout.trim(), key);
+    let session = bundle.known("default", &["namespace"]);
+    bundle.scone(["session", "read", &session]).expect(1).saying("the CAS has another key than when it was attested");
 }
 
 #[test]

@@ -5,186 +5,23 @@ mod support;
 
 use std::cell::RefCell;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use support::attacker::delete_files;
-use support::{
-    Bundle, Outcome, Platform, User, copy, docker_is_there, is_root, phone, run, run_with_input, strace_is_there,
-};
-
-/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
-const WATCHED: &str = r#"#!/bin/sh
-bin=${0%/*} name=${0##*/}
-last=; for last; do :; done
-case "$1 $2" in
-  'session create') what="upload $(sed -n 's/^name: "\(.*\)"$/\1/p' "$last")" ;;
-  *) what="$name $*" ;;
-esac
-number=$(($(wc -l <"$bin/calls") + 1))
-deed() { [ "$(cat "$bin/when" 2>/dev/null)" != "$1 $number" ] || . "$bin/deed"; }
-deed before
-printf '%s\n' "$what" >>"$bin/calls"
-"$bin/genuine/$name" "$@"
-code=$?
-deed after
-exit $code
-"#;
-
-const RENAME: &str = "rename,renameat,renameat2";
+use support::watched::{KILL, RENAME, Watched, running};
+use support::{Platform, copy, docker_is_there, is_root, phone, run, run_with_input, strace_is_there};
 
 /// The number of the call that is a roll-forward's first upload.
 const FIRST_UPLOAD: usize = 5;
 
-const KILL: &str = "kill -9 $PPID; exit 1";
-
-/// A bundle in which every call of a tool is watched.
-struct Watched {
-    bundle: Bundle,
-    bin: PathBuf,
-}
-
-impl std::ops::Deref for Watched {
-    type Target = Bundle;
-
-    fn deref(&self) -> &Bundle {
-        &self.bundle
-    }
-}
-
-impl Watched {
-    /// With the account `default`, enrolled.
-    fn enrolled() -> (Watched, phone::Account) {
-        Watched::enrolled_on(Platform::SimNative)
-    }
-
-    fn enrolled_on(platform: Platform) -> (Watched, phone::Account) {
-        let bundle = Bundle::of_test(platform, User::Caller);
-        bundle.install(scripts!());
-        let account = bundle.enrol("default");
-        let bin = bundle.root.join("simulator/bin");
-        fs::create_dir(bin.join("genuine")).expect("a directory");
-        fs::write(bin.join("watched"), WATCHED).expect("a script");
-        assert!(Command::new("chmod").arg("755").arg(bin.join("watched")).status().expect("chmod").success());
-        let docker = which::which("docker").unwrap_or_default();
-        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
-        // The bundle's own tools come before the host's.
-        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
-            std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
-            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
-            copy(&bin.join("watched"), &bin.join("stand-in"));
-            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
-        }
-        (Watched { bundle, bin }, account)
-    }
-
-    /// Runs a script; before or after the call of this number, `deed` is done.
-    fn script_with(&self, side: &str, number: usize, deed: &str, script: &str, args: &[&str], input: &str) -> Outcome {
-        fs::write(self.bin.join("calls"), "").expect("a list");
-        fs::write(self.bin.join("deed"), deed).expect("a deed");
-        fs::write(self.bin.join("when"), format!("{side} {number}")).expect("a time");
-        let outcome = run_with_input(self.script_command(script, args), input);
-        fs::remove_file(self.bin.join("when")).expect("deletion");
-        outcome
-    }
-
-    fn calls(&self) -> Vec<String> {
-        let calls = fs::read_to_string(self.bin.join("calls")).expect("the list");
-        calls.lines().map(str::to_owned).collect()
-    }
-
-    /// Kills a script before and after each of its calls in turn, and each time does `then`, told how many uploads came to be.
-    /// Each time the script runs on what `then` left.
-    fn kill_everywhere(
-        &self,
-        script: &str,
-        args: &[&str],
-        input: impl Fn() -> String,
-        mut then: impl FnMut(&str, usize),
-    ) {
-        let mut number = 0;
-        loop {
-            number += 1;
-            for side in ["before", "after"] {
-                let outcome = self.script_with(side, number, KILL, script, args, &input());
-                if outcome.code == Some(0) {
-                    // It has no such call any more.
-                    assert!(number > 3, "{script} {args:?} makes {} calls only", number - 1);
-                    return;
-                }
-                assert_eq!(outcome.code, None, "not killed {side} call {number}: {outcome:?}");
-                let uploads = self.calls().iter().filter(|call| call.starts_with("upload")).count();
-                then(&format!("{script} {args:?} killed {side} call {number}, {:?}", self.calls().last()), uploads);
-            }
-        }
-    }
-
-    /// Kills `roll_forward` at each of these calls of the kernel in turn, and each time does `then`, told whether it had ended before;
-    /// on what `then` left it runs again. Returns how often it was killed.
-    fn kill_at_each(
-        &self,
-        calls: &str,
-        args: &[&str],
-        input: impl Fn() -> String,
-        mut then: impl FnMut(bool),
-    ) -> usize {
-        for number in 1.. {
-            let mut strace = self.command("strace");
-            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
-            strace.arg(self.root.join("scripts/roll_forward")).args(args);
-            let outcome = run_with_input(strace, &input());
-            let ended = outcome.code == Some(0);
-            assert!(ended || outcome.code.is_none(), "{outcome:?}");
-            then(ended);
-            if ended {
-                return number - 1;
-            }
-        }
-        unreachable!("it ends some time")
-    }
-
-    /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
-    fn accepts(&self, account: &phone::Account) -> bool {
-        self.wait(30);
-        let code = account.code_at(self.now());
-        let confirm = format!("{}/otpqr-reset/confirm@{code}", self.known("default", &["namespace"]));
-        let outcome = run(self.by_hand(&confirm, &Default::default()));
-        assert!(outcome.code == Some(0) || outcome.stderr.contains("One-time Password is invalid"), "{outcome:?}");
-        outcome.code == Some(0)
-    }
-
-    /// Has the new secret's QR code issued and scans it.
-    fn enrol_anew(&self) -> phone::Account {
-        self.gen_qr(&["--output", "new.svg"]).expect(0);
-        let account = self.scan("new.svg");
-        fs::remove_file(self.root.join("new.svg")).expect("deletion");
-        account
-    }
-
-    /// Asserts that the QR code that comes with a new volume's first start, which nobody asked for, lies nowhere.
-    #[track_caller]
-    fn holds_no_picture(&self) {
-        for path in self.written().into_keys() {
-            assert!(!path.to_string_lossy().contains("svg"), "'{}' was left", path.display());
-        }
-    }
-
-    /// Asserts that the account is as it was: its QR code not issued again, its codes good.
-    #[track_caller]
-    fn goes_on_with(&self, account: &phone::Account) {
-        assert_eq!(self.known("default", &["pending"]), "null");
-        self.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("issued already");
-        self.wait(30);
-        self.add_auth(&account.code_at(self.now()), &["--output", "again.svg"]).expect(0);
-        assert_eq!(self.scan("again.svg").secret, account.secret);
-        fs::remove_file(self.root.join("again.svg")).expect("deletion");
-    }
+fn enrolled() -> (Watched, phone::Account) {
+    Watched::enrolled(Platform::SimNative, scripts!())
 }
 
 #[test]
 fn killed_anywhere_it_is_completed_by_the_next_run_and_the_old_codes_die_at_the_second_upload() {
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |what, uploads| {
         assert_eq!(bundle.accepts(&account), uploads < 2, "{what}");
         bundle.script("roll_forward", &["--yes"]).expect(0);
@@ -203,10 +40,10 @@ fn killed_while_it_records_how_far_it_got_it_is_completed_by_the_next_run() {
     if !strace_is_there() {
         return;
     }
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     let mut killed = 0;
     for calls in ["fsync", RENAME, "unlink,unlinkat"] {
-        killed += bundle.kill_at_each(calls, &["--yes"], String::new, |ended| {
+        killed += bundle.kill_at_each(calls, "roll_forward", &["--yes"], String::new, |ended| {
             if !ended {
                 bundle.script("roll_forward", &["--yes"]).expect(0);
             }
@@ -225,13 +62,13 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
     if !strace_is_there() {
         return;
     }
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
     let code = || {
         bundle.wait(30);
         account.code_at(bundle.now())
     };
-    let killed = bundle.kill_at_each(RENAME, &keep, code, |ended| {
+    let killed = bundle.kill_at_each(RENAME, "roll_forward", &keep, code, |ended| {
         if !ended {
             bundle.gen_qr(&["--output", "stolen.svg"]).expect(5);
             run_with_input(bundle.script_command("roll_forward", &keep), &code()).expect(0);
@@ -245,7 +82,7 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
     let begin = || bundle.script_with("after", FIRST_UPLOAD, KILL, "roll_forward", &["--yes"], "");
     begin();
     assert!(bundle.calls().last().is_some_and(|call| call.starts_with("upload")), "{:?}", bundle.calls());
-    let killed = bundle.kill_at_each(RENAME, &["--undo"], String::new, |ended| {
+    let killed = bundle.kill_at_each(RENAME, "roll_forward", &["--undo"], String::new, |ended| {
         if !ended {
             bundle.script("roll_forward", &["--undo"]).expect(0);
         }
@@ -259,7 +96,7 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
     bundle.goes_on_with(&account);
 
     bundle.wipe_cas();
-    let killed = bundle.kill_at_each(RENAME, &["--yes", "--cas-wiped"], String::new, |ended| {
+    let killed = bundle.kill_at_each(RENAME, "roll_forward", &["--yes", "--cas-wiped"], String::new, |ended| {
         if !ended && bundle.script("roll_forward", &["--yes", "--cas-wiped"]).code != Some(0) {
             bundle.script("create", &[]).expect(0);
         }
@@ -273,7 +110,7 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
 
 #[test]
 fn killed_anywhere_it_is_undone_as_long_as_the_old_codes_live_and_no_longer() {
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |what, uploads| {
         if uploads < 2 {
             bundle.script("roll_forward", &["--undo"]).expect(0);
@@ -293,7 +130,7 @@ fn killed_anywhere_it_is_undone_as_long_as_the_old_codes_live_and_no_longer() {
 
 #[test]
 fn an_undo_killed_anywhere_is_completed_by_the_next_run_whatever_it_is_asked_for() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     // Each round: a roll-forward that is killed once CAS took its first upload.
     let begin = || {
         let mut number = 0;
@@ -323,7 +160,7 @@ fn an_undo_killed_anywhere_is_completed_by_the_next_run_whatever_it_is_asked_for
 
 #[test]
 fn with_cas_down_in_the_middle_it_stops_and_the_next_run_completes_it() {
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     let clock = bundle.root.join("clock").display().to_string();
     for number in 1.. {
         let down = bundle.script_with("before", number, "\"$bin/scone-sim\" down >&2", "roll_forward", &["--yes"], "");
@@ -358,7 +195,7 @@ fn with_the_disk_full_in_the_middle_it_stops_and_the_next_run_completes_it() {
         eprintln!("SKIPPED: only root can mount a small disk");
         return;
     }
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     let (state, aside) = (bundle.root.join("state"), bundle.root.join("aside"));
     fs::rename(&state, &aside).expect("a move");
     fs::create_dir(&state).expect("a directory");
@@ -394,7 +231,7 @@ fn with_the_disk_full_in_the_middle_it_stops_and_the_next_run_completes_it() {
 
 #[test]
 fn keeping_the_secret_needs_a_code_and_issues_nothing() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     // The volume is damaged: that is what it is for.
     delete_files(&bundle.volume("default"));
     let keep = |code: &str| {
@@ -418,7 +255,7 @@ fn keeping_the_secret_needs_a_code_and_issues_nothing() {
 
 #[test]
 fn keeping_the_secret_killed_anywhere_is_completed_by_the_next_run() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
     let code = || {
         bundle.wait(30);
@@ -436,7 +273,7 @@ fn keeping_the_secret_killed_anywhere_is_completed_by_the_next_run() {
 
 #[test]
 fn keeping_the_secret_killed_anywhere_needs_no_code_if_the_secret_is_given_up() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     let account = RefCell::new(account);
     let code = || {
         bundle.wait(30);
@@ -459,7 +296,7 @@ fn keeping_the_secret_killed_anywhere_needs_no_code_if_the_secret_is_given_up() 
 
 #[test]
 fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run() {
-    let (bundle, mut account) = Watched::enrolled();
+    let (bundle, mut account) = enrolled();
     // Each round: one that keeps the secret has switched session 2, and gets no code.
     let begin = || {
         let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
@@ -479,9 +316,46 @@ fn giving_the_secret_up_after_all_killed_anywhere_is_completed_by_the_next_run()
     });
 }
 
+/// Issued by a run that was killed before it could deliver it.
+#[test]
+fn a_qr_code_that_waits_is_destroyed_with_the_secret_or_the_volume_that_is_given_up() {
+    let (bundle, account) = enrolled();
+    let roll_forward = |args: &[&str], input: &str| {
+        run_with_input(bundle.script_command("roll_forward", args), input).expect(0).saying("is not needed: destroyed");
+        bundle.holds_no_picture();
+        assert_eq!(fs::read_dir(bundle.root.join("state/issuing")).expect("a directory").count(), 0);
+    };
+    let next_code = |account: &phone::Account| {
+        bundle.wait(30);
+        account.code_at(bundle.now())
+    };
+    let cut_off = |script: &str, args: &[&str], input: &str| {
+        for number in 1.. {
+            let killed = bundle.script_with("after", number, KILL, script, args, input);
+            assert_eq!(killed.code, None, "{killed:?}");
+            if bundle.written().into_keys().any(|path| path.ends_with("qrcode.svg")) {
+                return;
+            }
+        }
+    };
+    let add_auth = ["--no-confirm", "--otp-file", "-", "--output", "lost.svg"];
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    roll_forward(&["--yes", "--keep-secret", "--otp-file", "-"], &next_code(&account));
+    bundle.goes_on_with(&account);
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    roll_forward(&["--yes"], "");
+    cut_off("gen_qr", &["--no-confirm", "--output", "lost.svg"], "");
+    roll_forward(&["--yes"], "");
+    let account = bundle.enrol_anew();
+    cut_off("add_auth", &add_auth, &next_code(&account));
+    bundle.wipe_cas();
+    roll_forward(&["--yes", "--cas-wiped"], "");
+    bundle.enrol_anew();
+}
+
 #[test]
 fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     bundle.script("roll_forward", &["--yes", "--cas-wiped"]).expect(3).saying("CAS was not wiped");
     bundle.goes_on_with(&account);
 
@@ -501,7 +375,7 @@ fn a_wiped_cas_is_filled_anew_only_when_told_and_only_when_it_is_wiped() {
 
 #[test]
 fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create() {
-    let (bundle, _) = Watched::enrolled();
+    let (bundle, _) = enrolled();
     bundle.wipe_cas();
     bundle.kill_everywhere("roll_forward", &["--yes", "--cas-wiped"], String::new, |what, uploads| {
         let again = bundle.script("roll_forward", &["--yes", "--cas-wiped"]);
@@ -517,7 +391,7 @@ fn filling_a_wiped_cas_anew_killed_anywhere_is_completed_by_itself_or_by_create(
 
 #[test]
 fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     // A roll-forward that was cut off has to be finished first, and can be: it starts no program.
     bundle.script_with("after", 4, KILL, "roll_forward", &["--yes"], "");
     assert_ne!(bundle.known("default", &["pending"]), "null");
@@ -552,77 +426,8 @@ fn a_rebuilt_image_is_noticed_by_every_script_and_create_updates_the_policies() 
 }
 
 #[test]
-fn of_runs_at_once_on_one_account_none_corrupts_what_another_did() {
-    let (bundle, mut account) = Watched::enrolled();
-    for round in 0..4 {
-        let scripts =
-            [("create", &[][..]), ("roll_forward", &["--yes"]), ("roll_forward", &["--yes"]), ("create", &[])];
-        let started = scripts.map(|(script, args)| {
-            let mut command = bundle.script_command(script, args);
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start")
-        });
-        let ended = started.map(|child| child.wait_with_output().expect("an end"));
-        for output in ended {
-            let stderr = String::from_utf8(output.stderr).expect("UTF-8 output");
-            let explained = ["was changed by another run", "was begun but not finished", "CAS did not accept session"];
-            let understood = output.status.success() || explained.iter().any(|words| stderr.contains(words));
-            assert!(understood, "round {round}: {:?}\n{stderr}", output.status.code());
-        }
-        // Whoever comes next finds something to go on with.
-        if bundle.known("default", &["pending"]) != "null" {
-            bundle.script("roll_forward", &["--yes"]).expect(0);
-        }
-        assert!(bundle.script("create", &[]).expect(0).stdout.starts_with("already created"));
-        if bundle.accepts(&account) {
-            bundle.goes_on_with(&account);
-        } else {
-            account = bundle.enrol_anew();
-        }
-    }
-}
-
-/// Whether a lock on this file is waited for, as the kernel tells: `1: -> FLOCK  ADVISORY  WRITE pid major:minor:inode 0 EOF`.
-fn is_waited_for(lock: &fs::File) -> bool {
-    let inode = format!(":{} ", lock.metadata().expect("the lock").ino());
-    let locks = fs::read_to_string("/proc/locks").expect("the kernel's locks");
-    locks.lines().any(|line| line.contains("-> FLOCK") && line.contains(&inode))
-}
-
-#[test]
-fn while_another_run_writes_the_state_it_is_not_written_and_what_that_wrote_stays() {
-    let (bundle, account) = Watched::enrolled();
-    let state = bundle.state_file("default");
-    let other = fs::File::open(state.with_extension("lock")).expect("the lock");
-    other.lock().expect("the lock");
-    let mut command = bundle.script_command("roll_forward", &["--yes"]);
-    let mut script = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a start");
-    while !is_waited_for(&other) {
-        // Looks, and looks again; nothing depends on how often.
-        assert!(script.try_wait().expect("a child").is_none(), "it did not wait for the other run");
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-    let theirs = fs::read_to_string(&state).expect("the state") + "# another run's\n";
-    fs::write(&state, &theirs).expect("the state");
-    drop(other);
-    let ended = script.wait_with_output().expect("an end");
-    let stderr = String::from_utf8(ended.stderr).expect("UTF-8 output");
-    assert_eq!(ended.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("was changed by another run"), "{stderr}");
-    assert_eq!(fs::read_to_string(&state).expect("the state"), theirs);
-    bundle.goes_on_with(&account);
-}
-
-/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
-fn running(scripts: &str) -> String {
-    let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
-    // Measuring is asked for in the environment: not of what is started here.
-    let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
-    format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
-}
-
-#[test]
 fn a_roll_forward_that_stands_still_anywhere_holds_no_other_account_up() {
-    let (bundle, account) = Watched::enrolled();
+    let (bundle, account) = enrolled();
     bundle.enrol("other");
     let deed = running(
         "./roll_forward --yes --account other && ./gen_qr --account other --no-confirm --output ../theirs.svg && \
@@ -644,53 +449,11 @@ fn a_roll_forward_that_stands_still_anywhere_holds_no_other_account_up() {
 }
 
 #[test]
-fn gen_qr_and_add_auth_in_the_middle_of_a_roll_forward_neither_stop_nor_spoil_it() {
-    let (bundle, mut account) = Watched::enrolled();
-    fs::remove_file(bundle.root.join("default.svg")).expect("deletion");
-    for number in 1.. {
-        bundle.wait(30);
-        let code = account.code_at(bundle.now());
-        let deed = running(&format!(
-            "./gen_qr --no-confirm --output ../one.svg; echo \"ended: $?\"; \
-             echo {code} | ./add_auth --no-confirm --otp-file - --output ../two.svg; echo \"ended: $?\""
-        ));
-        fs::write(bundle.bin.join("beside"), "").expect("a file");
-        bundle.script_with("after", number, &deed, "roll_forward", &["--yes"], "").expect(0);
-        let beside = fs::read_to_string(bundle.bin.join("beside")).expect("what was done");
-        // What is issued meanwhile is issued against a code, as long as the old ones live, and is that code's secret.
-        assert!(!bundle.root.join("one.svg").exists(), "after call {number}: {beside}");
-        let uploads = bundle.calls().iter().take(number).filter(|call| call.starts_with("upload")).count();
-        let issued = bundle.root.join("two.svg").exists();
-        if !beside.is_empty() {
-            let ended = |code: u8| beside.matches(&format!("ended: {code}\n")).count();
-            let expected = if uploads < 2 { (true, 1, 1) } else { (false, 0, 2) };
-            assert_eq!((issued, ended(0), ended(5)), expected, "after call {number}: {beside}");
-        }
-        if issued {
-            assert_eq!(bundle.scan("two.svg").secret, account.secret, "after call {number}");
-            fs::remove_file(bundle.root.join("two.svg")).expect("deletion");
-        }
-        assert!(!bundle.accepts(&account));
-        // The clock stands still, and who else is logged in is not ours to decide.
-        let report = bundle.script("doctor", &[]).text();
-        let wrong =
-            report.lines().find(|line| line.starts_with("wrong") && !line.contains("clock") && !line.contains("users"));
-        assert_eq!(wrong, None, "after call {number}: {report}");
-        account = bundle.enrol_anew();
-        if beside.is_empty() {
-            assert!(number > 6, "there were {} calls only", number - 1);
-            break;
-        }
-    }
-    bundle.goes_on_with(&account);
-}
-
-#[test]
 fn with_docker_failing_in_the_middle_of_a_new_volume_it_stops_and_the_next_run_completes_it() {
     if !docker_is_there() {
         return;
     }
-    let (bundle, account) = Watched::enrolled_on(Platform::Sim);
+    let (bundle, account) = Watched::enrolled(Platform::Sim, scripts!());
     let keep = ["--yes", "--keep-secret", "--otp-file", "-"];
     let code = || {
         bundle.wait(30);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_yaml::Value;
-use support::{Outcome, copy, is_root, repository, run, run_with_input};
+use support::{Outcome, all_ended, copy, is_root, repository, run, run_with_input};
 use tempfile::TempDir;
 
 const MEASUREMENT: &str = "d08b7351eeb8d5c0653d32794218f183ac9c6fa3923b67052752f78a3559de61";
@@ -78,6 +78,7 @@ esac
 const DOCKER: &str = r#"
 case " $* " in
   ' image inspect '*) echo @IMAGE_ID@ ;;
+  ' ps '*) ;;
   ' run '*' -e=SCONE_HASH '*) echo @MEASUREMENT@ ;;
   ' run '*)
     for arg; do
@@ -420,7 +421,7 @@ fn a_cas_with_another_key_than_the_pinned_one_gets_nothing() {
     let host = Host::with_account();
     let before = fs::read(host.state_file()).unwrap();
     host.instead_of("scone", "[ \"$2\" != show-identification ] || { echo another; exit; }");
-    host.create().expect(3).saying("not the one account 'default' was created on");
+    host.create().expect(3).saying("not the one this account was created on");
     assert!(!host.calls().iter().any(|call| call.args[0] == "session"));
     assert_eq!(fs::read(host.state_file()).unwrap(), before);
 }
@@ -546,6 +547,9 @@ fn a_second_run_verifies_and_uploads_nothing() {
     assert!(again.stdout.starts_with("already created: "), "{}", again.stdout);
     let calls = host.calls();
     assert_eq!(calls.iter().filter(|call| call.what() == "scone session verify").count(), 3);
+    // The command line is told which key it may trust.
+    let attest = calls.iter().find(|call| call.has("attest")).unwrap();
+    assert_eq!(attest.args, ["cas", "attest", "cas.example.com", "-c", &text(&host.state()["cas"]["key"])]);
     assert_eq!(uploads(calls).len(), 0);
     assert_eq!(fs::read(host.state_file()).unwrap(), before);
 }
@@ -578,6 +582,7 @@ fn an_upload_that_was_cut_off_before_it_was_recorded_is_adopted() {
         let host = Host::new();
         host.instead_of("scone", &format!("before_answer() {{ [ $creates != {number} ] || kill -9 $PPID; }}"));
         assert_eq!(host.create().code, None, "killed");
+        all_ended(&host.state_file());
         host.as_documented("scone");
         host.forget();
 
@@ -633,8 +638,11 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     assert_eq!(host.names(&host.desk()), ["qrcode.svg"]);
 
     let calls = host.calls();
-    assert_eq!(order(&calls), ["scone --version", "scone cas show-identification", "docker image", "docker run"]);
-    let start = &calls[3];
+    assert_eq!(
+        order(&calls),
+        ["scone --version", "scone cas show-identification", "docker image", "docker ps", "docker run"]
+    );
+    let start = &calls[4];
     for arg in ["--rm", "--log-driver=none", "--cap-drop=ALL", "--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw"] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
@@ -843,13 +851,48 @@ fn half_a_qr_code_is_not_delivered() {
     let host = Host::with_account();
     host.instead_of(
         "docker",
-        "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
+        "[ \"$1\" = image ] && { echo 'IMAGE'; exit 0; }; [ \"$1\" = ps ] && exit; for arg; do case \"$arg\" in *,dst=/out) out=${arg#*src=}; out=${out%'\",dst=/out'}; out=$(printf %s \"$out\" | sed 's/\"\"/\"/g'); printf '<svg' >\"$out/qrcode.svg\" ;; esac; done; exit 137".replace("IMAGE", IMAGE_ID).as_str(),
     );
-    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("incomplete QR code").saying("scripts/roll_forward.rs");
+    host.script("gen_qr", &["--no-confirm"]).expect(4).saying("incomplete QR code").saying("scripts/gen_qr.rs");
     assert!(!host.qr_code().exists());
     host.program_ends("*/otpqr", "otpqr: once-marker is there already\n", 10);
     host.script("gen_qr", &["--no-confirm"]).expect(5).saying("issued already");
     host.has_clean_desk();
+}
+
+/// docker's client was killed, or lost its engine: the container goes on, and so its output is not ours to remove.
+#[test]
+fn a_container_that_still_runs_is_left_its_output_and_what_it_writes_is_delivered() {
+    let host = Host::with_account();
+    let reserved = host.root().join(format!("state/issuing/{}-1-1/qrcode.svg", host.known("namespace")));
+    let shown = reserved.display().to_string().replace('\'', r"'\''");
+    host.instead_of(
+        "docker",
+        &format!(
+            "case $1 in run) echo '   ' >'{shown}'; touch \"$here/runs\"; kill -9 $$ ;;
+             ps) [ ! -f \"$here/runs\" ] || echo 4e5aaaf3d0d4; exit ;; esac"
+        ),
+    );
+    for _ in 0..2 {
+        let refused = host.script("gen_qr", &["--no-confirm"]).expect(4);
+        refused.saying("a container that was left running may still write to").saying("wait until it has ended");
+        assert!(reserved.exists());
+    }
+    assert_eq!(order(&host.calls()).iter().filter(|call| *call == "docker run").count(), 1);
+    // Nor if the engine does not tell.
+    host.instead_of("docker", "[ \"$1\" != ps ] || exit 1");
+    host.script("gen_qr", &["--no-confirm"]).expect(3).saying("docker does not answer");
+    assert!(reserved.exists());
+
+    fs::write(&reserved, "<svg></svg>\n").unwrap();
+    host.as_documented("docker");
+    host.forget();
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
+    assert_eq!(fs::read_to_string(host.qr_code()).unwrap(), "<svg></svg>\n");
+    let filter = format!("--filter=volume={}", reserved.canonicalize().unwrap_or(reserved).parent().unwrap().display());
+    let calls = host.calls();
+    assert!(calls.iter().find(|call| call.what() == "docker ps").unwrap().has(&filter), "{calls:?}");
+    assert!(!order(&calls).contains(&"docker run".to_owned()), "it was issued once");
 }
 
 // --- add_auth
@@ -868,12 +911,20 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     let calls = host.calls();
     assert_eq!(
         order(&calls),
-        ["scone --version", "scone cas show-identification", "docker image", "docker run", "docker run"]
+        [
+            "scone --version",
+            "scone cas show-identification",
+            "docker image",
+            "docker ps",
+            "docker run",
+            "docker ps",
+            "docker run"
+        ]
     );
     let namespace = host.known("namespace");
-    assert_eq!(calls[3].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
-    assert_eq!(calls[3].args, calls[4].args);
+    assert_eq!(calls[4].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
+    assert_eq!(calls[6].environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
+    assert_eq!(calls[4].args, calls[6].args);
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
     }
@@ -881,10 +932,9 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
         let found = call.environment.iter().filter(|(_, value)| value.contains(CODE));
         found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
     };
-    assert_eq!(
-        [0, 1, 2, 3, 4].map(|at| holding(&calls[at])),
-        [vec![], vec![], vec![], vec![], vec!["SCONE_CONFIG_ID".to_owned()]]
-    );
+    let (start, others) = calls.split_last().expect("calls");
+    assert_eq!(holding(start), ["SCONE_CONFIG_ID"]);
+    assert!(others.iter().all(|call| holding(call).is_empty()));
     assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
     assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);
 }
@@ -1032,6 +1082,7 @@ fn a_roll_forward_killed_before_or_after_any_upload_is_completed_by_the_next_run
             let host = Host::with_account();
             host.instead_of("scone", &killed);
             assert_eq!(host.script("roll_forward", &["--yes"]).code, None, "killed");
+            all_ended(&host.state_file());
             assert_ne!(host.state()["pending"], Value::Null);
             host.as_documented("scone");
             host.script("roll_forward", &["--yes"]).expect(0);

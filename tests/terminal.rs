@@ -642,7 +642,10 @@ fn keeping_the_secret_and_filling_a_wiped_cas_anew_are_asked_about_first() {
     declined(&bundle, &["--keep-secret"], replaced);
     bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
     bundle.wipe_cas();
-    declined(&bundle, &["--cas-wiped"], "Upload account 'default' anew to the CAS at '");
+    let trusted = || bundle.scone(["cas", "list"]).expect(0).stdout;
+    let before = trusted();
+    declined(&bundle, &["--cas-wiped"], "Trust the CAS at '");
+    assert_eq!(trusted(), before);
 }
 
 #[test]

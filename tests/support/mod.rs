@@ -6,6 +6,7 @@
 
 pub mod attacker;
 pub mod phone;
+pub mod watched;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -294,6 +295,11 @@ impl Bundle {
         self.root.join(format!("state/{account}.yml"))
     }
 
+    /// As [`all_ended`].
+    pub fn all_ended(&self, account: &str) {
+        all_ended(&self.state_file(account));
+    }
+
     /// One value of the account's state, as text.
     pub fn known(&self, account: &str, keys: &[&str]) -> String {
         let mut value = &self.state(account)[keys[0]];
@@ -486,6 +492,12 @@ pub fn run(mut command: Command) -> Outcome {
     let output = command.output().unwrap_or_else(|cause| panic!("{command:?}: {cause}"));
     let text = |bytes| String::from_utf8(bytes).expect("UTF-8 output");
     Outcome { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+/// Waits until no run works on the account any more, nor a program that was left running by one that was killed.
+pub fn all_ended(state_file: &Path) {
+    let lock = File::open(state_file.with_extension("lock")).expect("the lock");
+    lock.lock().expect("the lock");
 }
 
 /// Runs a command with something on its standard input.

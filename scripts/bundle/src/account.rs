@@ -4,19 +4,18 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
+use crate::cas::Cas;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
 use crate::root;
-use crate::state::{self, State, StateFile};
+use crate::state::{self, Lock, State, StateFile};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
 enum AccountError {
     #[error("the state of account '{name}' vanished")]
     Vanished { name: String },
-    #[error("the CAS at '{address}' is not the one this account was created on")]
-    AnotherCas { address: String },
     #[error("image '{image}' is not the one in the policies: it was rebuilt")]
     AnotherImage { image: String },
     #[error("cannot draw a random name for the namespace: {0}")]
@@ -86,6 +85,11 @@ impl Account {
         hint::script(name, &self.name, rest)
     }
 
+    /// The command that goes on with what was begun: a roll-forward, or this very script.
+    pub fn again(&self) -> String {
+        self.state.finishing(&self.name).unwrap_or_else(|| self.script(crate::script(), ""))
+    }
+
     /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies.
     pub fn check(&self) -> Result<(), Failure> {
         self.check_cas()?;
@@ -95,17 +99,12 @@ impl Account {
     /// Makes sure that the account's CAS is there, and still the one that was pinned.
     pub fn check_cas(&self) -> Result<(), Failure> {
         let cas = &self.state.cas;
-        let running = self.tools.running_simulated_cas()?;
-        let is_same = running.is_none_or(|running| running == *cas);
-        let pinned = || {
-            let key = self.tools.pinned_key(&cas.address);
-            key.map_err(|failure| failure.hint(self.script("create", "   # attests it")))
-        };
-        if is_same && pinned()? == cas.key {
-            return Ok(());
+        if let Some(running) = self.tools.running_simulated_cas()? {
+            self.tools.check_same(cas, &running, &self.name)?;
         }
-        Err(Failure::from(AccountError::AnotherCas { address: cas.address.clone() })
-            .hint(self.script("roll_forward", " --cas-wiped   # if it was set up anew")))
+        let key = self.tools.pinned_key(&cas.address);
+        let key = key.map_err(|failure| failure.hint(self.script("create", "   # attests it")))?;
+        self.tools.check_same(cas, &Cas { key, ..cas.clone() }, &self.name)
     }
 
     /// Makes sure that the image is still the one whose measurement is in the policies.
@@ -118,9 +117,14 @@ impl Account {
             .hint(self.script("create", "   # updates the policies")))
     }
 
+    /// Makes sure that nobody else works on the account while the lock is held, and that what was read of it still holds.
+    pub fn lock(&self) -> Result<Lock, Failure> {
+        self.file.lock()
+    }
+
     /// Writes the state down: a fact is recorded before it is used.
-    pub fn record(&mut self) -> Result<(), Failure> {
-        self.file.write(&self.state)
+    pub fn record(&mut self, lock: &Lock) -> Result<(), Failure> {
+        self.file.write(&self.state, lock)
     }
 
     /// The host's side of the account's volume of this version.
@@ -136,7 +140,10 @@ impl Account {
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
         let (issuer, login) = (quoted(issuer), quoted(login));
         let create = format!(" --platform {platform}{cas} --issuer {issuer} --login {login}   # then: a new secret");
-        [format!("mv {kept} {aside}   # gives the account up"), self.script("create", &create)]
+        [
+            format!("mv {kept} {aside}   # if there is no newer copy of it: gives the account up"),
+            self.script("create", &create),
+        ]
     }
 }
 
@@ -149,6 +156,11 @@ pub struct Found {
 }
 
 impl Found {
+    /// As [`Account::lock`].
+    pub fn lock(&self) -> Result<Lock, Failure> {
+        self.file.lock()
+    }
+
     /// The policies are rendered from these; a root that is named for its state alone may lack them.
     pub fn check_templates(&self) -> Result<(), Failure> {
         root::find(Some(&self.root), Path::new("templates"), None).map(drop)

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::{Concern, Exit, Failure};
-use crate::hint::quoted;
+use crate::hint::{self, quoted};
 use crate::platform::Tools;
 
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +22,10 @@ enum CasError {
     NotAttested { address: String, reason: String },
     #[error("'scone' does not know the CAS at '{address}': {reason}")]
     NotPinned { address: String, reason: String },
+    #[error("the CAS at '{address}' is not the one this account was created on")]
+    Another { address: String },
+    #[error("the account's CAS serves on other ports than when the account was created")]
+    OtherPorts,
 }
 
 impl Concern for CasError {
@@ -81,11 +85,31 @@ impl Tools {
         Ok(Some(printed.stdout.trim_end().to_owned()))
     }
 
+    /// Makes sure that the CAS found is the one that the account knows.
+    pub fn check_same(&self, known: &Cas, found: &Cas, account: &str) -> Result<(), Failure> {
+        if found == known {
+            return Ok(());
+        }
+        let addresses = [&known.address, &known.enclave_address].map(|address| address.rsplit_once(':'));
+        if let (Some(simulator), [Some((_, client)), Some((_, enclave))]) = (&self.simulator, addresses)
+            && found.key == known.key
+        {
+            let simulator = quoted(simulator.path.display());
+            let up = format!("{simulator} up --client-port {client} --enclave-port {enclave}");
+            return Err(Failure::from(CasError::OtherPorts).hint(format!("{simulator} down && {up}")));
+        }
+        Err(Failure::from(CasError::Another { address: found.address.clone() }).hint(hint::script(
+            "roll_forward",
+            account,
+            " --cas-wiped   # if it was set up anew",
+        )))
+    }
+
     /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
-    /// which its own tool has shown on this host.
-    pub fn attest(&self, address: &str, simulated: Option<Cas>) -> Result<Cas, Failure> {
+    /// which its own tool has shown on this host. `known`: the one that it must be; another is not trusted, then.
+    pub fn attest(&self, address: &str, simulated: Option<Cas>, known: Option<&Cas>) -> Result<Cas, Failure> {
         let mut args = vec!["cas".into(), "attest".into(), address.into()];
-        if let Some(cas) = &simulated {
+        if let Some(cas) = known.or(simulated.as_ref()) {
             args.extend(["-c".into(), OsString::from(&cas.key)]);
         }
         let attested = self.scone.run(&args, &[])?;

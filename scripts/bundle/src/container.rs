@@ -1,6 +1,6 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
@@ -45,7 +45,7 @@ pub struct Start<'a> {
 }
 
 impl Tools {
-    fn runs_containers(&self) -> bool {
+    pub fn runs_containers(&self) -> bool {
         self.engine.name == "docker"
     }
 
@@ -67,8 +67,7 @@ impl Tools {
             let missing = ImageError::NoImage { image: image.to_owned(), reason };
             return Err(Failure::from(missing).hint(self.facts.image_missing));
         }
-        Err(Failure::from(ImageError::NoAnswer { reason })
-            .hint("docker version   # says whether the engine runs, and whether you may use it"))
+        Err(no_answer(reason))
     }
 
     /// The measurement (mrenclave) of our program in the image: 64 hex digits or an error, for a program that was not sconified
@@ -115,6 +114,19 @@ impl Tools {
         self.engine.run(&args, &environment)
     }
 
+    /// Whether a container that runs has this directory mounted. Natively the account's lock tells, which the program holds, too.
+    pub fn has_mounted(&self, directory: &Path) -> Result<bool, Failure> {
+        if !self.runs_containers() {
+            return Ok(false);
+        }
+        let filter = [OsStr::new("--filter=volume="), directory.as_os_str()].into_iter().collect();
+        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter])?;
+        if !finished.success() {
+            return Err(no_answer(finished.reason()));
+        }
+        Ok(!finished.stdout.trim().is_empty())
+    }
+
     fn docker_run(&self, start: &Start) -> Vec<OsString> {
         let user = rustix::process::geteuid().as_raw();
         let group = rustix::process::getegid().as_raw();
@@ -143,6 +155,11 @@ impl Tools {
         }
         args
     }
+}
+
+fn no_answer(reason: String) -> Failure {
+    Failure::from(ImageError::NoAnswer { reason })
+        .hint("docker version   # says whether the engine runs, and whether you may use it")
 }
 
 /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a directory

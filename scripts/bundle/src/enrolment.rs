@@ -73,7 +73,7 @@ impl Options {
     }
 
     /// Prepares for the QR code to be issued, which can be done only once: also that it can be shown or delivered.
-    pub fn prepare(&self, account: &Account) -> Result<Output, Failure> {
+    pub fn prepare<'a>(&self, account: &'a Account) -> Result<Output<'a>, Failure> {
         let state = &account.state;
         match self.file() {
             Some(file) => check_destination(account, file)?,
@@ -164,10 +164,17 @@ impl Enrolment<'_> {
         });
         confirmed.map_err(|failure| {
             let kept = file.map_or_else(String::new, |file| format!("; the QR code is still in '{}'", file.display()));
-            failure
+            let failure = failure
                 .meaning(EnrolmentError::NotConfirmed { kept })
-                .hint(account.script("add_auth", " --output another.svg   # if the entry works after all"))
-                .hint(account.script("roll_forward", "   # if it was not scanned"))
+                .hint(account.script("add_auth", " --output another.svg   # if the entry works after all"));
+            match account.lock() {
+                Ok(_) => failure.hint(account.script("roll_forward", "   # if it was not scanned")),
+                // That explains it, and is no reason to give the secret up.
+                Err(another_run) => {
+                    step(another_run.into_finding().0);
+                    failure
+                }
+            }
         })
     }
 

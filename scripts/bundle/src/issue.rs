@@ -2,17 +2,18 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use crate::account::Account;
 use crate::code::Presentation;
 use crate::container::Start;
 use crate::failure::{Concern, Exit, Failure};
 use crate::refusal::Answer;
-use crate::state;
+use crate::state::{self, Lock};
 use crate::step;
 use crate::tool::{Finished, Tool};
 
@@ -28,8 +29,8 @@ enum IssueError {
     NotPrepared { directory: String, cause: io::Error },
     #[error("cannot prepare '{directory}': it must be a directory that only you can open")]
     NotPrivate { directory: String },
-    #[error("cannot prepare '{directory}': another run is issuing the same QR code")]
-    Busy { directory: String },
+    #[error("a container that was left running may still write to '{directory}': wait until it has ended")]
+    StillRuns { directory: String },
     #[error("cannot read '{file}': {cause}")]
     Unreadable { file: String, cause: io::Error },
     #[error("the QR code waits in '{file}'; it cannot be delivered to '{output}': {cause}")]
@@ -67,43 +68,69 @@ impl Concern for IssueError {
         use IssueError::*;
         match self {
             NoFileName { .. } | NotWritable { .. } | Exists { .. } => Exit::Precondition,
-            NotPrepared { .. } | NotPrivate { .. } | Busy { .. } => Exit::Precondition,
+            NotPrepared { .. } | NotPrivate { .. } => Exit::Precondition,
             NoChannel { .. } | AnotherStart { .. } | Output { .. } | NotStarted { .. } => Exit::Precondition,
             Volume { .. } | AnotherProgram { .. } | Refused { .. } | IssuedAlready => Exit::Refused,
-            NotDelivered { .. } | NotDestroyed { .. } | Incomplete | NoQrCode { .. } => Exit::PartWay,
+            StillRuns { .. } | NotDelivered { .. } | NotDestroyed { .. } | Incomplete | NoQrCode { .. } => {
+                Exit::PartWay
+            }
             Unreadable { .. } | Policy { .. } | NeverStarted => Exit::Other,
         }
     }
 }
 
+/// What the program writes.
+const PICTURE: &str = "qrcode.svg";
+
 /// Where the QR code is to be, and the directory that is mounted for the program to write into: `state/issuing/…`, named after
 /// the secret it shows. So what a run that was cut off left there is found by the next one, wherever that is to deliver it, and
 /// never taken for another account's.
-pub struct Output {
+pub struct Output<'a> {
+    account: &'a Account,
     /// The version of the volume that the program opens.
     volume: u32,
     directory: PathBuf,
-    /// Held until the QR code is delivered: two runs must not take each other's file for a leftover.
-    _lock: File,
+    /// Held until the QR code is delivered: the program opens the volume that the state names, and two runs must not take each
+    /// other's file for a leftover.
+    _lock: Lock,
 }
 
-impl Output {
+impl<'a> Output<'a> {
     /// Makes ready for a QR code of the account's secret, issued on this version of its volume.
-    pub fn prepare(account: &Account, volume: u32) -> Result<Output, Failure> {
+    pub fn prepare(account: &'a Account, volume: u32) -> Result<Output<'a>, Failure> {
+        let mut lock = account.lock()?;
+        if !account.tools.runs_containers() {
+            lock = lock.passed_on()?;
+        }
         let directory = state::issuing_directory(&account.root, &account.state, volume);
-        let lock = lock(&directory)?;
-        let output = Output { volume, directory, _lock: lock };
-        let written = output.written();
-        if !output.is_complete() && written.exists() {
-            // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
-            let directory = output.directory.display().to_string();
-            fs::remove_file(written).map_err(|cause| IssueError::NotPrepared { directory, cause })?;
+        make_private(&directory)?;
+        let output = Output { account, volume, directory, _lock: lock };
+        // Before looking at what it writes: then that changes no more.
+        if account.tools.has_mounted(&output.directory)? {
+            return Err(output.still_runs());
+        }
+        if output.is_complete() {
+            if let Ok(copy) = fs::read_link(output.note()) {
+                let copy = copy.display();
+                step(format!("a run was cut off while it delivered this QR code: '{copy}' may hold it, too"));
+            }
+            return Ok(output);
+        }
+        // What a killed program had reserved and not filled: nothing can be read from it, and the marker is taken.
+        for left in [output.written(), output.note()] {
+            if let Err(cause) = fs::remove_file(left)
+                && cause.kind() != io::ErrorKind::NotFound
+            {
+                let directory = output.directory.display().to_string();
+                return Err(IssueError::NotPrepared { directory, cause }.into());
+            }
         }
         Ok(output)
     }
 
     /// Starts `session/service[@code]` with the account's volume, to write here.
-    pub fn start(&self, account: &Account, config_id: &str) -> Result<Finished, Failure> {
+    pub fn start(&self, config_id: &str) -> Result<Finished, Failure> {
+        let account = self.account;
         let (volume, is_new) = account.volume_directory(self.volume)?;
         let (cas, image_id) = (&account.state.cas, account.state.image_id.as_str());
         let directories = Some((volume.as_path(), self.directory.as_path()));
@@ -122,15 +149,15 @@ impl Output {
     }
 
     /// Has the QR code issued by a service that asks for no code.
-    pub fn issue(&self, account: &Account, service: &str) -> Result<(), Failure> {
-        let finished = self.start(account, service)?;
-        if self.is_complete() { Ok(()) } else { Err(self.explain(account, &finished)) }
+    pub fn issue(&self, service: &str) -> Result<(), Failure> {
+        let finished = self.start(service)?;
+        if self.is_complete() { Ok(()) } else { Err(self.explain(&finished)) }
     }
 
     /// Has the service `check` started, which starts only if program and volume are right.
-    pub fn check(&self, account: &Account) -> Result<(), Failure> {
-        let finished = self.start(account, &format!("{}/otpqr/check", account.state.namespace))?;
-        if finished.success() { Ok(()) } else { Err(self.explain(account, &finished)) }
+    pub fn check(&self) -> Result<(), Failure> {
+        let finished = self.start(&format!("{}/otpqr/check", self.account.state.namespace))?;
+        if finished.success() { Ok(()) } else { Err(self.explain(&finished)) }
     }
 
     /// Has it issued by a service that asks for a code. While a person is asked, nothing is held and nothing lies about. Returns
@@ -139,21 +166,20 @@ impl Output {
         presentation: Presentation,
         service: &str,
         doing: &str,
-        prepare: impl Fn() -> Result<Output, Failure>,
-    ) -> Result<(Output, u64), Failure> {
-        let account = presentation.account;
+        prepare: impl Fn() -> Result<Output<'a>, Failure>,
+    ) -> Result<(Output<'a>, u64), Failure> {
         let mut issued = None;
         let (finished, spent) = presentation.make(&mut |code| {
             let output = prepare()?;
             step(doing);
-            let finished = output.start(account, &code.config_id(service))?;
+            let finished = output.start(&code.config_id(service))?;
             if !Answer::of(&finished).is_about_code() {
                 issued = Some(output);
             }
             Ok(finished)
         })?;
         let output = issued.ok_or(IssueError::NeverStarted)?;
-        if output.is_complete() { Ok((output, spent)) } else { Err(output.explain(account, &finished)) }
+        if output.is_complete() { Ok((output, spent)) } else { Err(output.explain(&finished)) }
     }
 
     /// What somebody has to know while the QR code is where the program left it.
@@ -162,7 +188,7 @@ impl Output {
     }
 
     fn written(&self) -> PathBuf {
-        self.directory.join("qrcode.svg")
+        self.directory.join(PICTURE)
     }
 
     /// Whether the program wrote a whole QR code - now, or in an earlier run that was cut off before it could deliver.
@@ -177,15 +203,27 @@ impl Output {
             let (file, output) = (written.display().to_string(), to.display().to_string());
             IssueError::NotDelivered { file, output, cause }
         };
-        // A hard link, unlike a rename, never replaces. To another file system, or one without links, it is copied.
-        match fs::hard_link(&written, to) {
-            Ok(()) => Ok(fs::remove_file(&written).map_err(failed)?),
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => Err(failed(cause).into()),
+        match renameat_with(CWD, &written, CWD, to, RenameFlags::NOREPLACE) {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => Err(failed(Errno::EXIST.into()).into()),
+            // To another file system, or on one that may replace, it is copied.
             Err(_) => {
-                copy(&written, to).map_err(failed)?;
+                let note = self.note();
+                // It may be an earlier run's, which was reported.
+                let _ = fs::remove_file(&note);
+                let noted = std::path::absolute(to).and_then(|to| symlink(to, &note));
+                if let Err(cause) = noted.and_then(|()| copy(&written, to)) {
+                    let _ = fs::remove_file(&note);
+                    return Err(failed(cause).into());
+                }
                 destroy(&written).map(drop)
             }
         }
+    }
+
+    /// Where the QR code is copied to, as a link: killed before the original is destroyed, the next run says that there are two.
+    fn note(&self) -> PathBuf {
+        self.directory.join("copied-to")
     }
 
     /// The QR code itself, for the terminal.
@@ -200,17 +238,23 @@ impl Output {
         destroy(&self.written())
     }
 
-    /// Why a start issued no QR code.
-    pub fn explain(&self, account: &Account, finished: &Finished) -> Failure {
-        let (answer, reason) = (Answer::of(finished), finished.reason());
+    /// Why a start issued no QR code. Whether the once-marker is taken, only the next start says: until then nothing is given up.
+    fn explain(&self, finished: &Finished) -> Failure {
+        let (account, answer, reason) = (self.account, Answer::of(finished), finished.reason());
+        if !answer.is_from_runtime() && self.is_mounted() {
+            return self.still_runs();
+        }
+        let again = account.again() + "   # once more: it says so if the once-marker is taken";
         if self.written().exists() && !answer.is_from_runtime() {
-            return Failure::from(IssueError::Incomplete)
-                .hint(account.script("roll_forward", "   # the once-marker may be taken"));
+            return Failure::from(IssueError::Incomplete).hint(again);
         }
         match answer {
             Answer::Volume => Failure::from(IssueError::Volume { reason })
-                .hint(account.script("roll_forward", " --keep-secret   # authenticator at hand: codes stay valid"))
-                .hint(account.script("roll_forward", "   # otherwise: new secret, kills the old codes")),
+                .hint(account.script("roll_forward", " --keep-secret   # if it cannot be put back: codes stay valid"))
+                .hint(
+                    account
+                        .script("roll_forward", "   # and there is no authenticator: new secret, kills the old codes"),
+                ),
             Answer::NoChannelToCas => IssueError::NoChannel { reason }.into(),
             Answer::VolumeInUse => IssueError::AnotherStart { reason }.into(),
             Answer::Measurement => Failure::from(IssueError::AnotherProgram { reason })
@@ -224,21 +268,46 @@ impl Output {
             Answer::Environment => IssueError::Policy { reason }.into(),
             Answer::Output => IssueError::Output { reason }.into(),
             Answer::NotStarted => IssueError::NotStarted { reason }.into(),
-            Answer::Ended => Failure::from(IssueError::NoQrCode { reason })
-                .hint(account.script("roll_forward", "   # if the once-marker is taken")),
+            Answer::Ended => Failure::from(IssueError::NoQrCode { reason }).hint(again),
         }
+    }
+
+    /// Whether a container may still write here: one goes on when its client was killed. If the engine does not say, it may.
+    fn is_mounted(&self) -> bool {
+        self.account.tools.has_mounted(&self.directory).unwrap_or(true)
+    }
+
+    fn still_runs(&self) -> Failure {
+        IssueError::StillRuns { directory: self.directory.display().to_string() }.into()
     }
 }
 
 /// Nothing stays behind of a start that issued nothing. What was issued stays for the next run, until it is delivered.
-impl Drop for Output {
+impl Drop for Output<'_> {
     fn drop(&mut self) {
-        if !self.is_complete() {
-            // Both may be gone, or never have been; what cannot be removed now is removed by the next run.
+        // In this order: what nobody writes to changes no more. What cannot be removed now is removed by the next run.
+        if self.written().exists() && !self.is_mounted() && !self.is_complete() {
             let _ = fs::remove_file(self.written());
-            let _ = fs::remove_dir(&self.directory);
         }
+        if !self.written().exists() {
+            let _ = fs::remove_file(self.note());
+        }
+        // Only if it is empty.
+        let _ = fs::remove_dir(&self.directory);
     }
+}
+
+/// Destroys the QR code that a run which was cut off left of the account's secret and volume, before they are given up: nobody
+/// would look for it any more.
+pub fn discard(account: &Account, _lock: &Lock) -> Result<(), Failure> {
+    let directory = state::issuing_directory(&account.root, &account.state, account.state.volume_version);
+    let written = directory.join(PICTURE);
+    if written.exists() {
+        step(format!("the QR code that a run left in '{}' is not needed: {}", written.display(), destroy(&written)?));
+    }
+    // It may never have been.
+    let _ = fs::remove_dir_all(&directory);
+    Ok(())
 }
 
 /// Checks that the QR code can be brought to a file. Repeated when it counts; here to refuse early.
@@ -257,19 +326,14 @@ pub fn check_destination(account: &Account, to: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes the directory for the program to write into, and locks it against another run.
-fn lock(directory: &Path) -> Result<File, IssueError> {
+/// Makes the directory for the program to write into.
+fn make_private(directory: &Path) -> Result<(), IssueError> {
     let shown = || directory.display().to_string();
     let failed = |cause| IssueError::NotPrepared { directory: shown(), cause };
     DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed)?;
     let found = directory.symlink_metadata().map_err(failed)?;
     let is_ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o077 == 0;
-    if !is_ours {
-        return Err(IssueError::NotPrivate { directory: shown() });
-    }
-    let lock = File::open(directory).map_err(failed)?;
-    lock.try_lock().map_err(|_| IssueError::Busy { directory: shown() })?;
-    Ok(lock)
+    if is_ours { Ok(()) } else { Err(IssueError::NotPrivate { directory: shown() }) }
 }
 
 fn copy(written: &Path, to: &Path) -> io::Result<()> {

@@ -8,9 +8,9 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::interrupt;
-use crate::issue::Output;
+use crate::issue::{Output, discard};
 use crate::policy::{Held, Session, Versions, compare, render, upload};
-use crate::state::{Pending, State};
+use crate::state::{Lock, Pending, State};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
@@ -116,6 +116,8 @@ impl Rotation {
         let mut to = match self.account.state.pending.clone() {
             Some(Pending { undo: true, .. }) => return self.undo(),
             Some(pending) if keep_secret && !pending.keeps_secret(&self.account.state) => {
+                // Unless it is under way.
+                self.account.lock()?;
                 return Err(Failure::from(RotationError::AnotherBegun).hints(self.finishing()));
             }
             Some(pending) => {
@@ -134,11 +136,12 @@ impl Rotation {
         if to.uploads_done < 2 {
             self.confirm(self.question(keep_secret))?;
         }
+        let lock = self.account.lock()?.passed_on()?;
         if self.account.state.pending.is_none() {
             // Recorded before CAS is changed.
-            self.record(Some(&to))?;
+            self.record(&lock, Some(&to))?;
         }
-        self.carry_out(&mut to, code).map_err(|failure| self.part_way(failure))
+        self.carry_out(lock, &mut to, code).map_err(|failure| self.part_way(failure))
     }
 
     fn check_templates(&self, to: &Pending) -> Result<(), Failure> {
@@ -185,36 +188,45 @@ impl Rotation {
             self.account.state.issuer,
             self.account.state.label()
         ))?;
-        let reached = self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
-        reached
-            .and_then(|()| self.upload(&mut to, 1, Session::Reset, &new, "switching session 2 to the volume begun"))
-            .map_err(|failure| self.part_way(failure))?;
         self.prepare(&to)?;
+        let lock = self.account.lock()?.passed_on()?;
+        let reached =
+            self.upload(&lock, &mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
+        let switching = "switching session 2 to the volume begun";
+        reached
+            .and_then(|()| self.upload(&lock, &mut to, 1, Session::Reset, &new, switching))
+            .map_err(|failure| self.part_way(failure))?;
         // Killed just before its end: then it is at its end.
         if compare(&self.account, Session::Otpqr, &new)? == Held::Same {
-            self.upload(&mut to, 2, Session::Otpqr, &new, "it had got to its end")?;
-            return self.finish(&to);
+            self.upload(&lock, &mut to, 2, Session::Otpqr, &new, "it had got to its end")?;
+            return self.finish(&lock, &to);
         }
         let volume_version = self.account.state.volume_version + 2;
         let secret_version = self.account.state.secret_version + 1;
-        self.record(Some(&Pending { volume_version, secret_version, uploads_done: 0, undo: false }))
+        self.record(&lock, Some(&Pending { volume_version, secret_version, uploads_done: 0, undo: false }))
     }
 
     /// The intention `to` is recorded; from here on a failure is one part-way.
-    fn carry_out(&mut self, to: &mut Pending, code: Option<&Source>) -> Result<String, Failure> {
+    fn carry_out(&mut self, lock: Lock, to: &mut Pending, code: Option<&Source>) -> Result<String, Failure> {
         let old_label = self.account.state.label();
         let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
         let switching = match code {
             Some(_) => "switching session 2 to the new volume",
             None => "switching: from here on the old codes are dead",
         };
-        self.upload(to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
-        self.upload(to, 1, Session::Reset, &new, switching)?;
-        if let Some(source) = code {
-            self.take_marker(source, to)?;
-        }
-        self.upload(to, 2, Session::Otpqr, &new, "dropping the old")?;
-        self.finish(to)?;
+        self.upload(&lock, to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
+        self.upload(&lock, to, 1, Session::Reset, &new, switching)?;
+        let lock = match code {
+            None => lock,
+            Some(source) => {
+                // A person is asked.
+                drop(lock);
+                self.take_marker(source, to)?;
+                self.account.lock()?.passed_on()?
+            }
+        };
+        self.upload(&lock, to, 2, Session::Otpqr, &new, "dropping the old")?;
+        self.finish(&lock, to)?;
         Ok(match code {
             Some(_) => {
                 format!("rolled forward: account '{}' has a new volume; its codes stay valid", self.account.name)
@@ -226,6 +238,7 @@ impl Rotation {
     /// One of the three uploads, if it was not yet recorded: recorded when CAS has answered, recognised if it had happened.
     fn upload(
         &mut self,
+        lock: &Lock,
         to: &mut Pending,
         number: usize,
         session: Session,
@@ -241,24 +254,25 @@ impl Rotation {
         let is_refused = uploaded.as_ref().is_err_and(Failure::is_refusal);
         if number == 0 && is_refused && !to.takes_over(&self.account.state) {
             // CAS said no, and holds what it held: nothing was begun.
-            self.record(None)?;
+            self.record(lock, None)?;
         }
         let (hash, _) = uploaded?;
         *session.hash(&mut self.account.state) = Some(hash);
         to.uploads_done = number + 1;
-        self.record(Some(to))
+        self.record(lock, Some(to))
     }
 
-    fn record(&mut self, pending: Option<&Pending>) -> Result<(), Failure> {
+    fn record(&mut self, lock: &Lock, pending: Option<&Pending>) -> Result<(), Failure> {
         self.account.state.pending = pending.cloned();
-        self.account.record()
+        self.account.record(lock)
     }
 
     /// What was begun is what the account is about from now on.
-    fn finish(&mut self, to: &Pending) -> Result<(), Failure> {
+    fn finish(&mut self, lock: &Lock, to: &Pending) -> Result<(), Failure> {
+        discard(&self.account, lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (to.volume_version, to.secret_version);
-        self.record(None)
+        self.record(lock, None)
     }
 
     /// The new volume's first start is session 2's, against a code: it takes the once-marker, so that session 1, which asks for
@@ -282,7 +296,7 @@ impl Rotation {
     }
 
     /// Where the program may write, on the volume begun. A QR code that a run which was cut off left there is destroyed.
-    fn prepare(&self, to: &Pending) -> Result<Output, Failure> {
+    fn prepare(&self, to: &Pending) -> Result<Output<'_>, Failure> {
         let prepare = || Output::prepare(&self.account, to.volume_version);
         let output = prepare()?;
         if !output.is_complete() {
@@ -299,6 +313,7 @@ impl Rotation {
             return Ok(format!("nothing to undo: no roll-forward of account '{}' was begun", self.account.name));
         };
         notice(self.account.check_image());
+        let lock = self.account.lock()?.passed_on()?;
         let state = &self.account.state;
         let (both, new) = (to.both_versions(state), to.new_versions());
         let has_switched =
@@ -313,14 +328,14 @@ impl Rotation {
         }
         if !to.undo {
             // Session 1 is brought to where its hash is known; then the intention is turned round.
-            self.upload(&mut to, 0, Session::Otpqr, &both, "finding out how far it got")?;
+            self.upload(&lock, &mut to, 0, Session::Otpqr, &both, "finding out how far it got")?;
             to.undo = true;
-            self.record(Some(&to))?;
+            self.record(&lock, Some(&to))?;
         }
         step("dropping what was declared beside the old");
         let (hash, _) = upload(&self.account, Session::Otpqr, &Versions::current(&self.account.state))?;
         self.account.state.otpqr_hash = Some(hash);
-        self.record(None)?;
+        self.record(&lock, None)?;
         Ok(format!("undone: account '{}' is as it was; its codes stay valid", self.account.name))
     }
 
@@ -330,22 +345,25 @@ impl Rotation {
         // The simulated one may be back on other ports.
         let simulated = self.account.tools.start_simulated_cas()?;
         let address = simulated.as_ref().unwrap_or(&self.account.state.cas).address.clone();
-        self.account.state.cas = self.account.tools.attest(&address, simulated)?;
         notice(self.account.check_image());
-        self.check_wiped()?;
         let old_label = self.account.state.label();
-        self.confirm(format!("Upload account '{}' anew to the CAS at '{address}'?", self.account.name))?;
+        // Asked before the command line trusts that CAS, and can ask it what it holds.
+        self.confirm(format!("Trust the CAS at '{address}', and upload account '{}' anew to it?", self.account.name))?;
+        self.account.state.cas = self.account.tools.attest(&address, simulated, None)?;
+        let lock = self.account.lock()?.passed_on()?;
+        self.check_wiped()?;
+        discard(&self.account, &lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
         (state.namespace_hash, state.otpqr_hash, state.reset_hash) = (None, None, None);
         // From here on `create` can finish it, too.
-        self.record(None)?;
+        self.record(&lock, None)?;
         let new = Versions::current(&self.account.state);
         for session in Session::ALL {
             step(format!("policy '{}'", session.name(&self.account.state)));
             let (hash, _) = upload(&self.account, session, &new)?;
             *session.hash(&mut self.account.state) = Some(hash);
-            self.account.record()?;
+            self.account.record(&lock)?;
         }
         Ok(self.report(&old_label, "CAS has lost the old ones"))
     }

@@ -1,11 +1,12 @@
 //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
+use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 
 use crate::cas::Cas;
@@ -36,6 +37,10 @@ enum StateError {
     Unwritable { file: String, cause: io::Error },
     #[error("state file '{file}' was changed by another run; run the same command again")]
     Changed { file: String },
+    #[error("another run, or a program that it started, is at work on state file '{file}': wait until it has ended")]
+    Busy { file: String },
+    #[error("the state's lock cannot be passed on: {0}")]
+    NotPassedOn(io::Error),
     #[error("the state cannot be expressed in YAML: {0}")]
     NoYaml(serde_yaml::Error),
     #[error("cannot make the volume's directory '{directory}': {cause}")]
@@ -45,7 +50,8 @@ enum StateError {
 impl Concern for StateError {
     fn exit(&self) -> Exit {
         match self {
-            StateError::Unwritable { .. } | StateError::Changed { .. } | StateError::NoYaml(_) => Exit::Other,
+            StateError::Unwritable { .. } | StateError::Changed { .. } => Exit::Other,
+            StateError::NotPassedOn(_) | StateError::NoYaml(_) => Exit::Other,
             _ => Exit::Precondition,
         }
     }
@@ -248,40 +254,61 @@ fn read_own(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     Ok(Some(content))
 }
 
+/// Held while an account is worked on, never at a prompt.
+#[derive(Debug)]
+pub struct Lock(File);
+
+impl Lock {
+    /// Has the programs that are started from now on hold it, too: killed alone, a script leaves them running, and what they
+    /// write or upload is still to come. Not for an engine's: it may leave something running that ends when it likes.
+    pub fn passed_on(self) -> Result<Lock, Failure> {
+        fcntl_setfd(&self.0, FdFlags::empty()).map_err(|cause| StateError::NotPassedOn(cause.into()))?;
+        Ok(self)
+    }
+}
+
 impl StateFile {
-    /// Replaces the file as a whole: temporary file, fsync, re-check that nobody else changed it, rename, fsync of the
-    /// directory. The lock is held only here, never at a prompt.
-    pub fn write(&mut self, state: &State) -> Result<(), Failure> {
+    /// Makes sure that nobody else works on the account, and that what was read of its state still holds.
+    pub fn lock(&self) -> Result<Lock, Failure> {
         let file = self.path.display().to_string();
         let failed = |cause| StateError::Unwritable { file: file.clone(), cause };
-        let directory = self.path.parent().unwrap_or(Path::new(".")).to_owned();
-        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed)?;
-        // A checkout brings the directory along, open to all.
-        let mode = fs::metadata(&directory).map_err(failed)?.mode();
-        if mode & 0o077 != 0 {
-            fs::set_permissions(&directory, Permissions::from_mode(mode & 0o700)).map_err(failed)?;
-        }
+        DirBuilder::new().recursive(true).mode(0o700).create(self.directory()).map_err(failed)?;
         let lock = OpenOptions::new().append(true).create(true).mode(0o600).open(self.path.with_extension("lock"));
         let lock = lock.map_err(failed)?;
-        lock.lock().map_err(failed)?;
-
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => StateError::Busy { file: file.clone() },
+            TryLockError::Error(cause) => failed(cause),
+        })?;
         let found = match fs::read(&self.path) {
             Ok(content) => Some(content),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(failed(e).into()),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
+            Err(cause) => return Err(failed(cause).into()),
         };
-        if found != self.content {
-            return Err(StateError::Changed { file }.into());
-        }
+        if found == self.content { Ok(Lock(lock)) } else { Err(StateError::Changed { file }.into()) }
+    }
 
+    /// Replaces the file as a whole: temporary file, fsync, rename, fsync of the directory.
+    pub fn write(&mut self, state: &State, _lock: &Lock) -> Result<(), Failure> {
+        let file = self.path.display().to_string();
+        let failed = |cause| StateError::Unwritable { file: file.clone(), cause };
         let text = serde_yaml::to_string(state).map_err(StateError::NoYaml)?;
         let text = format!("# Written by the scripts; described in state/README.md. Holds no secret.\n{text}");
+        let directory = self.directory();
+        // A checkout brings the directory along, open to all.
+        let mode = fs::metadata(directory).map_err(failed)?.mode();
+        if mode & 0o077 != 0 {
+            fs::set_permissions(directory, Permissions::from_mode(mode & 0o700)).map_err(failed)?;
+        }
         // `tempfile` makes it 0600.
-        let mut new = tempfile::NamedTempFile::new_in(&directory).map_err(failed)?;
+        let mut new = tempfile::NamedTempFile::new_in(directory).map_err(failed)?;
         new.write_all(text.as_bytes()).and_then(|()| new.as_file().sync_all()).map_err(failed)?;
         new.persist(&self.path).map_err(|error| failed(error.error))?;
-        File::open(&directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
+        File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)?;
         self.content = Some(text.into_bytes());
         Ok(())
+    }
+
+    fn directory(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
     }
 }

@@ -1,0 +1,187 @@
+//! A bundle in which every call of a tool is noted, and in which something can be done before or after any of them.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use super::{Bundle, Outcome, Platform, User, copy, phone, run, run_with_input};
+
+/// Stands before `scone`, `scone-run` and `docker`: notes each call, and before or after the one that is told does what is told.
+const WATCHED: &str = r#"#!/bin/sh
+bin=${0%/*} name=${0##*/}
+last=; for last; do :; done
+case "$1 $2" in
+  'session create') what="upload $(sed -n 's/^name: "\(.*\)"$/\1/p' "$last")" ;;
+  *) what="$name $*" ;;
+esac
+number=$(($(wc -l <"$bin/calls") + 1))
+deed() { [ "$(cat "$bin/when" 2>/dev/null)" != "$1 $number" ] || . "$bin/deed"; }
+deed before
+printf '%s\n' "$what" >>"$bin/calls"
+"$bin/genuine/$name" "$@"
+code=$?
+deed after
+exit $code
+"#;
+
+/// As `strace` has them.
+pub const RENAME: &str = "rename,renameat,renameat2";
+
+pub const KILL: &str = "kill -9 $PPID; exit 1";
+
+/// A bundle in which every call of a tool is watched.
+pub struct Watched {
+    pub bundle: Bundle,
+    pub bin: PathBuf,
+}
+
+impl std::ops::Deref for Watched {
+    type Target = Bundle;
+
+    fn deref(&self) -> &Bundle {
+        &self.bundle
+    }
+}
+
+impl Watched {
+    /// With the account `default`, enrolled. (A test hands in `scripts!()`.)
+    pub fn enrolled(platform: Platform, scripts: &[(&str, &str)]) -> (Watched, phone::Account) {
+        let bundle = Bundle::of_test(platform, User::Caller);
+        bundle.install(scripts);
+        let account = bundle.enrol("default");
+        let bin = bundle.root.join("simulator/bin");
+        fs::create_dir(bin.join("genuine")).expect("a directory");
+        fs::write(bin.join("watched"), WATCHED).expect("a script");
+        assert!(Command::new("chmod").arg("755").arg(bin.join("watched")).status().expect("chmod").success());
+        let docker = which::which("docker").unwrap_or_default();
+        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
+        // The bundle's own tools come before the host's.
+        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
+            std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
+            // A process that another test starts meanwhile may hold what we wrote open: such a file is "busy", a copy is not.
+            copy(&bin.join("watched"), &bin.join("stand-in"));
+            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
+        }
+        (Watched { bundle, bin }, account)
+    }
+
+    /// Runs a script; before or after the call of this number, `deed` is done.
+    pub fn script_with(
+        &self,
+        side: &str,
+        number: usize,
+        deed: &str,
+        script: &str,
+        args: &[&str],
+        input: &str,
+    ) -> Outcome {
+        fs::write(self.bin.join("calls"), "").expect("a list");
+        fs::write(self.bin.join("deed"), deed).expect("a deed");
+        fs::write(self.bin.join("when"), format!("{side} {number}")).expect("a time");
+        let outcome = run_with_input(self.script_command(script, args), input);
+        fs::remove_file(self.bin.join("when")).expect("deletion");
+        self.all_ended("default");
+        outcome
+    }
+
+    pub fn calls(&self) -> Vec<String> {
+        let calls = fs::read_to_string(self.bin.join("calls")).expect("the list");
+        calls.lines().map(str::to_owned).collect()
+    }
+
+    /// Kills a script before and after each of its calls in turn, and each time does `then`, told how many uploads came to be.
+    /// Each time the script runs on what `then` left.
+    pub fn kill_everywhere(
+        &self,
+        script: &str,
+        args: &[&str],
+        input: impl Fn() -> String,
+        mut then: impl FnMut(&str, usize),
+    ) {
+        let mut number = 0;
+        loop {
+            number += 1;
+            for side in ["before", "after"] {
+                let outcome = self.script_with(side, number, KILL, script, args, &input());
+                if outcome.code == Some(0) {
+                    // It has no such call any more.
+                    assert!(number > 3, "{script} {args:?} makes {} calls only", number - 1);
+                    return;
+                }
+                assert_eq!(outcome.code, None, "not killed {side} call {number}: {outcome:?}");
+                let uploads = self.calls().iter().filter(|call| call.starts_with("upload")).count();
+                then(&format!("{script} {args:?} killed {side} call {number}, {:?}", self.calls().last()), uploads);
+            }
+        }
+    }
+
+    /// Kills a script at each of these calls of the kernel in turn, and each time does `then`, told whether it had ended before;
+    /// on what `then` left it runs again. Returns how often it was killed.
+    pub fn kill_at_each(
+        &self,
+        calls: &str,
+        script: &str,
+        args: &[&str],
+        input: impl Fn() -> String,
+        mut then: impl FnMut(bool),
+    ) -> usize {
+        for number in 1.. {
+            let mut strace = self.command("strace");
+            strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={calls}:signal=SIGKILL:when={number}")]);
+            strace.arg(self.root.join("scripts").join(script)).args(args);
+            let outcome = run_with_input(strace, &input());
+            let ended = outcome.code == Some(0);
+            assert!(ended || outcome.code.is_none(), "{outcome:?}");
+            then(ended);
+            if ended {
+                return number - 1;
+            }
+        }
+        unreachable!("it ends some time")
+    }
+
+    /// Whether CAS accepts a code of this entry, tried where no volume matters. A code once tried is spent: time passes.
+    pub fn accepts(&self, account: &phone::Account) -> bool {
+        self.wait(30);
+        let code = account.code_at(self.now());
+        let confirm = format!("{}/otpqr-reset/confirm@{code}", self.known("default", &["namespace"]));
+        let outcome = run(self.by_hand(&confirm, &Default::default()));
+        assert!(outcome.code == Some(0) || outcome.stderr.contains("One-time Password is invalid"), "{outcome:?}");
+        outcome.code == Some(0)
+    }
+
+    /// Has the new secret's QR code issued and scans it.
+    pub fn enrol_anew(&self) -> phone::Account {
+        self.gen_qr(&["--output", "new.svg"]).expect(0);
+        let account = self.scan("new.svg");
+        fs::remove_file(self.root.join("new.svg")).expect("deletion");
+        account
+    }
+
+    /// Asserts that the QR code that comes with a new volume's first start, which nobody asked for, lies nowhere.
+    #[track_caller]
+    pub fn holds_no_picture(&self) {
+        for path in self.written().into_keys() {
+            assert!(!path.to_string_lossy().contains("svg"), "'{}' was left", path.display());
+        }
+    }
+
+    /// Asserts that the account is as it was: its QR code not issued again, its codes good.
+    #[track_caller]
+    pub fn goes_on_with(&self, account: &phone::Account) {
+        assert_eq!(self.known("default", &["pending"]), "null");
+        self.gen_qr(&["--output", "stolen.svg"]).expect(5).saying("issued already");
+        self.wait(30);
+        self.add_auth(&account.code_at(self.now()), &["--output", "again.svg"]).expect(0);
+        assert_eq!(self.scan("again.svg").secret, account.secret);
+        fs::remove_file(self.root.join("again.svg")).expect("deletion");
+    }
+}
+
+/// A deed that runs scripts, which call the same stand-ins: it must not be done in the middle of itself. What it printed is in `beside`.
+pub fn running(scripts: &str) -> String {
+    let [begin, end] = [r#"mv "$bin/when" "$bin/then""#, r#"mv "$bin/then" "$bin/when""#];
+    // Measuring is asked for in the environment: not of what is started here.
+    let run = format!("cd \"$OTPQR_ROOT/scripts\"; unset SCONE_HASH; {scripts}");
+    format!("{begin}; ({run}) </dev/null >\"$bin/beside\" 2>&1; {end}")
+}
