@@ -291,6 +291,7 @@ fn refusals_cannot_fill_the_log_and_how_many_were_left_out_is_said() {
         cas.configure(&claim).unwrap().unwrap_err();
     }
     cas.record(Event::CasExited).unwrap();
+    cas.record(Event::CasStarted).unwrap();
     let database = rusqlite::Connection::open(home.path().join("cas.db")).unwrap();
     let mut told = Vec::new();
     audit::for_each::<StoreError>(&database, home.path(), 1000, |entry| {
@@ -298,7 +299,8 @@ fn refusals_cannot_fill_the_log_and_how_many_were_left_out_is_said() {
         Ok(())
     })
     .unwrap();
-    assert_eq!(told.len(), 3, "{told:?}");
+    assert_eq!(told.len(), 4, "{told:?}");
     assert_eq!(told[1], "1001 refusals left out refused: 234 more");
     assert!(told[2].starts_with("1002 CAS exited accepted"), "{told:?}");
+    assert!(told[3].starts_with("1003 CAS started accepted"), "{told:?}");
 }
