@@ -65,7 +65,7 @@ fn add_auth(args: &Args) -> Result<String, Failure> {
     let source = Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?;
     let confirmation = args.enrolment.confirmation()?;
     code::check_sources(&source, confirmation.as_ref())?;
-    let account = Account::open(&args.account)?;
+    let mut account = Account::open(&args.account)?;
     account.check()?;
     let mut output = args.enrolment.prepare(&account)?;
     let (mut start_took, mut spent) = (Duration::ZERO, None);

@@ -129,8 +129,9 @@ fn create(args: &Args) -> Result<String, Failure> {
     let lock = file.lock()?.passed_on()?;
     let mut state = match known {
         Some(state) => state,
-        None => State::new(platform, cas, issuer, login, account::new_namespace(&root, name)?),
+        None => State::new(platform, cas.clone(), issuer, login, account::new_namespace(&root, name)?),
     };
+    state.cas = cas;
     if !state.mrenclave.is_empty() && state.mrenclave != mrenclave {
         step(format!("the program changed: measurement '{}' becomes '{mrenclave}'", state.mrenclave));
     }
@@ -174,7 +175,7 @@ fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Fail
         (None, None, Some(cas)) => cas.address.clone(),
         (None, None, None) => return Err(CreateError::NoCas.into()),
     };
-    let check = |found: &Cas| known.map_or(Ok(()), |known| tools.check_same(known, found, &args.account.account));
+    let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, &args.account.account));
     simulated.as_ref().map_or(Ok(()), check)?;
     let cas = tools.attest(&address, simulated, known)?;
     check(&cas)?;

@@ -171,7 +171,7 @@ fn examine_account(found: Found) -> Vec<Finding> {
     let mut findings = files(&found);
     findings.extend(pending(&found));
     match found.with_tools() {
-        Ok(account) => findings.extend(with_tools(&account, alone)),
+        Ok(mut account) => findings.extend(with_tools(&mut account, alone)),
         Err(failure) => findings.push(Finding::refused("tools", failure)),
     }
     if let Some(another_run) = another_run {
@@ -183,7 +183,7 @@ fn examine_account(found: Found) -> Vec<Finding> {
 }
 
 /// `alone`: no other run is at work, and the program may be started.
-fn with_tools(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
+fn with_tools(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     let State { platform, image, .. } = &account.state;
     let tools = Finding::ok("tools", format!("'scone' and the engine are those of platform '{platform}'"));
     let image = match account.check_image() {
@@ -311,7 +311,7 @@ impl Answers {
 }
 
 /// What CAS says, and what rests on it. `alone`: the image is the right one, and no other run is at work.
-fn at_cas(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
+fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     let mut answers = Answers::default();
     step("asking CAS what it holds");
     answers.look("CAS", "CAS", || cas(account));
@@ -349,7 +349,7 @@ fn at_cas(account: &Account, alone: Option<Lock>) -> Vec<Finding> {
 }
 
 /// Whether it is the CAS that was pinned, and answers.
-fn cas(account: &Account) -> Result<Finding, Failure> {
+fn cas(account: &mut Account) -> Result<Finding, Failure> {
     account.check_cas()?;
     let address = &account.state.cas.address;
     let args = ["session", "read", &format!("--cas={address}"), &account.state.namespace].map(Into::into);

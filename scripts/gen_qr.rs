@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 
 fn gen_qr(args: &Args) -> Result<String, Failure> {
     let confirmation = args.enrolment.confirmation()?;
-    let account = Account::open(&args.account)?;
+    let mut account = Account::open(&args.account)?;
     account.check()?;
     let output = args.enrolment.prepare(&account)?;
     let started = Instant::now();

@@ -5,6 +5,7 @@ mod support;
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -208,6 +209,28 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     let output = script.wait_with_output().expect("add_auth");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(bundle.scan("second.svg").secret, account.secret);
+}
+
+/// As where another user's simulator has taken the ports meanwhile, and the hint of `scone-sim up` was followed.
+#[test]
+fn a_simulated_cas_that_is_back_on_other_ports_is_the_same_cas() {
+    let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
+    bundle.install(scripts!());
+    let account = bundle.enrol("default");
+    let before = bundle.known("default", &["cas", "address"]);
+    bundle.scone_sim(["down"]).expect(0);
+    let _taken = TcpListener::bind(&before).expect("the port");
+    let clock = bundle.root.join("clock").display().to_string();
+    let refused = bundle.scone_sim(["up", "--clock", &clock]).expect(3);
+    refused.saying("cannot listen").saying("--client-port 0 --enclave-port 0");
+    bundle.scone_sim(["up", "--clock", &clock, "--client-port", "0", "--enclave-port", "0"]).expect(0);
+
+    bundle.gen_qr(&["--output", "second.svg"]).expect(5).saying("issued already");
+    bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]).expect(0);
+    assert_eq!(bundle.scan("second.svg").secret, account.secret);
+    bundle.script("create", &[]).expect(0);
+    assert_ne!(bundle.known("default", &["cas", "address"]), before);
+    bundle.script("roll_forward", &["--yes"]).expect(0);
 }
 
 #[test]

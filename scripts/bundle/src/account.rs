@@ -96,7 +96,7 @@ impl Account {
 
     /// Makes sure that nothing stands in the way of a start: CAS is the one that was pinned, the image the one in the policies,
     /// and nobody but us has uploaded these.
-    pub fn check(&self) -> Result<(), Failure> {
+    pub fn check(&mut self) -> Result<(), Failure> {
         self.check_cas()?;
         self.check_image()?;
         match policy::unconfirmed(self)? {
@@ -109,15 +109,20 @@ impl Account {
         }
     }
 
-    /// Makes sure that the account's CAS is there, and still the one that was pinned.
-    pub fn check_cas(&self) -> Result<(), Failure> {
-        let cas = &self.state.cas;
+    /// Makes sure that the account's CAS is there, and still the one that was pinned. The simulated one is taken where it is now.
+    pub fn check_cas(&mut self) -> Result<(), Failure> {
+        let known = &self.state.cas;
         if let Some(running) = self.tools.running_simulated_cas()? {
-            self.tools.check_same(cas, &running, &self.name)?;
+            known.check_same(&running, &self.name)?;
+            if running != *known {
+                let address = running.address.clone();
+                self.state.cas = self.tools.attest(&address, Some(running), Some(known))?;
+            }
         }
+        let cas = &self.state.cas;
         let key = self.tools.pinned_key(&cas.address);
         let key = key.map_err(|failure| failure.hint(self.script("create", "   # attests it")))?;
-        self.tools.check_same(cas, &Cas { key, ..cas.clone() }, &self.name)
+        cas.check_same(&Cas { key, ..cas.clone() }, &self.name)
     }
 
     /// Makes sure that the image is still the one whose measurement is in the policies.

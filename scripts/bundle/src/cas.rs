@@ -25,8 +25,6 @@ enum CasError {
     NotPinned { address: String, reason: String },
     #[error("the CAS at '{address}' is not the one this account was created on")]
     Another { address: String },
-    #[error("the account's CAS serves on other ports than when the account was created")]
-    OtherPorts,
 }
 
 impl Concern for CasError {
@@ -48,6 +46,18 @@ pub struct Cas {
     pub enclave_address: String,
     /// The hash of its key, pinned when it was attested.
     pub key: String,
+}
+
+impl Cas {
+    /// Makes sure that the CAS found is this one, which an account knows: by its key, for the simulated one may be back on other
+    /// ports.
+    pub fn check_same(&self, found: &Cas, account: &str) -> Result<(), Failure> {
+        if found.key == self.key {
+            return Ok(());
+        }
+        let hint = hint::script("roll_forward", account, " --cas-wiped   # if it was set up anew");
+        Err(Failure::from(CasError::Another { address: found.address.clone() }).hint(hint))
+    }
 }
 
 impl Tools {
@@ -85,26 +95,6 @@ impl Tools {
             return Err(CasError::NoEvidenceKey { reason: printed.reason() }.into());
         }
         Ok(Some(printed.stdout.trim_end().to_owned()))
-    }
-
-    /// Makes sure that the CAS found is the one that the account knows.
-    pub fn check_same(&self, known: &Cas, found: &Cas, account: &str) -> Result<(), Failure> {
-        if found == known {
-            return Ok(());
-        }
-        let addresses = [&known.address, &known.enclave_address].map(|address| address.rsplit_once(':'));
-        if let (Some(simulator), [Some((_, client)), Some((_, enclave))]) = (&self.simulator, addresses)
-            && found.key == known.key
-        {
-            let simulator = quoted(simulator.path.display());
-            let up = format!("{simulator} up --client-port {client} --enclave-port {enclave}");
-            return Err(Failure::from(CasError::OtherPorts).hint(format!("{simulator} down && {up}")));
-        }
-        Err(Failure::from(CasError::Another { address: found.address.clone() }).hint(hint::script(
-            "roll_forward",
-            account,
-            " --cas-wiped   # if it was set up anew",
-        )))
     }
 
     /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
