@@ -1555,6 +1555,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("cannot read '{file}': {cause}", "the file was just seen to be whole"),
     ("the report cannot be written as JSON: {0}", "it consists of strings"),
     ("no answer: {0}", "tests/terminal.rs"),
+    ("no code was entered", "tests/terminal.rs"),
     ("no code was accepted", "the last try says why it was refused"),
     ("cannot draw a random name for the namespace: {0}", "a host without /dev/urandom"),
     ("not confirmed; nothing was changed", "tests/terminal.rs"),

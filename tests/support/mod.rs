@@ -12,11 +12,13 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::OFlags;
 use serde_yaml::Value;
 use tempfile::TempDir;
 
@@ -414,12 +416,49 @@ impl Bundle {
 
     /// Makes CAS wait for us the next time it looks at its clock.
     pub fn hold_cas(&self) -> HeldCas {
+        let cas = self.about_to_hold_cas();
+        fs::rename(cas.clock.with_extension("pipe"), &cas.clock).expect("the clock");
+        cas
+    }
+
+    /// Makes CAS wait for us the first time it looks at its clock after a program was started.
+    pub fn hold_cas_at_a_start(&self) -> HeldCas {
+        self.wrap_tools(
+            r#"#!/bin/sh
+bin=${0%/*}
+clock=$bin/../../clock
+[ -z "$SCONE_CONFIG_ID" ] || [ ! -p "$clock.pipe" ] || mv "$clock.pipe" "$clock"
+exec "$bin/genuine/${0##*/}" "$@"
+"#,
+        );
+        self.about_to_hold_cas()
+    }
+
+    /// Puts a script in the place of `scone`, `scone-run` and `docker`; the tools themselves are in `genuine`, beside it.
+    pub fn wrap_tools(&self, script: &str) {
+        let bin = self.root.join("simulator/bin");
+        fs::create_dir(bin.join("genuine")).expect("a directory");
+        fs::write(bin.join("wrapper"), script).expect("a script");
+        fs::set_permissions(bin.join("wrapper"), Permissions::from_mode(0o755)).expect("permissions");
+        let docker = which::which("docker").unwrap_or_default();
+        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
+        // The bundle's own tools come before the host's.
+        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
+            symlink(program, bin.join("genuine").join(name)).expect("a link");
+            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
+            // A copy is not.
+            copy(&bin.join("wrapper"), &bin.join("stand-in"));
+            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
+        }
+    }
+
+    fn about_to_hold_cas(&self) -> HeldCas {
         let clock = self.clock.clone().expect("a clock of one's own");
         let (now, pipe) = (self.now(), clock.with_extension("pipe"));
         let made = Command::new("mkfifo").arg(&pipe).status().expect("mkfifo");
         assert!(made.success());
-        fs::rename(pipe, &clock).expect("the clock");
-        HeldCas { clock, now, held: None }
+        let pipe = OpenOptions::new().read(true).custom_flags(OFlags::PATH.bits() as i32).open(pipe).expect("the pipe");
+        HeldCas { clock, pipe, now, held: None }
     }
 
     /// Starts a service with docker (or the runtime) by hand, as somebody who bypasses the scripts would.
@@ -508,6 +547,8 @@ impl Bundle {
 /// CAS goes on when this is dropped.
 pub struct HeldCas {
     clock: PathBuf,
+    /// Not opened yet, wherever it is moved.
+    pipe: File,
     now: u64,
     held: Option<File>,
 }
@@ -515,7 +556,11 @@ pub struct HeldCas {
 impl HeldCas {
     /// Waits until CAS looks at its clock.
     pub fn wait(&mut self) {
-        self.held = Some(OpenOptions::new().write(true).open(&self.clock).expect("the clock"));
+        self.held = Some(OpenOptions::new().write(true).open(self.pipe()).expect("the pipe"));
+    }
+
+    fn pipe(&self) -> String {
+        format!("/proc/self/fd/{}", self.pipe.as_raw_fd())
     }
 }
 
@@ -523,8 +568,9 @@ impl Drop for HeldCas {
     fn drop(&mut self) {
         let next = self.clock.with_extension("next");
         // Opened for reading, too, so that it does not wait for a CAS that never looked.
-        let both = || OpenOptions::new().read(true).write(true).open(&self.clock).expect("the clock");
-        let mut pipe = self.held.take().unwrap_or_else(both);
+        let held = self.held.take();
+        let both = || OpenOptions::new().read(true).write(true).open(self.pipe()).expect("the pipe");
+        let mut pipe = held.unwrap_or_else(both);
         fs::write(&next, self.now.to_string()).expect("the clock");
         fs::rename(next, &self.clock).expect("the clock");
         pipe.write_all(self.now.to_string().as_bytes()).expect("the time");

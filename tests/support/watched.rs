@@ -2,9 +2,8 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 
-use super::{Bundle, Outcome, Platform, User, copy, phone, run, run_with_input};
+use super::{Bundle, Outcome, Platform, User, phone, run, run_with_input};
 
 /// Wraps `scone`, `scone-run` and `docker`: records each call, and runs a deed before or after the call that the test names.
 const WATCHED: &str = r#"#!/bin/sh
@@ -50,19 +49,7 @@ impl Watched {
         bundle.install(scripts);
         let account = bundle.enrol("default");
         let bin = bundle.root.join("simulator/bin");
-        fs::create_dir(bin.join("genuine")).expect("a directory");
-        fs::write(bin.join("watched"), WATCHED).expect("a script");
-        assert!(Command::new("chmod").arg("755").arg(bin.join("watched")).status().expect("chmod").success());
-        let docker = which::which("docker").unwrap_or_default();
-        let tools = [("scone", "../scone-sim".as_ref()), ("scone-run", "../rootfs/scone-run".as_ref())];
-        // The bundle's own tools come before the host's.
-        for (name, program) in tools.into_iter().chain([("docker", docker.as_path())]) {
-            std::os::unix::fs::symlink(program, bin.join("genuine").join(name)).expect("a link");
-            // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
-            // A copy is not.
-            copy(&bin.join("watched"), &bin.join("stand-in"));
-            fs::rename(bin.join("stand-in"), bin.join(name)).expect("a stand-in");
-        }
+        bundle.wrap_tools(WATCHED);
         (Watched { bundle, bin }, account)
     }
 

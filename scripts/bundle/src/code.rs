@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::account::Account;
 use crate::failure::{Concern, Exit, Failure};
 use crate::interrupt;
-use crate::prompt::{self, Prompt, is_interactive};
+use crate::prompt::{self, is_interactive};
 use crate::refusal::Answer;
 use crate::step;
 use crate::tool::Finished;
@@ -26,6 +26,8 @@ const LONGEST: u64 = 1024;
 enum CodeError {
     #[error("a code is exactly six digits")]
     Malformed,
+    #[error("no code was entered")]
+    NotEntered,
     #[error("a code is needed and there is no terminal to ask on: give {otherwise}")]
     NobodyToAsk { otherwise: &'static str },
     #[error("there is no '{file}' to read a code from")]
@@ -52,7 +54,9 @@ impl Concern for CodeError {
     fn exit(&self) -> Exit {
         use CodeError::*;
         match self {
-            Malformed | NobodyToAsk { .. } | NoFile { .. } | OneStandardInput | Unreadable { .. } => Exit::Usage,
+            Malformed | NotEntered | NobodyToAsk { .. } | NoFile { .. } | OneStandardInput | Unreadable { .. } => {
+                Exit::Usage
+            }
             Used { .. } | Late { .. } | Wrong { .. } | TooMany { .. } | NoneAccepted => Exit::Refused,
         }
     }
@@ -156,14 +160,19 @@ impl Presentation<'_> {
 
     /// Asks the person, until what is typed can be a code: that is for us to say, and costs no try.
     fn ask(&self, spent: Option<u64>) -> Result<Code, Failure> {
-        loop {
+        let mut without = 0;
+        // An empty line may be Enter by mistake, or the end of input.
+        while without < TRIES {
             self.wait_for_a_useful_code(spent).map_err(|failure| failure.if_interrupted(&self.remains))?;
-            let show = format!("{} (changes in {} s): ", self.prompt, seconds_left());
-            match Code::parse(&Prompt { show, hide: "", echo: false, remains: &self.remains }.ask()?) {
+            let question = format!("{} (changes in {} s)", self.prompt, seconds_left());
+            let typed = prompt::ask_hidden(&question, &self.remains)?;
+            without = if typed.is_empty() { without + 1 } else { 0 };
+            match Code::parse(&typed) {
                 Ok(code) => return Ok(code),
                 Err(malformed) => step(malformed),
             }
         }
+        Err(CodeError::NotEntered.into())
     }
 
     /// What to tell whose code was refused.

@@ -14,7 +14,7 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::interrupt;
 use crate::issue::{Output, check_destination, destroy};
-use crate::prompt::{Prompt, is_interactive};
+use crate::prompt::{self, is_interactive};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
@@ -131,8 +131,8 @@ impl Enrolment<'_> {
         if self.confirmation.is_none() {
             let show = "Scan it, then press Enter: the picture is destroyed ".to_owned();
             let kept = remains(file);
-            let asked = Prompt { show, hide: "", echo: false, remains: &kept }.ask();
-            asked.map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))?;
+            let scanned = prompt::pause(show, "", &kept);
+            scanned.map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))?;
         }
         destroy(file)
     }
@@ -189,10 +189,10 @@ impl Enrolment<'_> {
             let picture = Modules::of(&svg?).ok_or(EnrolmentError::NotDrawn)?;
             check_terminal(self.account, picture.size)?;
             let show = picture.draw("Scan it, then press Enter (Ctrl-C keeps it)");
-            Prompt { show, hide: AWAY, echo: false, remains: &kept }.ask()
+            prompt::pause(show, AWAY, &kept)
         };
         let shown: Result<_, Failure> = show();
-        shown.map(drop).map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))
+        shown.map_err(|failure| failure.meaning(EnrolmentError::Kept { remains: kept.clone() }))
     }
 }
 

@@ -9,6 +9,9 @@ use rustix::termios::{self, LocalModes, OptionalActions, Termios};
 use crate::failure::{Concern, Exit, Failure};
 use crate::interrupt;
 
+/// dialoguer hides it while it waits for yes or no.
+const SHOW_CURSOR: &str = "\x1b[?25h";
+
 /// The question that the run waits at.
 static WAITING: Mutex<Option<Waiting>> = Mutex::new(None);
 
@@ -24,56 +27,36 @@ impl Concern for PromptError {
     }
 }
 
-/// A question to the person at the terminal.
-pub struct Prompt<'a> {
-    /// What is written to ask it.
-    pub show: String,
-    /// What takes that away again; empty: it may stay.
-    pub hide: &'static str,
-    /// Whether the answer can be seen as it is typed.
-    pub echo: bool,
-    /// What a person who presses Ctrl-C has to know.
-    pub remains: &'a str,
-}
-
-impl Prompt<'_> {
-    /// Asks, and waits for a line.
-    pub fn ask(self) -> Result<String, Failure> {
-        let before = termios::tcgetattr(io::stdin()).map_err(|cause| PromptError::Unanswered(cause.into()))?;
-        let mut meanwhile = before.clone();
-        if !self.echo {
-            meanwhile.local_modes -= LocalModes::ECHO;
-            // The end of the line stays visible.
-            meanwhile.local_modes |= LocalModes::ECHONL;
-        }
-        let Prompt { show, hide, remains, .. } = self;
-        let waiting = Waiting { modes: Some((before, meanwhile)), show, hide, remains: remains.to_owned() };
-        let mut line = Vec::new();
-        match waiting.wait(|| io::stdin().lock().read_until(b'\n', &mut line))? {
-            Ok(0) => Err(PromptError::Unanswered(io::ErrorKind::UnexpectedEof.into()).into()),
-            Ok(_) => Ok(String::from_utf8_lossy(&line).trim_end_matches(['\r', '\n']).to_owned()),
-            Err(cause) => Err(PromptError::Unanswered(cause).into()),
-        }
-    }
+/// Asks for a line that is not shown as it is typed. `remains` is what a person who presses Ctrl-C has to know.
+pub fn ask_hidden(question: &str, remains: &str) -> Result<String, Failure> {
+    let waiting = Waiting::at_the_terminal(Echo::Off, format!("{question}: "), "", remains)?;
+    let password = dialoguer::Password::new().with_prompt(question).allow_empty_password(true).report(false);
+    waiting.wait(|| password.interact().map_err(|dialoguer::Error::IO(cause)| cause))
 }
 
 /// Asks a question that is answered by yes or no.
 pub fn confirm(question: &str, default: bool, remains: &str) -> Result<bool, Failure> {
-    let choice = if default { "[Y/n]" } else { "[y/N]" };
-    loop {
-        let prompt = Prompt { show: format!("{question} {choice} "), hide: "", echo: true, remains };
-        match prompt.ask()?.trim().to_lowercase().as_str() {
-            "" => return Ok(default),
-            "y" | "yes" => return Ok(true),
-            "n" | "no" => return Ok(false),
-            _ => {}
+    let waiting = Waiting::at_the_terminal(Echo::On, format!("{question} "), SHOW_CURSOR, remains)?;
+    let confirm = dialoguer::Confirm::new().with_prompt(question).default(default).wait_for_newline(true);
+    waiting.wait(|| confirm.interact().map_err(|dialoguer::Error::IO(cause)| cause))
+}
+
+/// Shows something, and waits for Enter; then `hide` takes it away again. (The end of input, which dialoguer takes for an empty
+/// line, is no Enter.)
+pub fn pause(show: String, hide: &'static str, remains: &str) -> Result<(), Failure> {
+    let waiting = Waiting::at_the_terminal(Echo::NewLine, show.clone(), hide, remains)?;
+    waiting.wait(|| {
+        io::stderr().write_all(show.as_bytes())?;
+        match io::stdin().lock().skip_until(b'\n')? {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => Ok(()),
         }
-    }
+    })
 }
 
 /// Waits for something that cannot be broken off and is not the terminal: a file that may be a pipe.
 pub fn wait_for<T>(remains: &str, read: impl FnOnce() -> T) -> Result<T, Failure> {
-    Waiting { modes: None, show: String::new(), hide: "", remains: remains.to_owned() }.wait(read)
+    Waiting { modes: None, show: String::new(), hide: "", remains: remains.to_owned() }.wait(|| Ok(read()))
 }
 
 /// Whether there is a person to ask.
@@ -101,7 +84,7 @@ pub fn leave() {
 /// The run goes on after it was suspended: whoever had the terminal meanwhile has set its modes.
 pub fn come_back() {
     if let Some(waiting) = &*current() {
-        let _ = waiting.show();
+        let _ = waiting.show_again();
     }
 }
 
@@ -109,35 +92,58 @@ fn current() -> MutexGuard<'static, Option<Waiting>> {
     WAITING.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// What the terminal shows of what is typed.
+#[derive(PartialEq)]
+enum Echo {
+    On,
+    NewLine,
+    Off,
+}
+
 struct Waiting {
     /// The terminal's modes, before the question and while it is asked.
     modes: Option<(Termios, Termios)>,
+    /// What asks the question again after the run was suspended.
     show: String,
+    /// What takes it away; empty: it may stay.
     hide: &'static str,
     remains: String,
 }
 
 impl Waiting {
-    fn wait<T>(self, read: impl FnOnce() -> T) -> Result<T, Failure> {
+    fn at_the_terminal(echo: Echo, show: String, hide: &'static str, remains: &str) -> Result<Waiting, Failure> {
+        let before = termios::tcgetattr(io::stdin()).map_err(|cause| PromptError::Unanswered(cause.into()))?;
+        let mut meanwhile = before.clone();
+        meanwhile.local_modes.set(LocalModes::ECHO, echo == Echo::On);
+        meanwhile.local_modes.set(LocalModes::ECHONL, echo == Echo::NewLine);
+        Ok(Waiting { modes: Some((before, meanwhile)), show, hide, remains: remains.to_owned() })
+    }
+
+    fn wait<T>(self, read: impl FnOnce() -> io::Result<T>) -> Result<T, Failure> {
         let mut waiting = current();
         // From here on an interruption ends the run; one that came before does so here.
         let check = |remains: &str| interrupt::check().map_err(|failure| failure.if_interrupted(remains));
         check(&self.remains)?;
-        let (shown, remains) = (self.show(), self.remains.clone());
+        let (ready, remains) = (self.set_modes(), self.remains.clone());
         *waiting = Some(self);
         drop(waiting);
-        let read = shown.map(|()| read());
+        let read = ready.and_then(|()| read());
         let hidden = current().take().map_or(Ok(()), |waiting| waiting.hide());
         // It may have come just before the answer.
         check(&remains)?;
         hidden.and(read).map_err(|cause| PromptError::Unanswered(cause).into())
     }
 
-    fn show(&self) -> io::Result<()> {
-        if let Some((_, meanwhile)) = &self.modes {
+    fn set_modes(&self) -> io::Result<()> {
+        match &self.modes {
             // What was typed before there was a question does not answer it.
-            termios::tcsetattr(io::stdin(), OptionalActions::Flush, meanwhile)?;
+            Some((_, meanwhile)) => Ok(termios::tcsetattr(io::stdin(), OptionalActions::Flush, meanwhile)?),
+            None => Ok(()),
         }
+    }
+
+    fn show_again(&self) -> io::Result<()> {
+        self.set_modes()?;
         io::stderr().write_all(self.show.as_bytes())
     }
 
