@@ -497,6 +497,12 @@ gen_qr: error: the simulated CAS's evidence key cannot be read: it is damaged
 ",
         )
     });
+    // No more of its log is read than what is asked about.
+    let whole = "case \"$*\" in 'log --json --last '*) ;; log*) exit 1 ;; esac";
+    host.instead_of("scone-sim", whole, || {
+        let report = host.signing("doctor", &[]).stdout;
+        assert!(report.contains("wrong clock     CAS's clock is "), "{report}");
+    });
     let clock = host.root.join("clock").display().to_string();
     host.scone_sim(["down"]).expect(0);
     host.says(

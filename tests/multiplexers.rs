@@ -269,3 +269,23 @@ fn where_a_multiplexer_shows_no_blocks_the_qr_code_is_kept() {
     window.press("Enter");
     window.ends("issued, not confirmed", 0);
 }
+
+/// The usual size of a terminal is too small for it: that is found out before it is issued.
+#[test]
+fn in_80_columns_and_24_rows_the_qr_code_is_not_shown() {
+    if !works("tmux", &["-V"], "apt-get install tmux") || !works("screen", &["-v"], "apt-get install screen") {
+        return;
+    }
+    for mut window in [Window::new("on"), Window::screen("off")] {
+        window.wait_for("$");
+        window.tmux(&["resize-window", "-x", "80", "-y", "24"]);
+        window.type_line("clear; until [ \"$(stty size)\" = '24 80' ]; do :; done; stty size");
+        window.wait_for("24 80\n");
+        window.type_line(GEN_QR);
+        window.ends("and it reports 80 and 24", 2);
+        window.type_line("LC_ALL=C; export LC_ALL");
+        window.type_line(GEN_QR);
+        window.ends("LC_ALL is 'C'", 2);
+        window.bundle.gen_qr(&["--output", "file.svg"]).expect(0);
+    }
+}

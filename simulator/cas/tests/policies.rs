@@ -97,6 +97,20 @@ fn an_unresolvable_placeholder_is_refused_in_every_place() {
     }
 }
 
+/// In another spelling it is no placeholder, but as a token its text would be known to every reader of the policy all the same.
+#[test]
+fn what_nearly_is_a_placeholder_is_no_access_token() {
+    let token = [Value::from("security"), Value::from("service_access_token")];
+    let mut session = everything();
+    for nearly in ["$$scone::text$$", "$$CAS::text$$", "$$SCONE:text$$", "a$$b"] {
+        *at(&mut session, &token) = nearly.into();
+        let said = refusal(&session);
+        assert!(said.contains("security.service_access_token: '$$' stands in no placeholder"), "{said}");
+    }
+    *at(&mut session, &token) = "a$b".into();
+    Session::parse(&yaml_serde::to_string(&session).unwrap()).unwrap();
+}
+
 /// What CAS says of a policy.
 enum Verdict {
     /// It is the same as this one.

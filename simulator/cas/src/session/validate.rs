@@ -234,6 +234,10 @@ impl Session {
                 return Err(rule("security.service_access_token", "empty"));
             }
             self.check_text("security.service_access_token", token)?;
+            // A placeholder in another spelling would be a token that every reader of the policy knows.
+            if parts("security.service_access_token", token)?.iter().any(is_nearly_placeholder) {
+                return Err(rule("security.service_access_token", "'$$' stands in no placeholder"));
+            }
         }
         match &attestation.one_time_password_shared_secret {
             Some(secret) => self.check_shared_secret(&format!("{path}.one_time_password_shared_secret"), secret),
@@ -343,6 +347,10 @@ fn check_names<'a>(
         }
     }
     Ok(())
+}
+
+fn is_nearly_placeholder(part: &Part<'_>) -> bool {
+    matches!(part, Part::Text(text) if text.contains("$$"))
 }
 
 /// A pinned session hash.
