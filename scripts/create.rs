@@ -27,7 +27,7 @@ use bundle::container;
 use bundle::drawing;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::{Platform, Tools};
-use bundle::policy::{self, Session, Versions, upload};
+use bundle::policy;
 use bundle::state::{self, Lock, State, StateFile};
 use bundle::{hint, root, step, tool};
 use clap::Parser;
@@ -139,7 +139,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     let mut account = Account::new(root, name.clone(), state, file, tools);
     // Before the first upload: a run that is cut off must not leave sessions behind whose names nobody knows.
     account.record(&lock)?;
-    let done = upload_all(&mut account, &lock)?;
+    let done = upload_what_differs(&mut account, &lock)?;
     Ok(report(&account, done))
 }
 
@@ -197,20 +197,10 @@ fn identity(args: &Args) -> Result<(String, String), Failure> {
     Ok((issuer, login))
 }
 
-/// Uploads what CAS does not hold yet; each hash is recorded as soon as CAS has answered. Says what was done.
-fn upload_all(account: &mut Account, lock: &Lock) -> Result<&'static str, Failure> {
+/// Uploads what CAS does not hold yet. Says what was done.
+fn upload_what_differs(account: &mut Account, lock: &Lock) -> Result<&'static str, Failure> {
     let is_new = account.state.reset_hash.is_none();
-    let versions = Versions::current(&account.state);
-    let again = account.script("create", "   # goes on once that is mended");
-    let stop = |failure: Failure, has_changed| {
-        if has_changed { failure.part_way(again.clone(), None) } else { failure }
-    };
-    let mut has_changed = false;
-    for session in Session::ALL {
-        step(format!("policy '{}'", session.name(&account.state)));
-        has_changed |= upload(account, session, &versions).map_err(|failure| stop(failure, has_changed))?;
-        account.record(lock).map_err(|failure| stop(failure, has_changed))?;
-    }
+    let has_changed = policy::upload_all(account, lock)?;
     Ok(match (has_changed, is_new) {
         (true, true) => "created",
         (true, false) => "updated",

@@ -11,7 +11,8 @@ use tempfile::NamedTempFile;
 use crate::account::Account;
 use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
-use crate::state::{State, label};
+use crate::state::{Lock, State, label};
+use crate::step;
 use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
@@ -344,6 +345,23 @@ pub fn upload(account: &mut Account, session: Session, versions: &Versions) -> R
         return Ok(false);
     }
     Err(explain(account, session, refusal)?)
+}
+
+/// Makes CAS hold the policies of what the account is about now. Each is recorded as soon as CAS has answered. Returns whether
+/// anything had to change.
+pub fn upload_all(account: &mut Account, lock: &Lock) -> Result<bool, Failure> {
+    let versions = Versions::current(&account.state);
+    let again = account.script("create", "   # goes on once that is mended");
+    let mut has_changed = false;
+    for session in Session::ALL {
+        step(format!("policy '{}'", session.name(&account.state)));
+        let uploaded = upload(account, session, &versions).and_then(|changed| {
+            has_changed |= changed;
+            account.record(lock)
+        });
+        uploaded.map_err(|failure| if has_changed { failure.part_way(again.clone(), None) } else { failure })?;
+    }
+    Ok(has_changed)
 }
 
 /// Whether CAS holds this policy already. Then the state says so, too.

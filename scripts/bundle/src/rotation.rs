@@ -8,7 +8,7 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::issue::{Output, discard};
-use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload};
+use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload, upload_all};
 use crate::prompt;
 use crate::state::{Lock, Pending, State};
 use crate::step;
@@ -362,18 +362,8 @@ impl Rotation {
         // From here on `create` can finish it, too.
         self.record(&lock, None)?;
         let create = self.account.script("create", "   # goes on");
-        self.upload_anew(&lock).map_err(|failure| failure.part_way(create, None))?;
+        upload_all(&mut self.account, &lock).map_err(|failure| failure.part_way(create, None))?;
         Ok(self.report(&old_label, "CAS has lost the old ones"))
-    }
-
-    fn upload_anew(&mut self, lock: &Lock) -> Result<(), Failure> {
-        let new = Versions::current(&self.account.state);
-        for session in Session::ALL {
-            step(format!("policy '{}'", session.name(&self.account.state)));
-            upload(&mut self.account, session, &new)?;
-            self.account.record(lock)?;
-        }
-        Ok(())
     }
 
     /// Makes sure that CAS holds no session of the account.
