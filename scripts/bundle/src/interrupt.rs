@@ -29,8 +29,8 @@ pub fn handle() -> io::Result<()> {
     thread::Builder::new().spawn(answer).map(drop)
 }
 
-/// Children get Ctrl-C from the terminal, too; they end, we see it and clean up.
-fn interrupt() {
+/// Ends the run: at once if it waits at a question, else before its next step. Children get Ctrl-C from the terminal, too.
+pub fn interrupt() {
     STOP.store(true, Ordering::SeqCst);
     prompt::exit_if_waiting();
 }

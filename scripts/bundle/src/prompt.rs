@@ -128,6 +128,10 @@ impl Waiting {
         *waiting = Some(self);
         drop(waiting);
         let read = ready.and_then(|()| read());
+        // dialoguer reads a Ctrl-C itself and raises the signal; the thread that answers it may come later than we do.
+        if read.as_ref().is_err_and(|cause| cause.kind() == io::ErrorKind::Interrupted) {
+            interrupt::interrupt();
+        }
         let hidden = current().take().map_or(Ok(()), |waiting| waiting.hide());
         // It may have come just before the answer.
         check(&remains)?;
