@@ -26,7 +26,7 @@ test: warm sim bin $(if $(DOCKER),image) ## all tests; those that need a Docker 
 
 # The harness prints its own lines around the tests' words; what fails is on standard error.
 attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what stopped it or reveals it
-	@cargo test --locked --quiet --test attacks -- --nocapture --test-threads=1 >target/attacks.txt
+	@cargo test --locked --quiet --test scripts attacks:: -- --nocapture --test-threads=1 >target/attacks.txt
 	@sed -n 's/^attack: //p' target/attacks.txt
 
 soak: ## single use, long: 64 clients and one code, ten thousand times

@@ -2,14 +2,12 @@
 //! tried on both platforms. It is refused first; where the genuine state can be restored, that state then works.
 //! `make attacks` shows the lines that the tests report.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::chown;
 use std::process::{Command, Stdio};
 
-use support::attacker::{Line, OtherImage, Stranger, delete_files, holds_a_file, put_back, replay};
-use support::{Bundle, ByHand, Outcome, Platform, User, copy, docker_is_there, is_root, run};
+use crate::support::attacker::{Line, OtherImage, Stranger, delete_files, holds_a_file, put_back, replay};
+use crate::support::{Bundle, ByHand, Outcome, Platform, User, copy, docker_is_there, is_root, run};
 
 /// A user of the host who is not the bundle's.
 const ANOTHER: u32 = 64_998;

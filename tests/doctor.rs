@@ -2,15 +2,13 @@
 //! the command that mends it. The tests run that command and look whether the line is gone. `who` and `timedatectl` are
 //! stand-ins, since what this host's say is not up to us.
 
-mod support;
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
+use crate::support::attacker::{delete_files, put_back};
+use crate::support::{Bundle, Outcome, Platform, User, copy, docker_is_there, phone, run};
 use serde_json::Value;
-use support::attacker::{delete_files, put_back};
-use support::{Bundle, Outcome, Platform, User, copy, docker_is_there, phone, run};
 
 /// A picture of the kind that otpqr draws, though of one module.
 const PICTURE: &str = "<svg viewBox=\"0 0 3 3\">\n<path stroke=\"#000\" d=\"M1 1.5h1\"/>\n</svg>\n";

@@ -7,8 +7,6 @@
 //! rehearsal answers by options, which follow the opening "```console" and are not seen by a reader either. `phone` is the
 //! operator's authenticator: a named pipe, from which each reader gets one code.
 
-mod support;
-
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -20,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
-use support::{Bundle, Platform, User, copy, phone, repository, run};
+use crate::support::{Bundle, Platform, User, copy, phone, repository, run};
 
 /// Where the bundle is, according to the pages.
 const ROOT: &str = "/srv/otpqr";

@@ -1,12 +1,10 @@
 //! What is recorded is durable before it is used: the order of the system calls, as the kernel saw them.
 
-mod support;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use support::{Bundle, Platform, User, run, strace_is_there};
+use crate::support::{Bundle, Platform, User, run, strace_is_there};
 
 /// Runs `command` under strace and returns its calls, one a line, with the paths of descriptors.
 fn calls(command: &Command, trace: &Path) -> Vec<String> {
@@ -48,7 +46,7 @@ fn the_once_marker_and_its_name_are_durable_before_the_qr_code_is_written_and_th
     for name in ["volume", "out"] {
         fs::create_dir(world.path().join(name)).expect("a directory");
     }
-    let mut otpqr = Command::new(support::repository().join("simulator/bin/rootfs/bin/otpqr"));
+    let mut otpqr = Command::new(crate::support::repository().join("simulator/bin/rootfs/bin/otpqr"));
     otpqr
         .env("OTP_SECRET", "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ")
         .env("OTP_ACCOUNT_NAME", "SCONE OTP")

@@ -1,8 +1,6 @@
 //! Container engines other than Docker's run by root: podman by the name of `docker`, of root and rootless; Docker that is
 //! rootless or remaps users. A test's engine is its own: what it stores and what it leaves running ends with the test.
 
-mod support;
-
 use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader};
 use std::os::fd::AsRawFd;
@@ -11,8 +9,8 @@ use std::path::Path;
 use std::process::{self, Child, Stdio};
 use std::thread;
 
+use crate::support::{Bundle, Platform, ROOTLESS, User, copy, repository, root_has, run};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Bundle, Platform, ROOTLESS, User, copy, repository, root_has, run};
 use tempfile::TempDir;
 
 /// For hosts without systemd, and for users who may not raise their limits.

@@ -2,14 +2,12 @@
 //! code, nothing on standard output, and hints that can be pasted. What varies is shown as ROOT, NAMESPACE, CAS, ENCLAVE, HASH.
 //! The last test finds the messages in the sources and fails if one is neither here nor exempt, with a reason.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use support::{Bundle, Outcome, Platform, SmallDisk, User, copy, is_root, repository, run, run_with_input};
+use crate::support::{Bundle, Outcome, Platform, SmallDisk, User, copy, is_root, repository, run, run_with_input};
 
 /// Wraps a tool: runs the test's deed before it or, if the deed calls `exit`, instead of it.
 const TOOL: &str = r#"#!/bin/sh

@@ -1,8 +1,6 @@
 //! The life of an account from end to end, on both platforms of the simulator, as root and as an ordinary user, in a root
 //! whose path has spaces and quotes. Time stands still unless a test lets it pass.
 
-mod support;
-
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -10,8 +8,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use support::attacker::OtherImage;
-use support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
+use crate::support::attacker::OtherImage;
+use crate::support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
 
 /// The flow itself. Every refusal is asserted before the success it guards, and what must not be seen is looked for everywhere.
 fn the_whole_flow(platform: Platform, user: User) {
@@ -311,7 +309,8 @@ fn a_qr_code_goes_to_another_file_system_as_well() {
     let output = directory.path().join("alice.svg");
     bundle.gen_qr(&["--output", output.to_str().expect("a name")]).expect(0);
     assert_eq!(fs::metadata(&output).expect("the QR code").permissions().mode() & 0o777, 0o600);
-    support::phone::scan(&fs::read_to_string(&output).expect("the QR code")).expect("a QR code that a phone can read");
+    crate::support::phone::scan(&fs::read_to_string(&output).expect("the QR code"))
+        .expect("a QR code that a phone can read");
     assert!(!issuing(&bundle).exists());
 }
 

@@ -3,15 +3,13 @@
 //!
 //! One test with one change after the other, since each costs a compilation of the library.
 
-mod support;
-
 use std::env;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use support::{repository, rust_script_is_there};
+use crate::support::{repository, rust_script_is_there};
 
 /// What `gen_qr`, or rather the library, says without a terminal.
 const SAID: &str = "a code is needed and there is no terminal";
@@ -64,6 +62,8 @@ impl Checkout {
                 command.env_remove(&*name);
             }
         }
+        // One text of the library changes from one compilation to the next.
+        command.env("CARGO_INCREMENTAL", "1");
         command
     }
 

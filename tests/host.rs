@@ -1,14 +1,12 @@
 //! What a host may lack. None of it is a refusal: the exit code says whether something was changed, the message what is missing,
 //! and the hint helps.
 
-mod support;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
-use support::{Bundle, Mounted, Outcome, Platform, SmallDisk, User, repository, root_has, run, strace_is_there};
+use crate::support::{Bundle, Mounted, Outcome, Platform, SmallDisk, User, repository, root_has, run, strace_is_there};
 
 /// A bundle with an account whose QR code was not issued.
 fn created() -> Bundle {

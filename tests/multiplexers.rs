@@ -1,14 +1,12 @@
 //! The QR code in terminals that people use: GNU screen and tmux, with and without an alternate screen. The test decodes what
 //! they show and searches what they keep.
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use support::{Bundle, Outcome, Platform, User, phone, run, works};
+use crate::support::{Bundle, Outcome, Platform, User, phone, run, works};
 
 /// So that a hang is seen as one; not an assertion about speed.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,16 +1,10 @@
 //! A phone reads what otpqr draws: scanned, its SVG is exactly the account it was given, with the codes of RFC 6238.
 
-mod support {
-    // Parts of it are for the tests of the scripts.
-    #[allow(dead_code)]
-    pub mod phone;
-}
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::phone::{self, Account};
 use bundle::drawing::{fits, largest_size};
-use support::phone::{self, Account};
 
 /// The secret of RFC 6238 appendix B, in base32.
 const SECRET: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";

@@ -1,8 +1,6 @@
 //! Scripts at the same time on one account, and scripts that are killed alone while the program they started goes on. A script
 //! says that another run is at work and does not wait for it; whatever was issued reaches its user, once.
 
-mod support;
-
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -10,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
-use support::attacker::Line;
-use support::watched::{RENAME, Watched, running};
-use support::{Bundle, Platform, User, docker_is_there, phone, run, run_with_input, strace_is_there};
+use crate::support::attacker::Line;
+use crate::support::watched::{RENAME, Watched, running};
+use crate::support::{Bundle, Platform, User, docker_is_there, phone, run, run_with_input, strace_is_there};
 
 const AT_WORK: &str = "error: another run, or a program that it started, is at work on state file";
 const CHANGED: &str = "was changed by another run; run the same command again";

@@ -1,13 +1,11 @@
 //! What the reference solution of SCONE's tutorial gets wrong and these scripts get right: those parts of
 //! docs/reference-solution.md that no other test shows.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use support::{Bundle, Platform, User, copy, repository, run, run_with_input};
+use crate::support::{Bundle, Platform, User, copy, repository, run, run_with_input};
 
 fn bundle() -> Bundle {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);

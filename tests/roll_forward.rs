@@ -1,20 +1,24 @@
-//! A roll-forward that is interrupted: killed before and after every call of a tool, with CAS down, with the disk full, beside
+//! A roll-forward that is interrupted: killed wherever it makes a difference, with CAS down, with the disk full, beside
 //! another run. Whatever happened, a later run completes it, undoes it while the old codes are valid, or says what to do.
-
-mod support;
 
 use std::cell::RefCell;
 use std::fs;
 
-use support::attacker::delete_files;
-use support::watched::{KILL, RENAME, Watched, running};
-use support::{Platform, SmallDisk, docker_is_there, is_root, phone, run, run_with_input, strace_is_there};
+use crate::support::attacker::delete_files;
+use crate::support::watched::{KILL, RENAME, Watched, running};
+use crate::support::{Platform, SmallDisk, docker_is_there, is_root, phone, run, run_with_input, strace_is_there};
 
 /// The number of the call that is a roll-forward's first upload.
 const FIRST_UPLOAD: usize = 9;
 
 fn enrolled() -> (Watched, phone::Account) {
     Watched::enrolled(Platform::SimNative, scripts!())
+}
+
+/// A roll-forward that is killed once CAS took its first upload.
+fn begin_roll_forward(bundle: &Watched) {
+    bundle.script_with("after", FIRST_UPLOAD, KILL, "roll_forward", &["--yes"], "");
+    assert!(bundle.calls().last().is_some_and(|call| call.starts_with("upload")), "{:?}", bundle.calls());
 }
 
 #[test]
@@ -77,9 +81,8 @@ fn killed_while_they_record_how_far_they_got_the_other_kinds_are_completed_by_th
     // The intention, three uploads, the end.
     assert!(killed >= 5, "{killed}");
 
-    let begin = || bundle.script_with("after", FIRST_UPLOAD, KILL, "roll_forward", &["--yes"], "");
+    let begin = || begin_roll_forward(&bundle);
     begin();
-    assert!(bundle.calls().last().is_some_and(|call| call.starts_with("upload")), "{:?}", bundle.calls());
     let killed = bundle.kill_at_each(RENAME, "roll_forward", &["--undo"], String::new, |ended| {
         if !ended {
             bundle.script("roll_forward", &["--undo"]).expect(0);
@@ -130,17 +133,7 @@ fn killed_anywhere_it_is_undone_as_long_as_the_old_codes_live_and_no_longer() {
 fn an_undo_killed_anywhere_is_completed_by_the_next_run_whatever_it_is_asked_for() {
     let (bundle, account) = enrolled();
     // Each round: a roll-forward that is killed once CAS took its first upload.
-    let begin = || {
-        let mut number = 0;
-        loop {
-            number += 1;
-            let killed = bundle.script_with("after", number, KILL, "roll_forward", &["--yes"], "");
-            assert_eq!(killed.code, None, "{killed:?}");
-            if bundle.calls().iter().any(|call| call.starts_with("upload")) {
-                return;
-            }
-        }
-    };
+    let begin = || begin_roll_forward(&bundle);
     begin();
     let mut round = 0;
     bundle.kill_everywhere("roll_forward", &["--undo"], String::new, |what, _| {
@@ -314,7 +307,7 @@ fn a_qr_code_that_waits_is_destroyed_with_the_secret_or_the_volume_that_is_given
     };
     let cut_off = |script: &str, args: &[&str], input: &str| {
         for number in 1.. {
-            let killed = bundle.script_with("after", number, KILL, script, args, input);
+            let killed = bundle.script_with("moment", number, KILL, script, args, input);
             assert_eq!(killed.code, None, "{killed:?}");
             if bundle.written().into_keys().any(|path| path.ends_with("qrcode.svg")) {
                 return;

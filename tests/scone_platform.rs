@@ -2,8 +2,6 @@
 //! SCONE's documentation and docker say. They show what the scripts ask of SCONE, in which order, and how they take every
 //! documented answer. Nothing here was ever run against a live CAS.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
@@ -11,8 +9,8 @@ use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::{Outcome, all_ended, copy, is_root, repository, run, run_with_input};
 use serde_yaml::Value;
-use support::{Outcome, all_ended, copy, is_root, repository, run, run_with_input};
 use tempfile::TempDir;
 
 const MEASUREMENT: &str = "d08b7351eeb8d5c0653d32794218f183ac9c6fa3923b67052752f78a3559de61";
@@ -29,10 +27,15 @@ call=$here/calls/$(printf %03d "${#calls[@]}")
 mkdir "$call"
 echo "$program" >"$call/program"
 printf '%s\0' "$@" >"$call/args"
-cat "/proc/$$/environ" >"$call/environment"
+mapfile -d '' -t environment <"/proc/$$/environ"
+printf '%s\0' "${environment[@]}" >"$call/environment"
 cp "$OTPQR_ROOT/state/default.yml" "$call/state" 2>/dev/null
 last=${!#}
-creates=$(grep -lzx create "$here"/calls/*/args | wc -l)
+creates=0
+for each in "${calls[@]}" "$call"; do
+  { read -rd '' _; read -rd '' what; } <"$each/args"
+  [ "$what" != create ] || creates=$((creates + 1))
+done
 before_answer() { :; }
 [ -f "$here/instead-of-$program" ] && . "$here/instead-of-$program"
 "#;
@@ -52,7 +55,8 @@ else
   name=$last
 fi
 held=$here/cas/${name//\//+}
-active=$(sed -n 1p "$held" 2>/dev/null)
+active=
+[ ! -f "$held" ] || read -r active <"$held"
 case "$1 $2" in
   '--version ') echo 'scone 5.9.0' ;;
   'cas attest')

@@ -2,8 +2,6 @@
 //! what is missing, leaves nothing behind, and takes an account through its life. rust-script builds it, as for a user; for a host
 //! without a toolchain, `make bin` does.
 
-mod support;
-
 use std::env;
 use std::fs;
 use std::io;
@@ -11,7 +9,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use support::{Bundle, Platform, User, phone, repository, run, run_with_input, rust_script_is_there};
+use crate::support::{Bundle, Platform, User, phone, repository, run, run_with_input, rust_script_is_there};
 
 /// Where the copied scripts are, always the same path: rust-script keeps a project for each path it has seen.
 fn place(name: &str) -> PathBuf {

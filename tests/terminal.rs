@@ -1,7 +1,5 @@
 //! The scripts at a terminal: a real pseudo-terminal, a person who types.
 
-mod support;
-
 use std::cell::Cell;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +11,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rexpect::process::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
 
-use support::{Bundle, Platform, User, docker_is_there, phone, repository, run, run_with_input, strace_is_there};
+use crate::support::{
+    Bundle, Platform, User, docker_is_there, phone, repository, run, run_with_input, strace_is_there,
+};
 
 /// So that a hang is seen as one; not an assertion about speed.
 const PATIENCE: Option<u64> = Some(60_000);

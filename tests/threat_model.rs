@@ -1,12 +1,10 @@
 //! What docs/threat-model.md says about codes that somebody else sees and no other test shows: what can be done with such a code,
 //! and how its owner notices. Also, that `make attacks` shows the attacks it names.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs;
 
-use support::{Bundle, ByHand, Platform, User, repository, run};
+use crate::support::{Bundle, ByHand, Platform, User, repository, run};
 
 fn bundle() -> Bundle {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);

@@ -1,7 +1,7 @@
 //! A bundle for one test: a root with templates, simulator and state, and a simulated CAS with its own data, ports and clock.
 //! Tests and the demonstration work in such bundles; dropping one removes everything.
 
-// Each test binary compiles this module and uses a part of it.
+// The demonstration uses a part of it.
 #![allow(dead_code)]
 
 pub mod attacker;
@@ -587,7 +587,6 @@ impl Drop for Bundle {
 }
 
 /// Names and paths of the compiled scripts, which only a test knows, for [`Bundle::install`].
-#[macro_export]
 macro_rules! scripts {
     () => {
         &[

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use super::{Bundle, Outcome, Platform, User, phone, run, run_with_input};
 
-/// Wraps `scone`, `scone-run` and `docker`: records each call, and runs a deed before or after the call that the test names.
+/// Wraps `scone`, `scone-run` and `docker`: records each call, and runs a deed before or after the call that the test names, or
+/// at one of a run's moments. Between two moments something changes: the state, or by a call CAS, its pin or a volume. Wherever
+/// in between a run is killed, it leaves the same.
 const WATCHED: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
 last=; for last; do :; done
@@ -14,12 +16,18 @@ case "$1 $2" in
   *) what="$name $*" ;;
 esac
 number=$(($(wc -l <"$bin/calls") + 1))
-deed() { [ "$(cat "$bin/when" 2>/dev/null)" != "$1 $number" ] || . "$bin/deed"; }
-deed before
+deed() { [ "$(cat "$bin/when" 2>/dev/null)" != "$1" ] || . "$bin/deed"; }
+moment() { echo >>"$bin/moments" && deed "moment $(wc -l <"$bin/moments")"; }
+state=$(cksum "$bin/../../state/default.yml" 2>&1)
+if [ "$(cat "$bin/state" 2>/dev/null)" != "$state" ]; then
+  echo "$state" >"$bin/state" && moment
+fi
+deed "before $number"
 printf '%s\n' "$what" >>"$bin/calls"
 "$bin/genuine/$name" "$@"
 code=$?
-deed after
+deed "after $number"
+case "${SCONE_CONFIG_ID+start}$what" in start* | upload* | 'scone cas attest'*) moment ;; esac
 exit $code
 "#;
 
@@ -53,7 +61,7 @@ impl Watched {
         (Watched { bundle, bin }, account)
     }
 
-    /// Runs a script; before or after the call of this number, `deed` is done.
+    /// Runs a script; before or after the call of this number, or at this moment, `deed` is done.
     pub fn script_with(
         &self,
         side: &str,
@@ -63,7 +71,9 @@ impl Watched {
         args: &[&str],
         input: &str,
     ) -> Outcome {
-        fs::write(self.bin.join("calls"), "").expect("a list");
+        for list in ["calls", "moments", "state"] {
+            fs::write(self.bin.join(list), "").expect("a list");
+        }
         fs::write(self.bin.join("deed"), deed).expect("a deed");
         fs::write(self.bin.join("when"), format!("{side} {number}")).expect("a time");
         let outcome = run_with_input(self.script_command(script, args), input);
@@ -77,8 +87,8 @@ impl Watched {
         calls.lines().map(str::to_owned).collect()
     }
 
-    /// Kills a script before and after each of its calls in turn, and each time does `then`, told how many uploads came to be.
-    /// Each time the script runs on what `then` left.
+    /// Kills a script at each of its moments in turn, and each time does `then`, told how many uploads came to be. Each time the
+    /// script runs on what `then` left.
     pub fn kill_everywhere(
         &self,
         script: &str,
@@ -86,20 +96,16 @@ impl Watched {
         input: impl Fn() -> String,
         mut then: impl FnMut(&str, usize),
     ) {
-        let mut number = 0;
-        loop {
-            number += 1;
-            for side in ["before", "after"] {
-                let outcome = self.script_with(side, number, KILL, script, args, &input());
-                if outcome.code == Some(0) {
-                    // There is no such call any more.
-                    assert!(number > 3, "{script} {args:?} makes {} calls only", number - 1);
-                    return;
-                }
-                assert_eq!(outcome.code, None, "not killed {side} call {number}: {outcome:?}");
-                let uploads = self.calls().iter().filter(|call| call.starts_with("upload")).count();
-                then(&format!("{script} {args:?} killed {side} call {number}, {:?}", self.calls().last()), uploads);
+        for number in 1.. {
+            let outcome = self.script_with("moment", number, KILL, script, args, &input());
+            if outcome.code == Some(0) {
+                // There is no such moment any more.
+                assert!(number > 3, "{script} {args:?} has {} moments only", number - 1);
+                return;
             }
+            assert_eq!(outcome.code, None, "not killed at moment {number}: {outcome:?}");
+            let uploads = self.calls().iter().filter(|call| call.starts_with("upload")).count();
+            then(&format!("{script} {args:?} killed at moment {number}, {:?}", self.calls().last()), uploads);
         }
     }
 
