@@ -20,6 +20,8 @@ help: ## list the targets
 demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
+# Tests wait for containers, codes and one another: more of them at a time than there are cores.
+test: export RUST_TEST_THREADS ?= 4
 test: warm sim bin $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
 	cargo test --locked --workspace

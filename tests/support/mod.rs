@@ -2,7 +2,7 @@
 //! Tests and the demonstration work in such bundles; dropping one removes everything.
 
 // The demonstration uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, unused_macros)]
 
 pub mod attacker;
 pub mod phone;

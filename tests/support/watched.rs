@@ -15,11 +15,18 @@ case "$1 $2" in
   'session create') what="upload $(sed -n 's/^name: "\(.*\)"$/\1/p' "$last")" ;;
   *) what="$name $*" ;;
 esac
-number=$(($(wc -l <"$bin/calls") + 1))
-deed() { [ "$(cat "$bin/when" 2>/dev/null)" != "$1" ] || . "$bin/deed"; }
-moment() { echo >>"$bin/moments" && deed "moment $(wc -l <"$bin/moments")"; }
+count() { lines=0; while read -r _; do lines=$((lines + 1)); done <"$1"; }
+deed() {
+  when=
+  [ ! -f "$bin/when" ] || read -r when <"$bin/when"
+  [ "$when" != "$1" ] || . "$bin/deed"
+}
+moment() { echo >>"$bin/moments" && count "$bin/moments" && deed "moment $lines"; }
+count "$bin/calls"
+number=$((lines + 1)) before=
+[ ! -f "$bin/state" ] || read -r before <"$bin/state"
 state=$(cksum "$bin/../../state/default.yml" 2>&1)
-if [ "$(cat "$bin/state" 2>/dev/null)" != "$state" ]; then
+if [ "$before" != "$state" ]; then
   echo "$state" >"$bin/state" && moment
 fi
 deed "before $number"
