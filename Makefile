@@ -63,13 +63,14 @@ image: sim ## the container image otpqr:sim
 	docker build --quiet --target sim --file Dockerfile.otpqr --tag otpqr:sim .
 
 # One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
-sim: ## the simulator and otpqr as static binaries, in simulator/bin
+sim: ## the simulator, otpqr and the entry as static binaries, in simulator/bin
 	$(STATIC) target --package scone-run
 	$(STATIC) target --package scone-sim
+	$(STATIC) target --package otpqr-entry
 	$(STATIC) otpqr/target --manifest-path otpqr/Cargo.toml
 	install -d -m 0755 simulator/bin $(addprefix simulator/bin/rootfs/,bin out root .sealed)
 	install -C target/$(HOST)/release/scone-sim simulator/bin
-	install -C target/$(HOST)/release/scone-run simulator/bin/rootfs
+	install -C target/$(HOST)/release/scone-run target/$(HOST)/release/entry simulator/bin/rootfs
 	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone

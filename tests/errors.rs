@@ -1530,6 +1530,8 @@ const EXEMPT: &[(&str, &str)] = &[
     ),
     ("./scripts/create.rs --platform sim --account container   # runs in containers instead", "tests/host.rs"),
     ("CAS itself cannot work: {reason}", "tests/host.rs"),
+    ("cannot make a FIFO in '{directory}': {cause}", "a file system that has none keeps no permissions either"),
+    ("cannot hand over to the container what it is to run: {0}", "the FIFO was made, and is open"),
     ("'{directory}' cannot be made private: its file system ignores permissions; choose another one", "tests/host.rs"),
     ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
     ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),

@@ -151,7 +151,7 @@ fn the_image_is_under_eight_megabytes() {
     assert!(size < 8_000_000, "{size} bytes");
 }
 
-/// SCONE reads a code from the environment alone, and only the one process that needs it has it there.
+/// SCONE reads a code from the environment alone, and only the one process that needs it has it there: it got it through a FIFO.
 #[test]
 fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     if !docker_is_there() {
@@ -188,19 +188,35 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
         .filter(|container| container.contains(&bundle.known("default", &["namespace"])))
         .collect();
     let [container] = inspected.as_slice() else { panic!("{} containers of this account", inspected.len()) };
-    let with_code: Vec<&str> = container.lines().filter(|line| line.contains(&code)).collect();
-    assert!(matches!(with_code.as_slice(), [line] if line.trim().starts_with("\"SCONE_CONFIG_ID=")), "{with_code:?}");
+    assert!(!container.contains(&code) && !container.contains("SCONE_CONFIG_ID"), "{container}");
+    let evidence_key = bundle.scone_sim(["evidence-key"]).expect(0).stdout;
+    assert!(!container.contains(evidence_key.trim_end()), "{container}");
     assert!(container.contains("\"LogPath\": \"\""), "docker keeps a log");
     assert!(!container.contains(&account.secret));
+    if is_root() {
+        let mut files = Command::new("grep");
+        files.args(["--recursive", "--files-with-matches", "--fixed-strings", &code]);
+        files.args(ours.lines().map(|id| Path::new("/var/lib/docker/containers").join(id)));
+        run(files).expect(1);
+    }
+    let mut environments = Vec::new();
     for entry in fs::read_dir("/proc").expect("/proc") {
-        let path = entry.expect("an entry").path().join("cmdline");
-        let mut arguments = Vec::new();
-        // A process may have ended meanwhile.
-        if fs::File::open(&path).and_then(|mut file| file.read_to_end(&mut arguments)).is_ok() {
-            let arguments = String::from_utf8_lossy(&arguments);
-            assert!(!arguments.contains(&code), "{arguments}");
-            assert!(!arguments.contains(&account.secret));
-        }
+        let process = entry.expect("an entry").path();
+        let read = |name: &str| {
+            let mut content = Vec::new();
+            // A process may have ended meanwhile.
+            let read = fs::File::open(process.join(name)).and_then(|mut file| file.read_to_end(&mut content));
+            read.map(|_| String::from_utf8_lossy(&content).into_owned()).unwrap_or_default()
+        };
+        let (arguments, environment) = (read("cmdline"), read("environ"));
+        assert!(!arguments.contains(&code), "{arguments}");
+        assert!(!arguments.contains(&account.secret));
+        let with_code = environment.split('\0').find(|variable| variable.contains(&format!("@{code}")));
+        environments.extend(with_code.map(|variable| (read("comm"), variable.to_owned())));
+    }
+    if is_root() {
+        let [(process, variable)] = environments.as_slice() else { panic!("{environments:?}") };
+        assert!(process == "scone-run\n" && variable.starts_with("SCONE_CONFIG_ID="), "{process}{variable}");
     }
 
     drop(cas);

@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use crate::support::attacker::Line;
-use crate::support::watched::{RENAME, Watched, running};
+use crate::support::watched::{KILL, RENAME, Watched, running};
 use crate::support::{Bundle, Platform, User, docker_is_there, phone, run, run_with_input, strace_is_there};
 
 const AT_WORK: &str = "error: another run, or a program that it started, is at work on state file";
@@ -412,4 +412,31 @@ fn doctor_beside_another_run_says_so_and_names_no_command() {
     );
     assert!(beside.contains("wrong state     ") && !beside.contains(" -> chmod"), "{beside}");
     assert!(!beside.contains("volume    "), "{beside}");
+}
+
+/// Killed after the container was started and before it was told what to run.
+#[test]
+fn a_run_killed_before_it_hands_over_what_to_run_starts_nothing_and_the_next_removes_what_it_left() {
+    if !docker_is_there() {
+        return;
+    }
+    let (bundle, account) = Watched::enrolled(Platform::Sim, scripts!());
+    let left = || {
+        let names = fs::read_dir(bundle.root.join("state")).expect("the state").map(|entry| entry.expect("an entry"));
+        names.filter(|entry| entry.file_name().to_string_lossy().starts_with(".starting-")).count()
+    };
+    let add_auth = ["--no-confirm", "--otp-file", "-", "--output", "second.svg"];
+    bundle.script_with("before", 0, "", "add_auth", &add_auth, &account.code_at(bundle.now())).expect(0);
+    assert_eq!(left(), 0);
+    fs::remove_file(bundle.root.join("second.svg")).expect("deletion");
+    let calls = bundle.calls();
+    let start = calls.iter().rposition(|call| call.contains(" /environment ")).expect("a start") + 1;
+
+    bundle.wait(30);
+    let code = account.code_at(bundle.now());
+    assert_eq!(bundle.script_with("before", start, KILL, "add_auth", &add_auth, &code).code, None);
+    assert_eq!(left(), 1);
+    // The code was not spent.
+    bundle.add_auth(&code, &["--output", "second.svg"]).expect(0);
+    assert_eq!((left(), bundle.scan("second.svg").secret), (0, account.secret));
 }

@@ -18,7 +18,7 @@ const IMAGE_ID: &str = "sha256:4e5aaaf3d0d4a5ae0d4ef8a3c2a1c5f2b6d7e8f90a1b2c3d4
 const SCRIPTS: [&str; 4] = ["create", "gen_qr", "add_auth", "roll_forward"];
 
 /// Each call is a directory `calls/NNN` with its argument vector and environment as the kernel has them, the policy it was
-/// given, and the account's state at that moment. A test replaces answers by `instead-of-PROGRAM`, which is sourced first.
+/// given or the FIFO brought, and the account's state at that moment. A test replaces answers by `instead-of-PROGRAM`, which is sourced first.
 const RECORD: &str = r#"#!/bin/bash
 shopt -s nullglob
 here=${0%/bin/*} program=${0##*/}
@@ -35,6 +35,17 @@ creates=0
 for each in "${calls[@]}" "$call"; do
   { read -rd '' _; read -rd '' what; } <"$each/args"
   [ "$what" != create ] || creates=$((creates + 1))
+done
+# As the entry of a container does.
+for each; do
+  case "$each" in
+    '--mount=type=bind,"src='*'",dst=/environment')
+      fifo=${each#'--mount=type=bind,"src='}
+      fifo=${fifo%'",dst=/environment'}
+      read -r SCONE_CONFIG_ID <"${fifo//'""'/'"'}"
+      SCONE_CONFIG_ID=${SCONE_CONFIG_ID#SCONE_CONFIG_ID=}
+      echo "$SCONE_CONFIG_ID" >"$call/config-id" ;;
+  esac
 done
 before_answer() { :; }
 [ -f "$here/instead-of-$program" ] && . "$here/instead-of-$program"
@@ -119,6 +130,8 @@ struct Call {
     args: Vec<String>,
     environment: BTreeMap<String, String>,
     policy: Option<(Value, u32)>,
+    /// What came through the FIFO.
+    config_id: Option<String>,
     /// The account's state when it was called.
     state: Option<Value>,
 }
@@ -302,6 +315,7 @@ impl Call {
             args: file("args").split_terminator('\0').map(str::to_owned).collect(),
             environment: file("environment").split_terminator('\0').filter_map(variable).collect(),
             policy: parse("policy").map(|policy| (policy, mode(path.join("policy")))),
+            config_id: fs::read_to_string(path.join("config-id")).ok().map(|id| id.trim_end().to_owned()),
             state: parse("state"),
         }
     }
@@ -788,7 +802,8 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     ] {
         assert!(start.has(arg), "{arg} in {:?}", start.args);
     }
-    assert_eq!(start.args[start.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);
+    assert!(start.has("--entrypoint=/entry"), "{:?}", start.args);
+    assert_eq!(start.args[start.args.len() - 3..], [IMAGE_ID, "/environment", "/bin/otpqr"]);
     let csv = |path: &Path| path.display().to_string().replace('"', "\"\"");
     let volume = host.root().canonicalize().unwrap().join("state/volumes/default/single_run_1");
     let mounts: Vec<_> = start.args.iter().filter(|arg| arg.starts_with("--mount=")).collect();
@@ -796,18 +811,19 @@ fn the_qr_code_is_issued_by_the_program_in_its_enclave_and_delivered_to_its_user
     let issuing = host.root().canonicalize().unwrap().join("state/issuing");
     assert!(mounts[1].starts_with(&format!("--mount=type=bind,\"src={}/", csv(&issuing))), "{mounts:?}");
     assert!(start.has("--security-opt=no-new-privileges"), "{:?}", start.args);
-    assert!(mounts[1].ends_with("\",dst=/out") && mounts.len() == 2, "{mounts:?}");
+    assert!(mounts[1].ends_with("\",dst=/out"), "{mounts:?}");
+    assert!(mounts[2].ends_with("/environment\",dst=/environment") && mounts.len() == 3, "{mounts:?}");
     // This fake initialises no volume, and an empty directory is removed.
     let volumes = volume.parent().unwrap();
     assert_eq!(volumes.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     assert!(!volume.exists());
 
     let config_id = format!("{}/otpqr/otpqr", host.known("namespace"));
-    assert!(start.has("-e=SCONE_CONFIG_ID") && start.has("-e=SCONE_CAS_ADDR"));
-    assert_eq!(start.environment["SCONE_CONFIG_ID"], config_id);
+    assert!(start.has("-e=SCONE_CAS_ADDR"));
+    assert_eq!(start.config_id.as_ref(), Some(&config_id));
     assert_eq!(start.environment["SCONE_CAS_ADDR"], "cas.example.com");
     assert!(!calls.iter().any(|call| call.args.iter().any(|arg| arg.contains(&config_id))));
-    assert!(!calls[0].environment.contains_key("SCONE_CONFIG_ID"));
+    assert!(calls.iter().all(|call| !call.environment.contains_key("SCONE_CONFIG_ID")));
 }
 
 /// As Docker and podman say that they are rootless.
@@ -1065,7 +1081,7 @@ fn a_container_that_still_runs_is_left_its_output_and_what_it_writes_is_delivere
 // --- add_auth
 
 #[test]
-fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else() {
+fn a_code_goes_to_the_one_start_that_needs_it_through_a_fifo_and_nowhere_else() {
     const CODE: &str = "493817";
     let host = Host::with_account();
     let file = host.desk().join("code.txt");
@@ -1082,19 +1098,15 @@ fn a_code_is_in_the_environment_of_the_one_start_that_needs_it_and_nowhere_else(
     let [asked @ .., check, ps, start] = &calls[..] else { panic!("two starts") };
     assert_eq!(order(asked), before);
     let namespace = host.known("namespace");
-    assert_eq!(check.environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr/check"));
-    assert_eq!(start.environment["SCONE_CONFIG_ID"], format!("{namespace}/otpqr-reset/otpqr@{CODE}"));
-    assert_eq!((check.what(), ps.what(), &check.args), ("docker run".to_owned(), "docker ps".to_owned(), &start.args));
+    assert_eq!(check.config_id, Some(format!("{namespace}/otpqr/check")));
+    assert_eq!(start.config_id, Some(format!("{namespace}/otpqr-reset/otpqr@{CODE}")));
+    let args =
+        |call: &Call| call.args.iter().filter(|arg| !arg.ends_with("dst=/environment")).cloned().collect::<Vec<_>>();
+    assert_eq!((check.what(), ps.what(), args(check)), ("docker run".to_owned(), "docker ps".to_owned(), args(start)));
     for call in &calls {
         assert!(!call.args.iter().any(|arg| arg.contains(CODE)), "{:?}", call.args);
     }
-    let holding = |call: &Call| {
-        let found = call.environment.iter().filter(|(_, value)| value.contains(CODE));
-        found.map(|(name, _)| name.clone()).collect::<Vec<_>>()
-    };
-    let (start, others) = calls.split_last().expect("calls");
-    assert_eq!(holding(start), ["SCONE_CONFIG_ID"]);
-    assert!(others.iter().all(|call| holding(call).is_empty()));
+    assert!(calls.iter().all(|call| call.environment.values().all(|value| !value.contains(CODE))));
     assert!(!fs::read_to_string(host.state_file()).unwrap().contains(CODE));
     assert_eq!(host.names(&host.home.path().join("tmp")), [""; 0]);
 }
@@ -1113,7 +1125,7 @@ fn a_code_is_asked_for_only_when_program_and_volume_are_right() {
     }
     host.script("add_auth", &[]).expect(2).saying("--otp-file");
     host.has_clean_desk();
-    let started = host.calls().into_iter().filter_map(|call| call.environment.get("SCONE_CONFIG_ID").cloned());
+    let started = host.calls().into_iter().filter_map(|call| call.config_id);
     assert!(started.into_iter().all(|config_id| config_id.ends_with("/otpqr/check")));
 }
 

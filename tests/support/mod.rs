@@ -427,7 +427,9 @@ impl Bundle {
             r#"#!/bin/sh
 bin=${0%/*}
 clock=$bin/../../clock
-[ -z "$SCONE_CONFIG_ID" ] || [ ! -p "$clock.pipe" ] || mv "$clock.pipe" "$clock"
+case "${SCONE_CONFIG_ID+native} $*" in
+  native* | *' /environment '*) [ ! -p "$clock.pipe" ] || mv "$clock.pipe" "$clock" ;;
+esac
 exec "$bin/genuine/${0##*/}" "$@"
 "#,
         );

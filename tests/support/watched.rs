@@ -34,7 +34,9 @@ printf '%s\n' "$what" >>"$bin/calls"
 "$bin/genuine/$name" "$@"
 code=$?
 deed "after $number"
-case "${SCONE_CONFIG_ID+start}$what" in start* | upload* | 'scone cas attest'*) moment ;; esac
+case "${SCONE_CONFIG_ID+native} $what" in
+  native* | *' /environment '* | ' upload'* | ' scone cas attest'*) moment ;;
+esac
 exit $code
 "#;
 

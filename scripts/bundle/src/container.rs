@@ -7,12 +7,16 @@ use std::path::Path;
 use crate::cas::Cas;
 use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
+use crate::handover::Handover;
 use crate::platform::Tools;
 use crate::tool::Finished;
 
 const PROGRAM: &str = "/bin/otpqr";
 const VOLUME: &str = "/root/single_run";
 const OUTPUT: &str = "/out";
+/// Reads what only the program may know from a FIFO.
+const ENTRY: &str = "/entry";
+const FIFO: &str = "/environment";
 
 #[derive(Debug, thiserror::Error)]
 enum ImageError {
@@ -96,19 +100,22 @@ impl Tools {
         Ok(found == id && (self.runs_containers() || self.measure(id)? == mrenclave))
     }
 
-    /// Starts the program and waits for its end. The code, if any, travels in the environment, and docker keeps no log of the
-    /// container: SCONE's runtime prints the code there.
+    /// Starts the program and waits for its end. The code, if any, reaches a container through a FIFO, and the runtime on this
+    /// host in its environment; docker keeps no log of the container: SCONE's runtime prints the code there.
     pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
         let evidence_key = self.evidence_key()?;
-        let mut environment = vec![
-            ("SCONE_CONFIG_ID", start.config_id),
-            ("SCONE_CAS_ADDR", &start.cas.enclave_address),
-            ("SCONE_SIM_CAS_KEY", &start.cas.key),
-        ];
-        environment.extend(evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
-        let mut args = if self.runs_containers() { self.docker_run(start)? } else { self.native_run(start) };
-        args.push(PROGRAM.into());
-        self.engine.run(&args, &environment)
+        let public = [("SCONE_CAS_ADDR", start.cas.enclave_address.as_str()), ("SCONE_SIM_CAS_KEY", &start.cas.key)];
+        let mut private = vec![("SCONE_CONFIG_ID", start.config_id)];
+        private.extend(evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
+        if !self.runs_containers() {
+            return self.engine.run(&self.native_run(start), &[&public[..], &private].concat());
+        }
+        let handover = Handover::prepare(&self.root)?;
+        let container = self.engine.start(&self.docker_run(start, &handover)?, &public)?;
+        // Whatever became of that, the container's end is waited for.
+        let given = handover.give(&private, &container);
+        let finished = container.finish()?;
+        given.map(|()| finished)
     }
 
     /// Whether a container that writes its output here still runs. Natively the account's lock tells, which the program holds, too.
@@ -124,10 +131,10 @@ impl Tools {
         Ok(!finished.stdout.trim().is_empty())
     }
 
-    fn docker_run(&self, start: &Start) -> Result<Vec<OsString>, Failure> {
+    fn docker_run(&self, start: &Start, handover: &Handover) -> Result<Vec<OsString>, Failure> {
         let fixed = ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
         let mut args: Vec<OsString> = fixed.map(OsString::from).into();
-        args.extend(["-e=SCONE_CONFIG_ID", "-e=SCONE_CAS_ADDR"].map(OsString::from));
+        args.push("-e=SCONE_CAS_ADDR".into());
         // To an engine that remaps users, what is mounted would belong to nobody.
         args.push("--userns=host".into());
         args.push(format!("--user={}", self.user_in_container()?).into());
@@ -140,7 +147,9 @@ impl Tools {
             args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
             args.push(format!("--label={}", label(output)).into());
         }
-        args.push(start.image_id.into());
+        args.extend([mount(&handover.fifo(), FIFO), format!("--entrypoint={ENTRY}").into()]);
+        args.extend([start.image_id, FIFO].map(OsString::from));
+        args.extend(self.facts.runtime.iter().chain([&PROGRAM]).map(OsString::from));
         Ok(args)
     }
 
@@ -152,6 +161,7 @@ impl Tools {
                 args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
             }
         }
+        args.push(PROGRAM.into());
         args
     }
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`prompt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
-//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`] |
+//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], `handover` |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
@@ -27,6 +27,7 @@ pub mod engine;
 pub mod enrolment;
 pub mod failure;
 pub mod fresh;
+mod handover;
 pub mod hint;
 pub mod host;
 pub mod interrupt;

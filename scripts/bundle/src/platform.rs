@@ -53,6 +53,8 @@ pub(crate) struct Facts {
     pub image_missing: &'static str,
     /// What `docker run` needs on this platform alone.
     pub docker: &'static [&'static str],
+    /// What the entry of a container becomes, with the program as its argument; empty: the program itself.
+    pub runtime: &'static [&'static str],
     /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path the
     /// program sees; the simulator keeps the sealed side apart.
     pub sealed: &'static str,
@@ -67,6 +69,7 @@ const SCONE: Facts = Facts {
     image_missing: "docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
     docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
+    runtime: &[],
     sealed: "/root/single_run",
 };
 const SIM: Facts = Facts {
@@ -76,7 +79,8 @@ const SIM: Facts = Facts {
     engine: "docker",
     engine_missing: "./scripts/create.rs --platform sim-native --account native   # without docker",
     image_missing: "make image",
-    docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY", "-e=SCONE_SIM_EVIDENCE_KEY"],
+    docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
+    runtime: &["/scone-run"],
     sealed: "/.sealed/root/single_run",
 };
 const SIM_NATIVE: Facts = Facts {
@@ -87,6 +91,7 @@ const SIM_NATIVE: Facts = Facts {
     engine_missing: "make sim",
     image_missing: "make sim",
     docker: &[],
+    runtime: &[],
     sealed: "/.sealed/root/single_run",
 };
 

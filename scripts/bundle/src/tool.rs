@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use duct::Expression;
 use duct::unix::HandleExt;
+use duct::{Expression, Handle};
 use rustix::process::Signal;
 
 use crate::failure::{Concern, Exit, Failure};
@@ -54,18 +54,13 @@ impl Tool {
 
     /// Runs it until it ends, or until an interruption ends it.
     pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
-        let output = self.expression(args, environment).start().and_then(|handle| {
-            // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
-            while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
-                if interrupt::is_interrupted() {
-                    handle.send_signal(Signal::TERM.as_raw())?;
-                    break;
-                }
-            }
-            handle.into_output()
-        });
-        interrupt::check()?;
-        self.finished(output)
+        self.start(args, environment)?.finish()
+    }
+
+    /// Starts it, to be waited for.
+    pub fn start(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
+        let handle = self.expression(args, environment).start().map_err(|cause| self.not_started(cause))?;
+        Ok(Running { tool: self, handle })
     }
 
     /// Runs it to its end even after Ctrl-C, which does not reach it from the terminal.
@@ -90,13 +85,47 @@ impl Tool {
     }
 
     fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
-        let path = || self.path.display().to_string();
-        let output = output.map_err(|cause| ToolError::NotStarted { name: self.name, path: path(), cause })?;
+        let output = output.map_err(|cause| self.not_started(cause))?;
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: visible(&mask(&String::from_utf8_lossy(&output.stderr))),
         })
+    }
+
+    fn not_started(&self, cause: io::Error) -> ToolError {
+        ToolError::NotStarted { name: self.name, path: self.path.display().to_string(), cause }
+    }
+}
+
+/// A program that was started.
+pub struct Running<'a> {
+    tool: &'a Tool,
+    handle: Handle,
+}
+
+impl Running<'_> {
+    /// Whether it has ended. (What went wrong with that, [`Running::finish`] tells.)
+    pub fn has_ended(&self) -> bool {
+        !matches!(self.handle.try_wait(), Ok(None))
+    }
+
+    /// Waits until it ends, or until an interruption ends it.
+    pub fn finish(self) -> Result<Finished, Failure> {
+        let Running { tool, handle } = self;
+        let wait = || {
+            // Ctrl-C reaches the child from the terminal; what was sent to this process alone does not.
+            while handle.wait_timeout(Duration::from_millis(100))?.is_none() {
+                if interrupt::is_interrupted() {
+                    handle.send_signal(Signal::TERM.as_raw())?;
+                    break;
+                }
+            }
+            handle.into_output()
+        };
+        let output = wait();
+        interrupt::check()?;
+        tool.finished(output)
     }
 }
 

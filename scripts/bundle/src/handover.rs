@@ -1,0 +1,96 @@
+//! What a container is to run, code included, goes to its entry (programs/entry) through a FIFO: it is no argument, nor in the
+//! engine's configuration, nor on a disk.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use crate::failure::{Concern, Exit, Failure};
+use crate::interrupt;
+use crate::tool::Running;
+
+#[derive(Debug, thiserror::Error)]
+enum HandoverError {
+    #[error("cannot make a FIFO in '{directory}': {cause}")]
+    NotMade { directory: String, cause: io::Error },
+    #[error("cannot hand over to the container what it is to run: {0}")]
+    NotGiven(io::Error),
+}
+
+impl Concern for HandoverError {
+    fn exit(&self) -> Exit {
+        Exit::Precondition
+    }
+}
+
+const PREFIX: &str = ".starting-";
+
+/// A FIFO of one start, gone when this is dropped.
+pub(crate) struct Handover {
+    directory: TempDir,
+    /// Tells it from one that a killed run left.
+    _lock: File,
+}
+
+impl Handover {
+    /// Makes the FIFO below `state/`: an engine may see no temporary directory.
+    pub fn prepare(root: &Path) -> Result<Handover, Failure> {
+        let state = root.join("state");
+        let make = || {
+            remove_left(&state)?;
+            // `tempfile` makes it 0700.
+            let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&state)?;
+            let lock = File::open(directory.path())?;
+            lock.try_lock()?;
+            let handover = Handover { directory, _lock: lock };
+            mknodat(CWD, handover.fifo(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
+            Ok(handover)
+        };
+        make().map_err(|cause| HandoverError::NotMade { directory: state.display().to_string(), cause }.into())
+    }
+
+    pub fn fifo(&self) -> PathBuf {
+        self.directory.path().join("environment")
+    }
+
+    /// Hands these variables over as soon as the entry is there to read them. If the container ends before that, there is
+    /// nothing to do here.
+    pub fn give(self, environment: &[(&str, &str)], container: &Running) -> Result<(), Failure> {
+        let lines: String = environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+        let given = loop {
+            match rustix::fs::open(self.fifo(), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
+                // Less than a FIFO holds.
+                Ok(fifo) => break File::from(fifo).write_all(format!("{lines}\n").as_bytes()),
+                // Nobody reads yet.
+                Err(Errno::NXIO) if !container.has_ended() && !interrupt::is_interrupted() => {
+                    sleep(Duration::from_millis(5));
+                }
+                Err(Errno::NXIO) => break Ok(()),
+                Err(cause) => break Err(cause.into()),
+            }
+        };
+        match given {
+            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => Err(HandoverError::NotGiven(cause).into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Removes what killed runs left: there is nothing in it.
+fn remove_left(state: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(state)? {
+        let path = entry?.path();
+        let is_ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        // Another run may remove its own, or the same one, at this moment.
+        if is_ours && File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+    Ok(())
+}
