@@ -7,6 +7,7 @@
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], `handover` |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
+//! | what doctor looks at and finds | [`checks`], [`finding`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
 use std::fmt;
@@ -20,12 +21,14 @@ use failure::{Concern, Exit, Failure};
 
 pub mod account;
 pub mod cas;
+pub mod checks;
 pub mod code;
 pub mod container;
 pub mod drawing;
 pub mod engine;
 pub mod enrolment;
 pub mod failure;
+pub mod finding;
 pub mod fresh;
 mod handover;
 pub mod hint;
