@@ -22,11 +22,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bundle::account::{self, Account};
-use bundle::cas::{self, Cas};
+use bundle::cas;
 use bundle::container;
 use bundle::drawing;
 use bundle::failure::{Concern, Exit, Failure};
-use bundle::platform::{Platform, Tools};
+use bundle::platform::Platform;
 use bundle::policy;
 use bundle::state::{self, Lock, State, StateFile};
 use bundle::{hint, root, step, tool};
@@ -76,10 +76,6 @@ enum CreateError {
     Differs { account: String, what: &'static str, known: String, given: String },
     #[error("a roll-forward of account '{account}' was begun but not finished")]
     RollForwardBegun { account: String },
-    #[error("'--cas' is for SCONE: the simulator's CAS is found by itself")]
-    CasOfSimulator,
-    #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
-    NoCas,
     #[error("the login name is not known: give '--login NAME'")]
     NoLogin,
     #[error("issuer and login are too long for a QR code")]
@@ -92,7 +88,7 @@ impl Concern for CreateError {
     fn exit(&self) -> Exit {
         use CreateError::*;
         match self {
-            CasOfSimulator | NoCas | NoLogin | LoginUnusable { .. } | TooLong => Exit::Usage,
+            NoLogin | LoginUnusable { .. } | TooLong => Exit::Usage,
             Differs { .. } | RollForwardBegun { .. } => Exit::Precondition,
         }
     }
@@ -124,7 +120,8 @@ fn create(args: &Args) -> Result<String, Failure> {
     step(format!("measuring image '{image}'"));
     let mrenclave = tools.measure(&image_id)?;
     step("attesting CAS");
-    let cas = attest(args, &tools, known.as_ref())?;
+    let known_cas = known.as_ref().map(|state| &state.cas);
+    let cas = tools.attest_named(args.cas.as_deref(), known_cas, name)?;
 
     let lock = file.lock()?.passed_on()?;
     let mut state = match known {
@@ -161,25 +158,6 @@ fn check_unchanged(args: &Args, state: &State, file: &StateFile) -> Result<(), F
     // Unless it is under way.
     file.lock()?;
     Err(Failure::from(CreateError::RollForwardBegun { account }).hint(command))
-}
-
-/// Makes the `scone` command line trust the CAS, before anything is uploaded to it, and pins its key. An account's CAS is
-/// compared first: a refusal leaves the command line trusting whom it trusted.
-fn attest(args: &Args, tools: &Tools, known: Option<&State>) -> Result<Cas, Failure> {
-    let known = known.map(|state| &state.cas);
-    let simulated = tools.start_simulated_cas()?;
-    let address = match (&simulated, &args.cas, known) {
-        (Some(_), Some(_), None) => return Err(CreateError::CasOfSimulator.into()),
-        (Some(cas), _, _) => cas.address.clone(),
-        (None, Some(address), _) => address.clone(),
-        (None, None, Some(cas)) => cas.address.clone(),
-        (None, None, None) => return Err(CreateError::NoCas.into()),
-    };
-    let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, &args.account.account));
-    simulated.as_ref().map_or(Ok(()), check)?;
-    let cas = tools.attest(&address, simulated, known)?;
-    check(&cas)?;
-    Ok(cas)
 }
 
 /// Issuer and login of a new account.

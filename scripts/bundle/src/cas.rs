@@ -11,6 +11,10 @@ use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum CasError {
+    #[error("'--cas' is for SCONE: the simulator's CAS is found by itself")]
+    OfSimulator,
+    #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
+    NotNamed,
     #[error("the simulated CAS cannot be started: {reason}")]
     NotStarted { reason: String },
     #[error("the simulated CAS is not running: {reason}")]
@@ -30,6 +34,7 @@ enum CasError {
 impl Concern for CasError {
     fn exit(&self) -> Exit {
         match self {
+            CasError::OfSimulator | CasError::NotNamed => Exit::Usage,
             CasError::FieldMissing { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
@@ -111,6 +116,25 @@ impl Tools {
         let key = self.pinned_key(address)?;
         let address = address.to_owned();
         Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+    }
+
+    /// Makes the `scone` command line trust an account's CAS before anything is uploaded to it, and pins its key: SCONE's at
+    /// `address`, or the simulated one, started if need be. One that the account knows is compared first: a refusal leaves the
+    /// command line trusting whom it trusted.
+    pub fn attest_named(&self, address: Option<&str>, known: Option<&Cas>, account: &str) -> Result<Cas, Failure> {
+        let simulated = self.start_simulated_cas()?;
+        let address = match (&simulated, address, known) {
+            (Some(_), Some(_), None) => return Err(CasError::OfSimulator.into()),
+            (Some(cas), _, _) => cas.address.clone(),
+            (None, Some(address), _) => address.to_owned(),
+            (None, None, Some(cas)) => cas.address.clone(),
+            (None, None, None) => return Err(CasError::NotNamed.into()),
+        };
+        let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, account));
+        simulated.as_ref().map_or(Ok(()), check)?;
+        let cas = self.attest(&address, simulated, known)?;
+        check(&cas)?;
+        Ok(cas)
     }
 
     /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
