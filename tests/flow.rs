@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::support::attacker::OtherImage;
-use crate::support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, run};
+use crate::support::{Bundle, Outcome, Platform, User, docker_is_there, is_root, repository, run};
 
 /// The flow itself. Every refusal is asserted before the success it guards, and what must not be seen is looked for everywhere.
 fn the_whole_flow(platform: Platform, user: User) {
@@ -275,6 +275,25 @@ fn a_cas_that_is_down_is_said_to_be_down_and_create_starts_it() {
     bundle.gen_qr(&["--output", "again.svg"]).expect(3).saying("simulator/bin/scone-sim' up");
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
     bundle.gen_qr(&["--output", "again.svg"]).expect(5).saying("issued already");
+}
+
+#[test]
+fn an_image_older_than_the_scripts_is_built_anew() {
+    if !docker_is_there() {
+        return;
+    }
+    let bundle = Bundle::of_test(Platform::Sim, User::Caller);
+    bundle.install(scripts!());
+    let tag = Tag(format!("otpqr-older:{}", std::process::id()));
+    let mut import = Command::new("sh");
+    let changes = "--change 'ENTRYPOINT [\"/scone-run\"]'";
+    import.args(["-c", &format!("tar -c --exclude ./entry . | docker import {changes} - {}", tag.0)]);
+    import.current_dir(repository().join("simulator/bin/rootfs"));
+    run(import).expect(0);
+    bundle.script("create", &["--platform", "sim", "--image", &tag.0]).expect(0);
+    let refused = bundle.gen_qr(&[]).expect(3).saying("/entry: no such file or directory");
+    refused.saying("make image");
+    assert!(!issuing(&bundle).exists());
 }
 
 /// Where the program leaves the QR code of the account's first secret.

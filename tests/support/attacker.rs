@@ -43,7 +43,7 @@ impl OtherImage {
             Platform::SimNative => directory.display().to_string(),
             Platform::Sim => {
                 // A unique name, since other tests may be doing the same.
-                let name = format!("otpqr-other:{}", std::process::id());
+                let name = format!("otpqr-other:{}", bundle.known("default", &["namespace"]));
                 let dockerfile = format!("FROM {}\nCOPY bin/otpqr /bin/otpqr\n", "otpqr:sim");
                 fs::write(directory.join("Dockerfile"), dockerfile).expect("a Dockerfile");
                 let mut build = Command::new("docker");

@@ -25,6 +25,10 @@ impl Account {
         if said.contains("seccomp") {
             return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());
         }
+        // The image is older than the scripts.
+        if said.contains("/entry: no such file or directory") || said.contains("`/entry`") {
+            return Some(self.tools.facts.image_missing.to_owned());
+        }
         let said = said.to_lowercase();
         if said.contains("no space left on device") || said.contains("quota exceeded") {
             return Some(format!("df -h {}   # what is full", quoted(self.root.join("state").display())));
