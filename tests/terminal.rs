@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rexpect::process::WaitStatus;
+use rexpect::process::{Signal, WaitStatus};
 use rexpect::session::{PtySession, spawn_command};
 
 use crate::support::{
@@ -364,6 +364,66 @@ fn an_enrolment_is_confirmed_by_a_first_code_and_the_picture_destroyed() {
     // The code that confirmed is spent.
     let reused = bundle.add_auth(&account.code_at(bundle.now()), &["--output", "second.svg"]);
     reused.expect(5);
+}
+
+/// The containers that a run of this bundle has up and waiting to be told what to run.
+fn waiting_containers(bundle: &Bundle) -> Vec<String> {
+    let docker = |args: &[&str]| {
+        run({
+            let mut docker = Command::new("docker");
+            docker.args(args);
+            docker
+        })
+    };
+    let ids = docker(&["ps", "--quiet", "--filter", "ancestor=otpqr:sim"]).expect(0).stdout;
+    let is_ours =
+        |id: &&str| docker(&["inspect", id]).stdout.contains(&format!("{}/state/.starting-", bundle.root.display()));
+    ids.lines().filter(is_ours).map(str::to_owned).collect()
+}
+
+/// The engine's start is not part of the time in which a code is good. Whoever is asked and goes away leaves nothing running.
+#[test]
+fn a_first_code_is_asked_for_when_the_container_is_up_which_ends_with_the_script() {
+    if !docker_is_there() {
+        return;
+    }
+    let bundle = Bundle::new("bundle", Platform::Sim, User::Caller, false);
+    bundle.install(scripts!());
+    bundle.script("create", &["--platform", "sim"]).expect(0);
+    let asked = |whose: &str| {
+        let mut session = at_a_terminal(bundle.script_command("gen_qr", &[]));
+        wait_for_prompt(&mut session, whose);
+        let waiting = waiting_containers(&bundle);
+        let [container] = waiting.as_slice() else { panic!("{waiting:?}") };
+        (session, container.clone())
+    };
+    let is_gone = |container: &str| {
+        let mut wait = Command::new("docker");
+        wait.args(["wait", container]);
+        // How it ended; or it is gone already.
+        let ended = run(wait);
+        assert!(ended.stdout == "125\n" || ended.stderr.contains("No such container"), "{ended:?}");
+    };
+
+    let (mut session, container) = asked("'alice'");
+    session.send_control('c').expect("typing");
+    assert_eq!(end(session).1, 130);
+    is_gone(&container);
+
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    fs::remove_file(bundle.root.join("qrcode.svg")).expect("deletion");
+    let (mut session, container) = asked("'alice #2'");
+    session.process_mut().kill(Signal::SIGKILL).expect("a kill");
+    is_gone(&container);
+
+    bundle.script("roll_forward", &["--yes"]).expect(0);
+    fs::remove_file(bundle.root.join("qrcode.svg")).expect("deletion");
+    let (mut session, container) = asked("'alice #3'");
+    let account = bundle.scan("qrcode.svg");
+    session.send_line(&account.code_at(bundle.now())).expect("typing");
+    let (rest, exit) = end(session);
+    assert!(exit == 0 && rest.contains("enrolled and confirmed"), "{rest}");
+    is_gone(&container);
 }
 
 #[test]

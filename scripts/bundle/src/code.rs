@@ -131,17 +131,22 @@ pub struct Presentation<'a> {
 }
 
 impl Presentation<'_> {
-    /// Asks for a code and starts something with it; a person may try again if the code was refused. Returns how the start
-    /// ended - not refused because of its code - and the time step in which the code was entered.
-    pub fn make(self, start: &mut dyn FnMut(&Code) -> Result<Finished, Failure>) -> Result<(Finished, u64), Failure> {
+    /// Gets ready, asks for a code, and starts something with it; a person may try again if the code was refused. Returns how the
+    /// start ended - not refused because of its code - and the time step in which the code was entered.
+    pub fn make<Ready>(
+        self,
+        get_ready: &dyn Fn() -> Result<Ready, Failure>,
+        start: &mut dyn FnMut(Ready, &Code) -> Result<Finished, Failure>,
+    ) -> Result<(Finished, u64), Failure> {
         let mut spent = self.spent;
         for tries_left in (0..TRIES).rev() {
+            let ready = get_ready().map_err(|failure| failure.if_interrupted(&self.remains))?;
             let code = match self.source {
                 Source::Person => self.ask(spent)?,
                 Source::File(path) => prompt::wait_for(&self.remains, || read(path))??,
             };
             let entered = current_step();
-            let finished = start(&code)?;
+            let finished = start(ready, &code)?;
             let answer = Answer::of(&finished);
             if finished.success() || !answer.is_about_code() {
                 return Ok((finished, entered));

@@ -1,15 +1,16 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use crate::cas::Cas;
 use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
-use crate::handover::Handover;
+use crate::handover::{Handover, give};
 use crate::platform::Tools;
-use crate::tool::Finished;
+use crate::tool::{Finished, Running, Tool};
 
 const PROGRAM: &str = "/bin/otpqr";
 const VOLUME: &str = "/root/single_run";
@@ -38,8 +39,6 @@ impl Concern for ImageError {
 
 /// A start of a service of one of our policies.
 pub struct Start<'a> {
-    /// `session/service`, followed by `@code` where one is needed.
-    pub config_id: &'a str,
     pub cas: &'a Cas,
     pub image_id: &'a str,
     /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service that
@@ -100,22 +99,19 @@ impl Tools {
         Ok(found == id && (self.runs_containers() || self.measure(id)? == mrenclave))
     }
 
-    /// Starts the program and waits for its end. The code, if any, reaches a container through a FIFO, and the runtime on this
-    /// host in its environment; docker keeps no log of the container: SCONE's runtime prints the code there.
-    pub fn start(&self, start: &Start) -> Result<Finished, Failure> {
+    /// Gets a start ready, so that little is left to do once a code is there: a container is started, and its entry waits to be
+    /// told what to run. Docker keeps no log of it: SCONE's runtime prints the code there.
+    pub fn get_ready<'a>(&'a self, start: &Start<'a>) -> Result<Ready<'a>, Failure> {
         let evidence_key = self.evidence_key()?;
-        let public = [("SCONE_CAS_ADDR", start.cas.enclave_address.as_str()), ("SCONE_SIM_CAS_KEY", &start.cas.key)];
-        let mut private = vec![("SCONE_CONFIG_ID", start.config_id)];
-        private.extend(evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
-        if !self.runs_containers() {
-            return self.engine.run(&self.native_run(start), &[&public[..], &private].concat());
-        }
-        let handover = Handover::prepare(&self.root)?;
-        let container = self.engine.start(&self.docker_run(start, &handover)?, &public)?;
-        // Whatever became of that, the container's end is waited for.
-        let given = handover.give(&private, &container);
-        let finished = container.finish()?;
-        given.map(|()| finished)
+        let how = if self.runs_containers() {
+            let handover = Handover::prepare(&self.root)?;
+            let container = self.engine.start(&self.docker_run(start, &handover)?, &public(start.cas))?;
+            let fifo = handover.reach(&container)?;
+            How::InContainer(Box::new(container), fifo)
+        } else {
+            How::Natively(self.native_run(start))
+        };
+        Ok(Ready { engine: &self.engine, cas: start.cas, evidence_key, how })
     }
 
     /// Whether a container that writes its output here still runs. Natively the account's lock tells, which the program holds, too.
@@ -164,6 +160,49 @@ impl Tools {
         args.push(PROGRAM.into());
         args
     }
+}
+
+/// A start for which everything is there but what to run. Dropped, it starts nothing.
+pub struct Ready<'a> {
+    engine: &'a Tool,
+    cas: &'a Cas,
+    evidence_key: Option<String>,
+    how: How<'a>,
+}
+
+enum How<'a> {
+    /// With these arguments of the runtime.
+    Natively(Vec<OsString>),
+    /// By the entry at the other end of a FIFO; `None`: the container has ended.
+    InContainer(Box<Running<'a>>, Option<File>),
+}
+
+impl Ready<'_> {
+    /// Whether there is no use in asking for a code: the container has ended, and [`Ready::go`] says how.
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.how, How::InContainer(_, None))
+    }
+
+    /// Starts `session/service[@code]`, and waits for its end. The code reaches a container through the FIFO, and the runtime on
+    /// this host in its environment.
+    pub fn go(self, config_id: &str) -> Result<Finished, Failure> {
+        let mut private = vec![("SCONE_CONFIG_ID", config_id)];
+        private.extend(self.evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
+        match self.how {
+            How::Natively(args) => self.engine.run(&args, &[&public(self.cas)[..], &private].concat()),
+            How::InContainer(container, fifo) => {
+                // Whatever becomes of that, the container's end is waited for.
+                let given = give(fifo, &private);
+                let finished = container.finish()?;
+                given.map(|()| finished)
+            }
+        }
+    }
+}
+
+/// What a program's environment has that everybody may know.
+fn public(cas: &Cas) -> [(&str, &str); 2] {
+    [("SCONE_CAS_ADDR", &cas.enclave_address), ("SCONE_SIM_CAS_KEY", &cas.key)]
 }
 
 /// By what a container is found again. (Docker and podman do not agree on how a filter for a path is quoted.)

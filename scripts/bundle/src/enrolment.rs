@@ -151,11 +151,15 @@ impl Enrolment<'_> {
             spent: self.spent,
             remains: file.map_or_else(|| "the entry is not confirmed".to_owned(), remains),
         };
-        let presented = presentation.make(&mut |code| {
-            let (config_id, cas) = (code.config_id(&service), &account.state.cas);
-            let image_id = &account.state.image_id;
-            account.tools.start(&Start { config_id: &config_id, cas, image_id, directories: None })
-        });
+        let start = Start { cas: &account.state.cas, image_id: &account.state.image_id, directories: None };
+        let get_ready = || {
+            let ready = account.tools.get_ready(&start)?;
+            if ready.has_ended() {
+                return Err(EnrolmentError::NotStarted { reason: ready.go(&service)?.reason() }.into());
+            }
+            Ok(ready)
+        };
+        let presented = presentation.make(&get_ready, &mut |ready, code| ready.go(&code.config_id(&service)));
         let confirmed = presented.and_then(|(finished, _)| {
             if finished.success() {
                 Ok(())

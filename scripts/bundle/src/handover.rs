@@ -2,6 +2,7 @@
 //! engine's configuration, nor on a disk.
 
 use std::fs::{self, File};
+use std::io::ErrorKind::{BrokenPipe, NotFound, WouldBlock};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -42,7 +43,7 @@ impl Handover {
     /// Makes the FIFO below `state/`: an engine may see no temporary directory.
     pub fn prepare(root: &Path) -> Result<Handover, Failure> {
         let state = root.join("state");
-        let make = || {
+        let make = || -> io::Result<Handover> {
             remove_left(&state)?;
             // `tempfile` makes it 0700.
             let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&state)?;
@@ -52,33 +53,47 @@ impl Handover {
             mknodat(CWD, handover.fifo(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
             Ok(handover)
         };
-        make().map_err(|cause| HandoverError::NotMade { directory: state.display().to_string(), cause }.into())
+        loop {
+            match make() {
+                // Another run took it for one that was left, before it was locked.
+                Err(cause) if matches!(cause.kind(), NotFound | WouldBlock) && state.exists() => {}
+                made => {
+                    let directory = state.display().to_string();
+                    return Ok(made.map_err(|cause| HandoverError::NotMade { directory, cause })?);
+                }
+            }
+        }
     }
 
     pub fn fifo(&self) -> PathBuf {
         self.directory.path().join("environment")
     }
 
-    /// Hands these variables over as soon as the entry is there to read them. If the container ends before that, there is
-    /// nothing to do here.
-    pub fn give(self, environment: &[(&str, &str)], container: &Running) -> Result<(), Failure> {
-        let lines: String = environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
-        let given = loop {
+    /// Waits until the entry is there to read. `None`: the container ended before that.
+    pub fn reach(&self, container: &Running) -> Result<Option<File>, Failure> {
+        loop {
             match rustix::fs::open(self.fifo(), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
-                // Less than a FIFO holds.
-                Ok(fifo) => break File::from(fifo).write_all(format!("{lines}\n").as_bytes()),
+                Ok(fifo) => return Ok(Some(fifo.into())),
                 // Nobody reads yet.
                 Err(Errno::NXIO) if !container.has_ended() && !interrupt::is_interrupted() => {
                     sleep(Duration::from_millis(5));
                 }
-                Err(Errno::NXIO) => break Ok(()),
-                Err(cause) => break Err(cause.into()),
+                Err(Errno::NXIO) => return Ok(None),
+                Err(cause) => return Err(HandoverError::NotGiven(cause.into()).into()),
             }
-        };
-        match given {
-            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => Err(HandoverError::NotGiven(cause).into()),
-            _ => Ok(()),
         }
+    }
+}
+
+/// Hands these variables over to the entry; nobody else sees them.
+pub(crate) fn give(fifo: Option<File>, environment: &[(&str, &str)]) -> Result<(), Failure> {
+    let Some(mut fifo) = fifo else { return Ok(()) };
+    let lines: String = environment.iter().map(|(name, value)| format!("{name}={value}\n")).collect();
+    // Less than a FIFO holds.
+    match fifo.write_all(format!("{lines}\n").as_bytes()) {
+        // How the container ended is looked at next.
+        Err(cause) if cause.kind() != BrokenPipe => Err(HandoverError::NotGiven(cause).into()),
+        _ => Ok(()),
     }
 }
 
@@ -93,4 +108,16 @@ fn remove_left(state: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn of_starts_at_once_each_has_its_fifo_and_what_was_left_is_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let left = root.path().join("state/.starting-left");
+    fs::create_dir_all(&left).unwrap();
+    let start = || {
+        (0..50).for_each(|_| assert!(Handover::prepare(root.path()).unwrap().fifo().exists()));
+    };
+    std::thread::scope(|threads| (0..4).for_each(|_| drop(threads.spawn(start))));
+    assert_eq!(fs::read_dir(root.path().join("state")).unwrap().count(), 0);
 }

@@ -149,7 +149,8 @@ impl<'a> Output<'a> {
         let (volume, is_new) = account.volume_directory(self.volume)?;
         let (cas, image_id) = (&account.state.cas, account.state.image_id.as_str());
         let directories = Some((volume.as_path(), self.directory.as_path()));
-        let started = account.tools.start(&Start { config_id, cas, image_id, directories });
+        let start = Start { cas, image_id, directories };
+        let started = account.tools.get_ready(&start).and_then(|ready| ready.go(config_id));
         // If it is still empty, it would stand in the way of one that is moved back.
         if is_new {
             let _ = fs::remove_dir(&volume);
@@ -184,7 +185,7 @@ impl<'a> Output<'a> {
         prepare: impl Fn() -> Result<Output<'a>, Failure>,
     ) -> Result<(Output<'a>, u64), Failure> {
         let mut issued = None;
-        let (finished, spent) = presentation.make(&mut |code| {
+        let (finished, spent) = presentation.make(&|| Ok(()), &mut |(), code| {
             let output = prepare()?;
             step(doing);
             let finished = output.start(&code.config_id(service))?;
