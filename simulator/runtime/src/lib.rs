@@ -6,6 +6,8 @@
 
 pub mod barrier;
 pub mod failure;
+pub mod files;
+pub mod measurement;
 pub mod program;
 pub mod root;
 pub mod supervise;

@@ -13,12 +13,15 @@ use std::path::{Component, Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::Parser;
+use clap::builder::{PathBufValueParser, TypedValueParser};
+use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getpid, getrlimit, set_dumpable_behavior, setrlimit};
 
 use mount::{Mount, refuse_disk, seal_all};
 use scone_protocol::connection::{self, Address, Connection};
 use scone_protocol::{Configuration, InjectionFile, Secret, unhex};
 use scone_run::failure::{self, Failure};
+use scone_run::files::{self, Selection};
 use scone_run::program::Program;
 use scone_run::root::{self, Image};
 use scone_run::supervise::{self, Signals};
@@ -46,7 +49,9 @@ Examples:
   docker run --rm -e SCONE_HASH=1 IMAGE
   SCONE_HASH=1 scone-run --rootfs image /bin/otpqr
   SCONE_CONFIG_ID=ns/otpqr/otpqr scone-run --rootfs image --bind out:/out \\
-      --bind volume:/.sealed/root/single_run /bin/otpqr"
+      --bind volume:/.sealed/root/single_run /bin/otpqr
+  SCONE_HASH=1 scone-run --rootfs image --fs-dir /usr --fs-dir /lib --fs-dir /lib64 --fs-dir /app \\
+      /usr/bin/python3"
 )]
 struct Args {
     /// Run on a host, not in a container: DIR, an unpacked image, becomes the program's root
@@ -55,6 +60,11 @@ struct Args {
     /// With --rootfs: show the host's directory HOSTDIR at PATH, writable
     #[arg(long, value_name = "HOSTDIR:PATH", value_parser = parse_bind, requires = "rootfs")]
     bind: Vec<(PathBuf, PathBuf)>,
+    /// Measure, beside PROGRAM, all files below DIR, an absolute path of the image (`/`: the whole image). PROGRAM may then be
+    /// dynamically linked. May be given more than once. Natively the program sees nothing else of the image, and executes
+    /// nothing from a --bind
+    #[arg(long, value_name = "DIR", value_parser = PathBufValueParser::new().try_map(files::directory))]
+    fs_dir: Vec<PathBuf>,
     /// The program as the image has it. Its arguments count if it runs unprotected, or where the policy takes them (@@N)
     #[arg(value_name = "PROGRAM", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
@@ -118,15 +128,8 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
     let [program_path, arguments @ ..] = &args.command[..] else {
         return Err(Failure::while_starting("No program was named", vec![]));
     };
-    let load = || -> Result<(Option<Image>, Program), Failure> {
-        let image = args.rootfs.as_deref().map(|rootfs| Image::open(rootfs, &args.bind)).transpose();
-        let image = image.map_err(starting("Opening the image failed"))?;
-        let root = image.as_ref().map(|image| &image.directory);
-        let program = Program::open(root, Path::new(program_path)).map_err(starting("Loading the program failed"))?;
-        Ok((image, program))
-    };
     if env::var_os("SCONE_HASH").is_some_and(|value| value == "1") {
-        let (_, program) = load()?;
+        let (_, program) = load(&args, program_path.as_ref(), false)?;
         writeln!(io::stdout(), "{}", program.mrenclave).map_err(starting("Printing the measurement failed"))?;
         return Ok(0);
     }
@@ -145,7 +148,7 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
     }
     // Keys and code are neither in a core dump nor in a /proc that the program can read.
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(starting("Protecting the runtime's memory failed"))?;
-    let (image, program) = load()?;
+    let (image, program) = load(&args, program_path.as_ref(), true)?;
 
     match config_id {
         Some(config_id) => run_protected(&program, image, config_id, arguments, &signals),
@@ -158,6 +161,33 @@ fn run(args: Args, config_id: Option<&ConfigId>) -> Result<u8, Failure> {
             supervised(command, &signals, &mut || Ok(()))
         }
     }
+}
+
+/// Opens the image, if there is one, and measures the program. `to_run`: what is measured of more than one file is copied, where
+/// there is an image to copy it from, and the copy takes the image's place.
+fn load(args: &Args, path: &Path, to_run: bool) -> Result<(Option<Image>, Program), Failure> {
+    let image = args.rootfs.as_deref().map(|rootfs| Image::open(rootfs, &args.bind)).transpose();
+    let mut image = image.map_err(starting("Opening the image failed"))?;
+    let loading = "Loading the program failed";
+    if args.fs_dir.is_empty() {
+        let root = image.as_ref().map(|image| &image.directory);
+        let program = Program::open(root, path).map_err(starting(loading))?;
+        return Ok((image, program));
+    }
+    let selection = Selection::new(args.fs_dir.clone());
+    let program = match &mut image {
+        Some(image) if to_run => {
+            let root = image.replace().map_err(starting("Making the program's root failed"))?;
+            Program::with_files(&root, path, &selection, Some(&image.directory))
+        }
+        Some(image) => Program::with_files(&image.directory, path, &selection, None),
+        None => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = openat(CWD, "/", flags, Mode::empty()).map_err(starting("Opening the image failed"))?;
+            Program::with_files(&root, path, &selection, None)
+        }
+    };
+    Ok((image, program.map_err(starting(loading))?))
 }
 
 /// For the program, too, which cannot lift the limit. With 0 the kernel would still hand a dump to a program that `core_pattern`

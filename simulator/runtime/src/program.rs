@@ -1,7 +1,6 @@
-//! Finds, checks and measures the program. What is measured is what runs: a sealed copy in memory, which nobody can change,
-//! whatever becomes of the file meanwhile. The runtime's own file the kernel keeps from being written while it runs.
+//! Finds, checks and measures a program of one file. What is measured is what runs: a sealed copy in memory, which nobody can
+//! change, whatever becomes of the file meanwhile. (A program of many files: `files.rs`.)
 
-use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -10,24 +9,27 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use ring::digest::{Context, SHA256};
 use rustix::fs::{
     CWD, FileType, MemfdFlags, Mode, OFlags, ResolveFlags, SealFlags, fcntl_add_seals, fstat, memfd_create, openat,
     openat2,
 };
 
-use scone_protocol::hex;
-
-/// The settings that change MRENCLAVE on SCONE (`reference/scone.md` section 5.1) and so change the measurement here.
-/// Assumption: as texts; `64M` and `65536K` differ.
-const MEASURED_SETTINGS: [&str; 3] = ["SCONE_HEAP", "SCONE_STACK", "SCONE_ALLOW_DLOPEN"];
+use crate::files::{self, Selection};
+use crate::measurement::{Measurement, OWN};
 
 /// A measured program.
 pub struct Program {
-    /// The very copy that was measured.
-    copy: OwnedFd,
+    executed: Executed,
     /// The measurement, 64 lower-case hex digits: what a policy's `mrenclave` names.
     pub mrenclave: String,
+}
+
+/// How the program is named to the kernel.
+enum Executed {
+    /// The very copy that was measured.
+    Copy(OwnedFd),
+    /// Its path in the root, where its interpreter and its libraries are found by their paths, too.
+    Path(PathBuf),
 }
 
 /// Why a program cannot be run.
@@ -80,27 +82,33 @@ impl Program {
         refuse_unmeasured_code(&program).map_err(not_simulated)?;
         let copy = sealed_copy(&program).map_err(|source| Error::NotKept { path: path.to_owned(), source })?;
 
-        let own = Path::new("/proc/self/exe");
-        let settings = MEASURED_SETTINGS.map(|name| (name, env::var_os(name)));
+        let own = |source| unreadable(Path::new(OWN), source);
+        let mut measurement = Measurement::start("scone-sim measurement 1").map_err(own)?;
+        measurement.add(&program);
+        measurement.add_settings();
+        Ok(Program { executed: Executed::Copy(copy), mrenclave: measurement.finish() })
+    }
 
-        let mut hash = Context::new(&SHA256);
-        add(&mut hash, b"scone-sim measurement 1");
-        add_file(&mut hash, own).map_err(|error| unreadable(own, error))?;
-        add(&mut hash, &program);
-        for (name, value) in settings {
-            if let Some(value) = value {
-                add(&mut hash, name.as_bytes());
-                add(&mut hash, value.as_encoded_bytes());
-            }
-        }
-        Ok(Program { copy, mrenclave: hex(hash.finish().as_ref()) })
+    /// Measures the program at `path` with the selected files of the image at `root`, and puts a copy of them into `copy`, if
+    /// there is one to be made.
+    pub fn with_files(
+        root: &OwnedFd,
+        path: &Path,
+        selection: &Selection,
+        copy: Option<&OwnedFd>,
+    ) -> Result<Program, files::Error> {
+        let mrenclave = files::measure(root, path, selection, copy)?;
+        Ok(Program { executed: Executed::Path(path.to_owned()), mrenclave })
     }
 }
 
 impl Program {
-    /// The command that runs this program under the name `argv0`. It names the copy, so nothing can take its place.
+    /// The command that runs this program under the name `argv0`. A copy is named itself, so nothing can take its place.
     pub fn command(&self, argv0: &OsStr) -> Command {
-        let mut command = Command::new(format!("/proc/self/fd/{}", self.copy.as_raw_fd()));
+        let mut command = match &self.executed {
+            Executed::Copy(copy) => Command::new(format!("/proc/self/fd/{}", copy.as_raw_fd())),
+            Executed::Path(path) => Command::new(path),
+        };
         command.arg0(argv0);
         command
     }
@@ -114,53 +122,41 @@ fn sealed_copy(program: &[u8]) -> io::Result<OwnedFd> {
     Ok(copy.into())
 }
 
-/// Adds a part with its length before it, so that parts cannot run together.
-fn add(hash: &mut Context, part: &[u8]) {
-    hash.update(&(part.len() as u64).to_be_bytes());
-    hash.update(part);
-}
-
-/// As [`add`], for a file, piece by piece: the runtime's own binary is large, and reading it whole costs page faults.
-fn add_file(hash: &mut Context, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let length = file.metadata()?.len();
-    hash.update(&length.to_be_bytes());
-    let (mut piece, mut left) = (vec![0; 64 * 1024], length);
-    while left > 0 {
-        match file.read(&mut piece)? {
-            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-            count => {
-                hash.update(&piece[..count]);
-                left = left.saturating_sub(count as u64);
-            }
-        }
-    }
-    Ok(())
-}
-
 /// A dynamically linked program runs code that nobody measured; so would a script.
 fn refuse_unmeasured_code(program: &[u8]) -> Result<(), &'static str> {
+    match interpreter(program)? {
+        None => Ok(()),
+        Some(_) => Err("dynamically linked, so its libraries would go unmeasured"),
+    }
+}
+
+/// The ELF interpreter (`PT_INTERP`) that a dynamically linked program names.
+pub(crate) fn interpreter(program: &[u8]) -> Result<Option<&[u8]>, &'static str> {
     const PT_INTERP: u64 = 3;
-    // ELF-64 header: e_phoff at 32 (8 bytes), e_phentsize at 54, e_phnum at 56; a program header starts with p_type.
-    let field = |at: usize, length: usize| -> Option<u64> {
-        let bytes = program.get(at..at.checked_add(length)?)?;
-        Some(bytes.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
-    };
     let not_elf = "no 64-bit x86 ELF program";
+    let bytes = |at: u64, length: u64| -> Option<&[u8]> {
+        program.get(usize::try_from(at).ok()?..usize::try_from(at.checked_add(length)?).ok()?)
+    };
+    let field = |at: u64, length: u64| -> Option<u64> {
+        Some(bytes(at, length)?.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+    };
     if !program.starts_with(b"\x7fELF\x02\x01") || field(18, 2) != Some(62) {
         return Err(not_elf);
     }
+    // ELF-64 header: e_phoff at 32 (8 bytes), e_phentsize at 54, e_phnum at 56. A program header: p_type at 0, p_offset at 8,
+    // p_filesz at 32.
     let (Some(table), Some(size), Some(count)) = (field(32, 8), field(54, 2), field(56, 2)) else {
         return Err(not_elf);
     };
     for index in 0..count {
         let at = index.checked_mul(size).and_then(|offset| table.checked_add(offset)).ok_or(not_elf)?;
-        let kind = usize::try_from(at).ok().and_then(|at| field(at, 4)).ok_or(not_elf)?;
-        if kind == PT_INTERP {
-            return Err("dynamically linked, so its libraries would go unmeasured");
+        if field(at, 4).ok_or(not_elf)? == PT_INTERP {
+            let within = |offset| at.checked_add(offset).and_then(|at| field(at, 8));
+            let name = within(8).zip(within(32)).and_then(|(at, length)| bytes(at, length)).ok_or(not_elf)?;
+            return Ok(Some(name.strip_suffix(b"\0").unwrap_or(name)));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -185,9 +181,13 @@ mod tests {
         let mut elf = vec![0; 64 + 2 * 56];
         elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
         (elf[18], elf[32], elf[54], elf[56]) = (62, 64, 56, 2);
+        (elf[64 + 56 + 8], elf[64 + 56 + 32]) = (1, 4);
         elf[64 + 56] = 3;
         let dynamic = "dynamically linked, so its libraries would go unmeasured";
         assert_eq!(refuse_unmeasured_code(&elf), Err(dynamic));
+        assert_eq!(interpreter(&elf), Ok(Some(&b"ELF\x02"[..])));
+        elf[64 + 56 + 32] = 255;
+        assert_eq!(interpreter(&elf), Err("no 64-bit x86 ELF program"));
         assert_eq!(refuse_unmeasured_code(&elf[..100]), Err("no 64-bit x86 ELF program"));
 
         elf[64 + 56] = 1;

@@ -1,11 +1,12 @@
 //! On a host, without a container engine: a root of the program's own, in the runtime's own namespaces.
 //!
-//! The new root is laid out in memory: the entries of an unpacked image, read-only; the directories that the caller binds;
-//! a minimal `/dev`; `/proc`; and for each volume an empty file system in memory. Needs no privilege, only user namespaces.
+//! The new root is laid out in memory: the entries of an unpacked image, or of a copy of what was measured of it, read-only;
+//! the directories that the caller binds; a minimal `/dev`; `/proc`; and for each volume an empty file system in memory. Needs no privilege, only user namespaces.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
@@ -19,6 +20,8 @@ use rustix::mount::{
 use rustix::process::{chdir, getegid, geteuid, pivot_root};
 
 use crate::sys;
+
+const MEMORY: MountFlags = MountFlags::NOSUID.union(MountFlags::NODEV);
 
 const DEVICES: [&str; 5] = ["full", "null", "random", "urandom", "zero"];
 
@@ -41,6 +44,8 @@ pub struct Image {
     /// The unpacked image, by descriptor: its path gets covered.
     pub directory: OwnedFd,
     binds: Vec<(OwnedFd, PathBuf)>,
+    /// All that may be executed is in `directory`.
+    is_copy: bool,
 }
 
 impl Image {
@@ -53,19 +58,33 @@ impl Image {
         };
         let binds = binds.iter().map(|(from, to)| Ok((open(from, OFlags::PATH)?, to.clone())));
         let binds = binds.collect::<Result<_, Error>>()?;
-        Ok(Image { path: path.to_owned(), directory: open(path, OFlags::RDONLY | OFlags::DIRECTORY)?, binds })
+        let directory = open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        Ok(Image { path: path.to_owned(), directory, binds, is_copy: false })
+    }
+
+    /// Puts an empty directory in memory into the place of the unpacked image, to be filled with a copy of what is measured, and
+    /// returns the unpacked image's. From what the caller binds, nothing can be executed then.
+    pub fn replace(&mut self) -> Result<OwnedFd, Error> {
+        let at = self.mount_memory()?;
+        let copy = openat(CWD, &at, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        self.is_copy = true;
+        Ok(mem::replace(&mut self.directory, copy.map_err(failed("open the copy of the image"))?))
+    }
+
+    /// Mounts an empty file system in memory over the unpacked image, whose path is at hand, and says where that is.
+    fn mount_memory(&self) -> Result<PathBuf, Error> {
+        let at = fs::canonicalize(&self.path).map_err(failed(format!("find '{}'", self.path.display())))?;
+        // Nothing that is mounted from here on shows outside.
+        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .map_err(failed("change mounts (user namespaces may be restricted on this host)"))?;
+        mount("tmpfs", &at, "tmpfs", MEMORY, Some(c"mode=0755")).map_err(failed("mount a new root"))?;
+        Ok(at)
     }
 
     /// Makes this image the root of the calling process, with an empty file system in memory at each of `volumes`, and
     /// `files` (path, content, mode) in it, in memory and writable.
     pub fn enter(self, volumes: &[&Path], files: &[(PathBuf, Vec<u8>, u32)]) -> Result<(), Error> {
-        let new = fs::canonicalize(&self.path).map_err(failed(format!("find '{}'", self.path.display())))?;
-        // Nothing that is mounted from here on shows outside.
-        mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-            .map_err(failed("change mounts (user namespaces may be restricted on this host)"))?;
-        let memory = MountFlags::NOSUID | MountFlags::NODEV;
-        mount("tmpfs", &new, "tmpfs", memory, Some(c"mode=0755")).map_err(failed("mount a new root"))?;
-
+        let new = self.mount_memory()?;
         let fixed = [Path::new("/dev"), Path::new("/proc")];
         let mut points = Vec::new();
         for path in fixed.iter().chain(volumes) {
@@ -84,10 +103,13 @@ impl Image {
         for (from, to) in &self.binds {
             let to = new.join(relative(to)?);
             bind(from, &to)?;
+            if self.is_copy {
+                forbid_execution(&to)?;
+            }
         }
         for volume in volumes {
             let at = new.join(relative(volume)?);
-            mount("tmpfs", &at, "tmpfs", memory | MountFlags::NOEXEC, Some(c"mode=0700"))
+            mount("tmpfs", &at, "tmpfs", MEMORY | MountFlags::NOEXEC, Some(c"mode=0700"))
                 .map_err(failed(format!("mount '{}'", volume.display())))?;
         }
         for (path, content, mode) in files {
@@ -207,6 +229,12 @@ fn bind(from: impl AsFd, to: &Path) -> Result<(), Error> {
     mount_bind_recursive(from, to).map_err(failed(format!("mount '{}'", to.display())))
 }
 
+fn forbid_execution(at: &Path) -> Result<(), Error> {
+    let show = || format!("forbid execution from '{}'", at.display());
+    let mounted = openat(CWD, at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed(show()))?;
+    sys::forbid_execution(mounted.as_fd()).map_err(failed(show()))
+}
+
 fn make_read_only(at: &Path) -> Result<(), Error> {
     let show = || format!("make '{}' read-only", at.display());
     let mut flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
@@ -217,7 +245,8 @@ fn make_read_only(at: &Path) -> Result<(), Error> {
     mount_remount(at, flags, "").map_err(failed(show()))
 }
 
-fn entries(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
+/// The names in a directory.
+pub(crate) fn entries(directory: &OwnedFd) -> Result<Vec<Vec<u8>>, Errno> {
     let names = Dir::read_from(directory)?.map(|entry| Ok(entry?.file_name().to_bytes().to_owned()));
     Ok(names.collect::<Result<Vec<_>, Errno>>()?.into_iter().filter(|name| name != b"." && name != b"..").collect())
 }
