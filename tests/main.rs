@@ -4,6 +4,7 @@
 mod support;
 
 mod attacks;
+mod calculator;
 mod doctor;
 mod documentation;
 mod drift;
