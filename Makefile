@@ -9,10 +9,10 @@ DOCKER := $(shell docker version >/dev/null 2>&1 && echo yes)
 # Static, and without a path of this machine, so that a binary is the same wherever the checkout lies. The separator is
 # cargo's own: paths may have spaces.
 SEPARATOR := $(shell printf '\037')
-sim bin: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
+sim bin programs: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image sim can-link-statically rust-script warm bin clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image sim programs can-link-statically rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -22,8 +22,9 @@ demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks in
 
 # Tests wait for containers, codes and one another: more of them at a time than there are cores.
 test: export RUST_TEST_THREADS ?= 4
-test: warm sim bin $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
+test: warm sim bin programs $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
+	cargo test --locked --manifest-path programs/signer/Cargo.toml
 	cargo test --locked --workspace
 
 # The harness prints its own lines around the tests' words; what fails is on standard error.
@@ -54,8 +55,10 @@ LINTS := -D warnings -D clippy::match_bool
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
 	cargo fmt --manifest-path otpqr/Cargo.toml --check
+	cargo fmt --manifest-path programs/signer/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- $(LINTS)
+	cargo clippy --locked --manifest-path programs/signer/Cargo.toml --all-targets -- $(LINTS)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim -p bundle --lib
 
 # The image is what `sim` built, so that container and host run the very same files, and measure the same.
@@ -76,8 +79,11 @@ sim: ## the simulator, otpqr and the entry as static binaries, in simulator/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
 
+programs: ## the other confidential programs as static binaries, each in its own target directory
+	$(STATIC) programs/signer/target --manifest-path programs/signer/Cargo.toml
+
 # What a linker says does not tell what to install.
-sim bin: | can-link-statically
+sim bin programs: | can-link-statically
 can-link-statically:
 	@echo 'int main(void) { return 0; }' | cc -static -x c -o /dev/null - 2>/dev/null || { echo "cc links no static program:" \
 	  "dnf install gcc glibc-static (Fedora, RHEL), apt-get install gcc libc6-dev (Debian, Ubuntu)" >&2; exit 3; }
@@ -100,4 +106,4 @@ bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: t
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
-	rm -rf otpqr/target simulator/fuzz/target simulator/bin bin
+	rm -rf otpqr/target programs/*/target programs/*/*/target simulator/fuzz/target simulator/bin bin

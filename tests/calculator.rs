@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{Bundle, Outcome, Platform, User, docker_is_there, phone, repository, run, works};
+use crate::support::program::Program;
+use crate::support::{Outcome, Platform, docker_is_there, phone, repository, run, works};
 
 const SESSION: &str = include_str!("../simulator/cas/tests/session/2fa-demo.yml");
 const MEASUREMENT: &str = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
@@ -53,125 +54,42 @@ for x in '1', 'one':
     python
 }
 
-/// The service in an image, and how it is started there.
-struct Calculator {
-    bundle: Bundle,
-    python: PathBuf,
-    /// The container engine's name of the image; `None`: it is run natively.
-    image: Option<String>,
+fn calculator(platform: Platform) -> Program {
+    Program::new("calculator", platform, &["--fs-dir", "/"], unpacked_image)
 }
 
-impl Calculator {
-    fn on(platform: Platform) -> Calculator {
-        let bundle = Bundle::of_test(platform, User::Caller);
-        let image = bundle.root.join("image");
-        fs::create_dir(&image).expect("a directory");
-        let python = unpacked_image(&image);
-        let image = (platform == Platform::Sim).then(|| {
-            fs::copy(bundle.root.join("simulator/bin/rootfs/scone-run"), image.join("scone-run")).expect("the runtime");
-            let name = format!("otpqr-calculator:{}", std::process::id());
-            let mut import = Command::new("sh");
-            import.args(["-c", &format!("tar -c . | docker import - {name}")]).current_dir(image);
-            run(import).expect(0);
-            name
-        });
-        let calculator = Calculator { bundle, python, image };
-        let status = calculator.bundle.scone_sim(["status"]).expect(0).stdout;
-        let (client, key) = (field(&status, "client"), field(&status, "key"));
-        calculator.bundle.scone(["cas", "attest", client, "-c", key]).expect(0);
-        calculator
-    }
-
-    /// `arguments` are the caller's; the `environment` is, too.
-    fn start(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Outcome {
-        let mut command = match &self.image {
-            None => {
-                let mut command = self.bundle.command(self.bundle.root.join("simulator/bin/scone-run"));
-                command.arg("--rootfs").arg(self.bundle.root.join("image"));
-                command
-            }
-            Some(image) => {
-                let mut command = self.bundle.command("docker");
-                command.args(["run", "--rm", "--log-driver=none", "--network=host", "--read-only", "--cap-drop=ALL"]);
-                command.args(environment.iter().flat_map(|(name, _)| ["-e", *name]));
-                command.args(["--entrypoint=/scone-run", image]);
-                command
-            }
-        };
-        command.args(["--fs-dir", "/"]).arg(&self.python).args(arguments).envs(environment.iter().copied());
-        run(command)
-    }
-
-    fn measurement(&self) -> String {
-        self.start(&[("SCONE_HASH", "1")], &[]).expect(0).stdout.trim().to_owned()
-    }
-
-    fn upload(&self, session: &str, measurement: &str) {
-        let policy = SESSION.replace("my_session_1234", session).replace(MEASUREMENT, measurement);
-        let file = self.bundle.root.join("session.yml");
-        fs::write(&file, policy).expect("a policy");
-        self.bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
-    }
-
-    /// Starts the service as somebody who has the code, or none.
-    fn calculates(&self, code: &str, arguments: &[&str]) -> Outcome {
-        let status = self.bundle.scone_sim(["status"]).expect(0).stdout;
-        let evidence_key = self.bundle.scone_sim(["evidence-key"]).expect(0).stdout;
-        let config_id = format!("calculator/service{code}");
-        let environment = [
-            ("SCONE_CONFIG_ID", config_id.as_str()),
-            ("SCONE_CAS_ADDR", field(&status, "enclave")),
-            ("SCONE_SIM_CAS_KEY", field(&status, "key")),
-            ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
-            // The caller's, to no avail.
-            ("PYTHONINSPECT", "1"),
-            ("PYTHONPATH", "/out"),
-        ];
-        self.start(&environment, arguments)
-    }
+/// Starts the service as somebody who has the code, or none.
+fn calculates(calculator: &Program, code: &str, arguments: &[&str]) -> Outcome {
+    let environment = [("PYTHONINSPECT", "1"), ("PYTHONPATH", "/out")];
+    calculator.start(&format!("calculator/service{code}"), arguments, &environment)
 }
 
-impl Drop for Calculator {
-    fn drop(&mut self) {
-        if let Some(image) = &self.image {
-            let removed = Command::new("docker").args(["image", "rm", "--force", image]).output();
-            assert!(removed.is_ok(), "docker image rm");
-        }
-    }
-}
-
-/// Of what `scone-sim status` prints.
-fn field<'a>(status: &'a str, name: &str) -> &'a str {
-    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
-    line.expect("a field of the status")
-}
-
-fn a_code_and_x_are_all_that_the_caller_brings(calculator: &Calculator) {
-    let measurement = calculator.measurement();
-    calculator.upload("calculator", &measurement);
+fn a_code_and_x_are_all_that_the_caller_brings(calculator: &Program) {
+    let policy = SESSION.replace("my_session_1234", "calculator").replace(MEASUREMENT, &calculator.measurement());
+    calculator.upload(&policy);
     let alice = phone::parse_key_uri(ENTRY).expect("an entry");
     let code = || format!("@{}", alice.code_at(calculator.bundle.now()));
 
-    calculator.calculates("", &["42"]).expect(134).saying("An One-time Password is required");
+    calculates(calculator, "", &["42"]).expect(134).saying("An One-time Password is required");
     let right = code();
     let wrong = if right == "@000000" { "@000001" } else { "@000000" };
-    calculator.calculates(wrong, &["42"]).expect(134).saying("One-time Password is invalid");
-    let answer = calculator.calculates(&right, &["42"]).expect(0);
+    calculates(calculator, wrong, &["42"]).expect(134).saying("One-time Password is invalid");
+    let answer = calculates(calculator, &right, &["42"]).expect(0);
     assert_eq!(answer.stdout, "180\n");
-    calculator.calculates(&right, &["42"]).expect(134).saying("One-time Password was already used");
+    calculates(calculator, &right, &["42"]).expect(134).saying("One-time Password was already used");
 
     // a and b are the policy's; a further argument reaches nobody.
     calculator.bundle.wait(30);
-    assert_eq!(calculator.calculates(&code(), &["1", "-a", "1000"]).expect(0).stdout, "16\n");
+    assert_eq!(calculates(calculator, &code(), &["1", "-a", "1000"]).expect(0).stdout, "16\n");
     calculator.bundle.wait(30);
-    let words = calculator.calculates(&code(), &["1 -a 1000"]);
+    let words = calculates(calculator, &code(), &["1 -a 1000"]);
     assert!(
         words.code == Some(2) && words.stdout.is_empty() && words.stderr.contains("invalid int value"),
         "{words:?}"
     );
     // SCONE says the same of a missing one, after the code was spent.
     calculator.bundle.wait(30);
-    calculator.calculates(&code(), &[]).expect(134).saying("An argument is missing");
+    calculates(calculator, &code(), &[]).expect(134).saying("An argument is missing");
 }
 
 fn python_is_there() -> bool {
@@ -183,18 +101,18 @@ fn natively_a_code_starts_it_and_nothing_but_x_is_the_callers() {
     if !python_is_there() {
         return;
     }
-    let calculator = Calculator::on(Platform::SimNative);
-    a_code_and_x_are_all_that_the_caller_brings(&calculator);
+    let calculator = &calculator(Platform::SimNative);
+    a_code_and_x_are_all_that_the_caller_brings(calculator);
 
     // A changed service, a changed library, one file more: another program, to which CAS gives nothing.
     let alice = phone::parse_key_uri(ENTRY).expect("an entry");
-    let image = calculator.bundle.root.join("image");
+    let image = &calculator.image;
     let service = image.join("app/my_service.py");
     let text = fs::read_to_string(&service).expect("the service");
     let refused = |what: &str| {
         calculator.bundle.wait(30);
         let code = format!("@{}", alice.code_at(calculator.bundle.now()));
-        let refused = calculator.calculates(&code, &["42"]);
+        let refused = calculates(calculator, &code, &["42"]);
         assert!(refused.code == Some(134) && refused.stdout.is_empty(), "{what}: {refused:?}");
         refused.saying("Unexpected enclave measurement");
     };
@@ -210,12 +128,12 @@ fn natively_a_code_starts_it_and_nothing_but_x_is_the_callers() {
 
     calculator.bundle.wait(30);
     let code = format!("@{}", alice.code_at(calculator.bundle.now()));
-    assert_eq!(calculator.calculates(&code, &["42"]).expect(0).stdout, "180\n");
+    assert_eq!(calculates(calculator, &code, &["42"]).expect(0).stdout, "180\n");
 }
 
 #[test]
 fn in_a_container_a_code_starts_it_and_nothing_but_x_is_the_callers() {
     if python_is_there() && docker_is_there() {
-        a_code_and_x_are_all_that_the_caller_brings(&Calculator::on(Platform::Sim));
+        a_code_and_x_are_all_that_the_caller_brings(&calculator(Platform::Sim));
     }
 }

@@ -21,5 +21,6 @@ mod reference_solution;
 mod roll_forward;
 mod scone_platform;
 mod scripts_alone;
+mod signer;
 mod terminal;
 mod threat_model;

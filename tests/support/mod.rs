@@ -6,6 +6,7 @@
 
 pub mod attacker;
 pub mod phone;
+pub mod program;
 pub mod watched;
 
 use std::collections::BTreeMap;

@@ -1,0 +1,117 @@
+//! A program in an image of its own, started by hand: by somebody who has the bundle's CAS, and no script.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{Bundle, Outcome, Platform, User, mount, run};
+
+/// The program, its image, and the bundle whose CAS knows it.
+pub struct Program {
+    pub bundle: Bundle,
+    /// The image, unpacked.
+    pub image: PathBuf,
+    path: PathBuf,
+    /// What the runtime is told of what it measures.
+    selection: &'static [&'static str],
+    /// The container engine's name of the image; `None`: it is run natively.
+    tag: Option<String>,
+    /// A directory of the host, and where the program sees it.
+    pub bind: Option<(PathBuf, &'static str)>,
+}
+
+impl Program {
+    /// `fill` puts the image's files into a directory, and returns the program's path in it.
+    pub fn new(
+        name: &str,
+        platform: Platform,
+        selection: &'static [&'static str],
+        fill: impl FnOnce(&Path) -> PathBuf,
+    ) -> Program {
+        let bundle = Bundle::of_test(platform, User::Caller);
+        let image = bundle.root.join("image");
+        fs::create_dir(&image).expect("a directory");
+        let path = fill(&image);
+        let tag = (platform == Platform::Sim).then(|| {
+            fs::copy(bundle.root.join("simulator/bin/rootfs/scone-run"), image.join("scone-run")).expect("the runtime");
+            let tag = format!("otpqr-{name}:{}", std::process::id());
+            let mut import = Command::new("sh");
+            import.args(["-c", &format!("tar -c . | docker import - {tag}")]).current_dir(&image);
+            run(import).expect(0);
+            tag
+        });
+        let program = Program { bundle, image, path, selection, tag, bind: None };
+        let (client, key) = (program.status("client"), program.status("key"));
+        program.bundle.scone(["cas", "attest", &client, "-c", &key]).expect(0);
+        program
+    }
+
+    /// What `scone-sim status` prints.
+    fn status(&self, field: &str) -> String {
+        let status = self.bundle.scone_sim(["status"]).expect(0).stdout;
+        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "));
+        line.expect("a field of the status").to_owned()
+    }
+
+    fn start_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Outcome {
+        let mut command = match &self.tag {
+            None => {
+                let mut command = self.bundle.command(self.bundle.root.join("simulator/bin/scone-run"));
+                command.arg("--rootfs").arg(&self.image);
+                if let Some((host, inside)) = &self.bind {
+                    command.arg("--bind").arg(format!("{}:{inside}", host.display()));
+                }
+                command
+            }
+            Some(tag) => {
+                let mut command = self.bundle.command("docker");
+                command.args(["run", "--rm", "--log-driver=none", "--network=host", "--read-only", "--cap-drop=ALL"]);
+                command.args(environment.iter().flat_map(|(name, _)| ["-e", *name]));
+                command.args(self.bind.iter().map(|(host, inside)| mount(host, inside)));
+                command.args(["--entrypoint=/scone-run", tag]);
+                command
+            }
+        };
+        command.args(self.selection).arg(&self.path).args(arguments).envs(environment.iter().copied());
+        run(command)
+    }
+
+    pub fn measurement(&self) -> String {
+        self.start_in(&[("SCONE_HASH", "1")], &[]).expect(0).stdout.trim().to_owned()
+    }
+
+    /// Uploads a policy. Returns its hash.
+    pub fn upload(&self, policy: &str) -> String {
+        let file = self.bundle.root.join("session.yml");
+        fs::write(&file, policy).expect("a policy");
+        let uploaded = self.bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
+        uploaded.stdout.trim().to_owned()
+    }
+
+    /// Starts `session/service[@code]`. `arguments` are the caller's, and so is more of the `environment`, to no avail.
+    pub fn start(&self, config_id: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        let (cas, key) = (self.status("enclave"), self.status("key"));
+        let evidence_key = self.bundle.scone_sim(["evidence-key"]).expect(0).stdout;
+        let needed = [
+            ("SCONE_CONFIG_ID", config_id),
+            ("SCONE_CAS_ADDR", &cas),
+            ("SCONE_SIM_CAS_KEY", &key),
+            ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
+        ];
+        self.start_in(&[&needed, environment].concat(), arguments)
+    }
+
+    /// Without CAS: as a program that nothing protects.
+    pub fn start_unprotected(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
+        self.start_in(environment, arguments)
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        if let Some(tag) = &self.tag {
+            let removed = Command::new("docker").args(["image", "rm", "--force", tag]).output();
+            assert!(removed.is_ok(), "docker image rm");
+        }
+    }
+}
