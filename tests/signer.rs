@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::program::Program;
-use crate::support::{Outcome, Platform, docker_is_there, phone, repository, run, works};
+use crate::support::{Platform, docker_is_there, phone, repository, run, works};
 
 /// CAS draws the key. Who may sign has this secret in an authenticator; anybody may have the public key.
 const POLICY: &str = r#"
@@ -71,13 +71,7 @@ fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     let first = signer.upload(&policy.replace("PREDECESSOR", "~"));
 
     let alice = phone::parse_key_uri(ENTRY).expect("an entry");
-    let code = || format!("@{}", alice.code_at(signer.bundle.now()));
-    let sign = |code: &str| -> Outcome { signer.start(&format!("signing/sign{code}"), &["/in/release.tar"], &[]) };
-    sign("").expect(134).saying("An One-time Password is required");
-    let right = code();
-    sign(if right == "@000000" { "@000001" } else { "@000000" }).expect(134).saying("One-time Password is invalid");
-    let signature = sign(&right).expect(0).stdout;
-    sign(&right).expect(134).saying("One-time Password was already used");
+    let signature = signer.starts_with_a_code_alone("signing/sign", &["/in/release.tar"], &alice);
 
     // A key that the caller brings is not the policy's.
     let public = |environment: &[(&str, &str)]| signer.start("signing/public", &[], environment).expect(0).stdout;
@@ -93,8 +87,8 @@ fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     // The key survives an update.
     signer.upload(&policy.replace("PREDECESSOR", &first).replace("pwd: /\n", "pwd: /bin\n"));
     assert_eq!(public(&[]), public_key);
-    signer.bundle.wait(30);
-    let again = sign(&code()).expect(0).stdout;
+    let service = format!("signing/sign@{}", alice.code_at(signer.bundle.now()));
+    let again = signer.start(&service, &["/in/release.tar"], &[]).expect(0).stdout;
     assert!(verifies(&files, "release.tar", &again, &public_key));
 }
 

@@ -4,7 +4,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Bundle, Outcome, Platform, User, mount, run};
+use super::{Bundle, Outcome, Platform, User, mount, phone, run};
+
+/// An authenticator's entry of somebody who may start something else.
+const ANOTHER: &str =
+    "otpauth://totp/Other:bob?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Other&algorithm=SHA1&digits=6&period=30";
 
 /// The program, its image, and the bundle whose CAS knows it.
 pub struct Program {
@@ -99,6 +103,35 @@ impl Program {
             ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
         ];
         self.start_in(&[&needed, environment].concat(), arguments)
+    }
+
+    /// Asserts that the service starts with `code` and with nothing else, and prints that as a table. Returns what it printed when
+    /// it was started. The entry is the authenticator's of whoever may start it.
+    #[track_caller]
+    pub fn starts_with_a_code_alone(&self, service: &str, arguments: &[&str], entry: &phone::Account) -> String {
+        let now = self.bundle.now();
+        let right = entry.code_at(now);
+        let wrong = if right == "000000" { "000001" } else { "000000" };
+        let another = phone::parse_key_uri(ANOTHER).expect("an entry").code_at(now);
+        let (invalid, used) = ("One-time Password is invalid", "One-time Password was already used");
+        let start = |code: &str| {
+            let at = if code.is_empty() { "" } else { "@" };
+            self.start(&format!("{service}{at}{code}"), arguments, &[])
+        };
+        let refuses = |what: &str, code: &str, words: &str| {
+            let refused = start(code).expect(134).saying(words);
+            assert!(refused.stdout.is_empty(), "{refused:?}");
+            println!("| {service:<20} | {what:<15} | refused: {words} |");
+        };
+        refuses("no code", "", "An One-time Password is required");
+        refuses("wrong", wrong, invalid);
+        refuses("late", &entry.code_at(now - 60), invalid);
+        refuses("another account", &another, invalid);
+        let started = start(&right).expect(0);
+        println!("| {service:<20} | {:<15} | started |", "right");
+        refuses("used", &right, used);
+        self.bundle.wait(30);
+        started.stdout
     }
 
     /// Without CAS: as a program that nothing protects.
