@@ -102,8 +102,12 @@ fn remove_left(state: &Path) -> io::Result<()> {
     for entry in fs::read_dir(state)? {
         let path = entry?.path();
         let is_ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-        // Another run may remove its own, or the same one, at this moment.
-        if is_ours && File::open(&path).is_ok_and(|directory| directory.try_lock().is_ok()) {
+        // Locked until it is gone: its owner, if it has one yet, then makes another.
+        if is_ours
+            && let Ok(lock) = File::open(&path)
+            && lock.try_lock().is_ok()
+        {
+            // Another run may remove the same one.
             let _ = fs::remove_dir_all(&path);
         }
     }
