@@ -79,8 +79,10 @@ sim: ## the simulator, otpqr and the entry as static binaries, in simulator/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
 
-programs: ## the other confidential programs as static binaries, each in its own target directory
+programs: ## the other confidential programs as static binaries, in programs/bin
 	$(STATIC) programs/signer/target --manifest-path programs/signer/Cargo.toml
+	install -d -m 0755 programs/bin
+	install -C programs/signer/target/$(HOST)/release/signer programs/bin
 
 # What a linker says does not tell what to install.
 sim bin programs: | can-link-statically
@@ -106,4 +108,4 @@ bin: ## the scripts as static binaries, in bin, for hosts without a toolchain: t
 
 clean: ## remove what was built; state/ stays
 	cargo clean --quiet
-	rm -rf otpqr/target programs/*/target programs/*/*/target simulator/fuzz/target simulator/bin bin
+	rm -rf otpqr/target programs/*/target programs/*/*/target simulator/fuzz/target simulator/bin programs/bin bin

@@ -1406,7 +1406,7 @@ hint: apt-get install docker.io
         3,
         "\
 create: error: docker has no image 'otpqr:scone': Error: No such image: otpqr:scone
-hint: (cd 'ROOT' && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .)
+hint: (cd 'ROOT' && make sim && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .)
 ",
     );
     let docker = "case $1 in info) echo {} ;; image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac";
@@ -1531,7 +1531,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ("./scripts/create.rs --platform sim --account container   # runs in containers instead", "tests/host.rs"),
     ("CAS itself cannot work: {reason}", "tests/host.rs"),
     ("cannot make a FIFO in '{directory}': {cause}", "a file system that has none keeps no permissions either"),
-    ("cannot hand over to the container what it is to run: {0}", "the FIFO was made, and is open"),
+    ("cannot hand over to the container what it is to run: {0}", "the FIFO is opened where it was made"),
     ("'{directory}' cannot be made private: its file system ignores permissions; choose another one", "tests/host.rs"),
     ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
     ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),

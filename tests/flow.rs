@@ -176,7 +176,7 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
 
     let mut containers = Command::new("docker");
     containers.args(["ps", "--quiet", "--no-trunc", "--filter"]);
-    containers.arg(format!("ancestor={}", bundle.known("default", &["image_id"])));
+    containers.arg(format!("label=otpqr.output={}-1-1", bundle.known("default", &["namespace"])));
     let ours = run(containers).expect(0).stdout;
     let inspected: Vec<String> = ours
         .lines()
@@ -185,7 +185,6 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
             inspect.args(["inspect", id]);
             run(inspect).expect(0).stdout
         })
-        .filter(|container| container.contains(&bundle.known("default", &["namespace"])))
         .collect();
     let [container] = inspected.as_slice() else { panic!("{} containers of this account", inspected.len()) };
     assert!(!container.contains(&code) && !container.contains("SCONE_CONFIG_ID"), "{container}");

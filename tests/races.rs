@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 
 use crate::support::attacker::Line;
-use crate::support::watched::{KILL, RENAME, Watched, running};
+use crate::support::watched::{RENAME, Watched, running};
 use crate::support::{Bundle, Platform, User, docker_is_there, phone, run, run_with_input, strace_is_there};
 
 const AT_WORK: &str = "error: another run, or a program that it started, is at work on state file";
@@ -414,9 +414,9 @@ fn doctor_beside_another_run_says_so_and_names_no_command() {
     assert!(!beside.contains("volume    "), "{beside}");
 }
 
-/// Killed after the container was started and before it was told what to run.
+/// Ended after the engine was asked for a container and before that was told what to run.
 #[test]
-fn a_run_killed_before_it_hands_over_what_to_run_starts_nothing_and_the_next_removes_what_it_left() {
+fn a_run_that_ends_before_it_hands_over_what_to_run_starts_nothing_and_the_next_removes_what_it_left() {
     if !docker_is_there() {
         return;
     }
@@ -434,7 +434,20 @@ fn a_run_killed_before_it_hands_over_what_to_run_starts_nothing_and_the_next_rem
 
     bundle.wait(30);
     let code = account.code_at(bundle.now());
-    assert_eq!(bundle.script_with("before", start, KILL, "add_auth", &add_auth, &code).code, None);
+    // Told to terminate meanwhile, the script waits until the container is up, which then ends at once.
+    let told = "kill -TERM $PPID";
+    bundle.script_with("before", start, told, "add_auth", &add_auth, &code).expect(130);
+    let mut containers = Command::new("docker");
+    containers.args(["ps", "--all", "--quiet", "--filter"]);
+    containers.arg(format!("label=otpqr.output={}-1-1", bundle.known("default", &["namespace"])));
+    assert_eq!((left(), run(containers).expect(0).stdout.as_str()), (0, ""));
+
+    // The container comes up all the same, and ends when nobody tells it what to run. (Reading waits for that.)
+    let ended = bundle.bin.join("ended");
+    assert!(Command::new("mkfifo").arg(&ended).status().expect("mkfifo").success());
+    let killed = "kill -9 $PPID; exec >/dev/null 2>&1; trap 'echo $? >\"$bin/ended\"' EXIT";
+    assert_eq!(bundle.script_with("before", start, killed, "add_auth", &add_auth, &code).code, None);
+    assert_eq!(fs::read_to_string(&ended).expect("how it ended"), "125\n");
     assert_eq!(left(), 1);
     // The code was not spent.
     bundle.add_auth(&code, &["--output", "second.svg"]).expect(0);

@@ -34,7 +34,7 @@ security: {attestation: {mode: hardware}}
 const ENTRY: &str = "otpauth://totp/Signer:alice?secret=BASE32SECRET3232BASE32SECRET3232&issuer=Signer&algorithm=SHA1&digits=6&period=30";
 
 fn image(at: &Path) -> PathBuf {
-    let built = repository().join("programs/signer/target/x86_64-unknown-linux-gnu/release/signer");
+    let built = repository().join("programs/bin/signer");
     assert!(built.exists(), "the signer is not built: make programs");
     fs::create_dir_all(at.join("bin")).expect("a directory");
     fs::copy(built, at.join("bin/signer")).expect("the signer");

@@ -381,7 +381,7 @@ fn waiting_containers(bundle: &Bundle) -> Vec<String> {
     ids.lines().filter(is_ours).map(str::to_owned).collect()
 }
 
-/// The engine's start is not part of the time in which a code is good. Whoever is asked and goes away leaves nothing running.
+/// The engine's start is not part of the time in which a code is good. A script that ends at the prompt leaves nothing running.
 #[test]
 fn a_first_code_is_asked_for_when_the_container_is_up_which_ends_with_the_script() {
     if !docker_is_there() {

@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-/// How long it waits for somebody to open the FIFO: who started the container does so at once, or was killed.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it waits for somebody to open the FIFO: whoever started the container does so at once, or was killed.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 static OPENED: AtomicBool = AtomicBool::new(false);
 

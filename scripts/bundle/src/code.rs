@@ -72,7 +72,7 @@ impl fmt::Debug for Code {
 }
 
 impl Code {
-    /// `session/service@code`, for the environment of the one process that needs it.
+    /// `session/service@code`, for the one process that needs it.
     pub fn config_id(&self, service: &str) -> String {
         format!("{service}@{}", self.0)
     }

@@ -9,6 +9,7 @@ use crate::cas::Cas;
 use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
 use crate::handover::{Handover, give};
+use crate::interrupt;
 use crate::platform::Tools;
 use crate::tool::{Finished, Running, Tool};
 
@@ -105,9 +106,16 @@ impl Tools {
         let evidence_key = self.evidence_key()?;
         let how = if self.runs_containers() {
             let handover = Handover::prepare(&self.root)?;
-            let container = self.engine.start(&self.docker_run(start, &handover)?, &public(start.cas))?;
-            let fifo = handover.reach(&container)?;
-            How::InContainer(Box::new(container), fifo)
+            let container = self.engine.start_apart(&self.docker_run(start, &handover)?, &public(start.cas))?;
+            let reached = handover.reach(&container).and_then(|fifo| interrupt::check().map(|()| fifo));
+            match reached {
+                Ok(fifo) => How::InContainer(Box::new(container), fifo),
+                // The entry, which reads nothing, ends by itself.
+                Err(failure) => {
+                    container.finish_through()?;
+                    return Err(failure);
+                }
+            }
         } else {
             How::Natively(self.native_run(start))
         };
@@ -162,7 +170,7 @@ impl Tools {
     }
 }
 
-/// A start for which everything is there but what to run. Dropped, it starts nothing.
+/// A prepared start. Dropping it ends the waiting container.
 pub struct Ready<'a> {
     engine: &'a Tool,
     cas: &'a Cas,
@@ -178,7 +186,7 @@ enum How<'a> {
 }
 
 impl Ready<'_> {
-    /// Whether there is no use in asking for a code: the container has ended, and [`Ready::go`] says how.
+    /// Whether the container ended before it could be told what to run: [`Ready::go`] says how.
     pub fn has_ended(&self) -> bool {
         matches!(&self.how, How::InContainer(_, None))
     }

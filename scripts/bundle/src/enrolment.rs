@@ -16,6 +16,7 @@ use crate::interrupt;
 use crate::issue::{Output, check_destination, destroy};
 use crate::prompt::{self, is_interactive};
 use crate::step;
+use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum EnrolmentError {
@@ -151,22 +152,21 @@ impl Enrolment<'_> {
             spent: self.spent,
             remains: file.map_or_else(|| "the entry is not confirmed".to_owned(), remains),
         };
+        let not_started = |finished: &Finished| {
+            let reason = finished.reason();
+            Failure::from(EnrolmentError::NotStarted { reason }).hints(account.remedy(&finished.stderr))
+        };
         let start = Start { cas: &account.state.cas, image_id: &account.state.image_id, directories: None };
         let get_ready = || {
             let ready = account.tools.get_ready(&start)?;
             if ready.has_ended() {
-                return Err(EnrolmentError::NotStarted { reason: ready.go(&service)?.reason() }.into());
+                return Err(not_started(&ready.go(&service)?));
             }
             Ok(ready)
         };
         let presented = presentation.make(&get_ready, &mut |ready, code| ready.go(&code.config_id(&service)));
-        let confirmed = presented.and_then(|(finished, _)| {
-            if finished.success() {
-                Ok(())
-            } else {
-                Err(EnrolmentError::NotStarted { reason: finished.reason() }.into())
-            }
-        });
+        let confirmed =
+            presented.and_then(|(finished, _)| if finished.success() { Ok(()) } else { Err(not_started(&finished)) });
         confirmed.map_err(|failure| {
             let kept = file.map_or_else(String::new, |file| format!("; the QR code is still in '{}'", file.display()));
             let failure = failure

@@ -1,5 +1,5 @@
-//! What a container is to run, code included, goes to its entry (programs/entry) through a FIFO: it is no argument, nor in the
-//! engine's configuration, nor on a disk.
+//! Passes a container what it is to run, code included, through a FIFO that its entry (programs/entry) reads, so that no argument
+//! list, engine configuration or disk holds it. An engine with a kernel of its own (in a virtual machine) cannot do that.
 
 use std::fs::{self, File};
 use std::io::ErrorKind::{BrokenPipe, NotFound, WouldBlock};
@@ -13,7 +13,6 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::failure::{Concern, Exit, Failure};
-use crate::interrupt;
 use crate::tool::Running;
 
 #[derive(Debug, thiserror::Error)]
@@ -69,13 +68,14 @@ impl Handover {
         self.directory.path().join("environment")
     }
 
-    /// Waits until the entry is there to read. `None`: the container ended before that.
+    /// Waits until the entry is there to read, also after an interruption: an engine's client that is ended while it starts a
+    /// container leaves that behind. `None`: the container ended before.
     pub fn reach(&self, container: &Running) -> Result<Option<File>, Failure> {
         loop {
             match rustix::fs::open(self.fifo(), OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty()) {
                 Ok(fifo) => return Ok(Some(fifo.into())),
                 // Nobody reads yet.
-                Err(Errno::NXIO) if !container.has_ended() && !interrupt::is_interrupted() => {
+                Err(Errno::NXIO) if !container.has_ended() => {
                     sleep(Duration::from_millis(5));
                 }
                 Err(Errno::NXIO) => return Ok(None),

@@ -66,7 +66,7 @@ const SCONE: Facts = Facts {
     simulator: false,
     engine: "docker",
     engine_missing: "apt-get install docker.io",
-    image_missing: "docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
+    image_missing: "make sim && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
     docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
     runtime: &[],

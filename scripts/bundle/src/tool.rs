@@ -54,22 +54,22 @@ impl Tool {
 
     /// Runs it until it ends, or until an interruption ends it.
     pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
-        self.start(args, environment)?.finish()
+        self.running(self.expression(args, environment))?.finish()
     }
 
-    /// Starts it, to be waited for.
-    pub fn start(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
-        let handle = self.expression(args, environment).start().map_err(|cause| self.not_started(cause))?;
+    /// Starts it, to be waited for. Ctrl-C does not reach it from the terminal.
+    pub fn start_apart(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
+        self.running(apart(self.expression(args, environment)))
+    }
+
+    fn running(&self, expression: Expression) -> Result<Running<'_>, Failure> {
+        let handle = expression.start().map_err(|cause| self.not_started(cause))?;
         Ok(Running { tool: self, handle })
     }
 
     /// Runs it to its end even after Ctrl-C, which does not reach it from the terminal.
     pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
-        let apart = self.expression(args, &[]).before_spawn(|command| {
-            command.process_group(0);
-            Ok(())
-        });
-        self.finished(apart.run())
+        self.finished(apart(self.expression(args, &[])).run())
     }
 
     /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is itself a
@@ -98,6 +98,14 @@ impl Tool {
     }
 }
 
+/// In a process group of its own.
+fn apart(expression: Expression) -> Expression {
+    expression.before_spawn(|command| {
+        command.process_group(0);
+        Ok(())
+    })
+}
+
 /// A program that was started.
 pub struct Running<'a> {
     tool: &'a Tool,
@@ -108,6 +116,11 @@ impl Running<'_> {
     /// Whether it has ended. (What went wrong with that, [`Running::finish`] tells.)
     pub fn has_ended(&self) -> bool {
         !matches!(self.handle.try_wait(), Ok(None))
+    }
+
+    /// Waits until it ends, whatever else happens.
+    pub fn finish_through(self) -> Result<Finished, Failure> {
+        self.tool.finished(self.handle.into_output())
     }
 
     /// Waits until it ends, or until an interruption ends it.
