@@ -25,6 +25,7 @@ test: export RUST_TEST_THREADS ?= 4
 test: warm sim bin programs $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
 	cargo test --locked --manifest-path programs/signer/Cargo.toml
+	cargo test --locked --manifest-path programs/signer/cosign-check/Cargo.toml
 	cargo test --locked --workspace
 
 # The harness prints its own lines around the tests' words; what fails is on standard error.
@@ -56,9 +57,11 @@ check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
 	cargo fmt --manifest-path otpqr/Cargo.toml --check
 	cargo fmt --manifest-path programs/signer/Cargo.toml --check
+	cargo fmt --manifest-path programs/signer/cosign-check/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path programs/signer/Cargo.toml --all-targets -- $(LINTS)
+	cargo clippy --locked --manifest-path programs/signer/cosign-check/Cargo.toml --all-targets -- $(LINTS)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim -p bundle --lib
 
 # The image is what `sim` built, so that container and host run the very same files, and measure the same.

@@ -1,0 +1,1 @@
+//! Nothing: `tests/cosign.rs` is all there is.
