@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use bundle::account::{self, Account};
 use bundle::cas;
-use bundle::container;
+use bundle::container::{self, OTPQR};
 use bundle::drawing;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::Platform;
@@ -118,7 +118,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     let image = args.image.clone().or(known_image).unwrap_or_else(|| platform.default_image().to_owned());
     let image_id = tools.image_id(&image)?;
     step(format!("measuring image '{image}'"));
-    let mrenclave = tools.measure(&image_id)?;
+    let mrenclave = tools.measure(&image_id, OTPQR)?;
     step("attesting CAS");
     let known_cas = known.as_ref().map(|state| &state.cas);
     let cas = tools.attest_named(args.cas.as_deref(), known_cas, name)?;

@@ -159,15 +159,18 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     if answers.findings.iter().any(|finding| finding.result == Verdict::Wrong) {
         return answers.findings;
     }
-    let mut held = [None, None, None];
-    for (session, held) in Session::ALL.into_iter().zip(&mut held) {
-        answers.look("policies", &format!("'{}'", session.name(&account.state)), || {
-            let (finding, versions) = checks::policy(account, session)?;
-            *held = versions;
+    let (mut otpqr, mut reset) = (None, None);
+    for session in Session::all(&account.state) {
+        answers.look("policies", &format!("'{}'", session.name(account)), || {
+            let (finding, versions) = checks::policy(account, &session)?;
+            match session {
+                Session::Otpqr => otpqr = versions,
+                Session::Reset => reset = versions,
+                _ => {}
+            }
             Ok(finding)
         });
     }
-    let [_, otpqr, reset] = held;
     if account.state.pending.is_some() {
         answers.findings.push(match reset {
             Some(versions) if versions.secret == account.state.secret_version => {

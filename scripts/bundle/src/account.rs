@@ -1,10 +1,12 @@
 //! An account: where its bundle lies, its name, what the state remembers of it, and the tools of its platform.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::cas::Cas;
+use crate::container::OTPQR;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
@@ -53,12 +55,14 @@ pub struct Account {
     pub state: State,
     file: StateFile,
     pub tools: Tools,
+    /// What this run was given of the programs' secrets, by program and secret. In memory alone.
+    pub given: BTreeMap<(String, String), Vec<u8>>,
 }
 
 impl Account {
     /// From its parts; `file` is where its state is, or will be.
     pub fn new(root: PathBuf, name: String, state: State, file: StateFile, tools: Tools) -> Account {
-        Account { root, name, state, file, tools }
+        Account { root, name, state, file, tools, given: BTreeMap::new() }
     }
 
     /// One that must be there already.
@@ -99,11 +103,16 @@ impl Account {
     pub fn check(&mut self) -> Result<(), Failure> {
         self.check_cas()?;
         self.check_image()?;
+        self.check_policies()
+    }
+
+    /// Makes sure that nobody but us has uploaded the policies.
+    pub fn check_policies(&self) -> Result<(), Failure> {
         match policy::unconfirmed(self)? {
             // A roll-forward may be under way, or was cut off.
             Some(session) if self.state.pending.is_none() => {
-                let failure = Failure::from(AccountError::Unconfirmed { session: session.name(&self.state) });
-                Err(failure.hint(self.script("create", "   # if that was your run: ends it")))
+                let failure = Failure::from(AccountError::Unconfirmed { session: session.name(self) });
+                Err(failure.hint(session.uploading(self, "   # if that was your run: ends it")))
             }
             _ => Ok(()),
         }
@@ -128,7 +137,7 @@ impl Account {
     /// Makes sure that the image is still the one whose measurement is in the policies.
     pub fn check_image(&self) -> Result<(), Failure> {
         let State { image, image_id, mrenclave, .. } = &self.state;
-        if self.tools.is_same_image(image, image_id, mrenclave)? {
+        if self.tools.is_same_image(image, image_id, OTPQR, mrenclave)? {
             return Ok(());
         }
         Err(Failure::from(AccountError::AnotherImage { image: image.clone() })
@@ -186,7 +195,7 @@ impl Found {
 
     pub fn with_tools(self) -> Result<Account, Failure> {
         let tools = self.state.platform.tools(&self.root, &self.name)?;
-        Ok(Account { root: self.root, name: self.name, state: self.state, file: self.file, tools })
+        Ok(Account::new(self.root, self.name, self.state, self.file, tools))
     }
 }
 

@@ -129,10 +129,10 @@ pub fn cas(account: &mut Account) -> Result<Finding, Failure> {
 
 /// Whether CAS holds what the state says it does - or, while a roll-forward is under way, one of the things that it makes
 /// CAS hold. With what the session then is about, if it is one of these.
-pub fn policy(account: &Account, session: Session) -> Result<(Finding, Option<Versions>), Failure> {
-    let (state, name) = (&account.state, session.name(&account.state));
+pub fn policy(account: &Account, session: &Session) -> Result<(Finding, Option<Versions>), Failure> {
+    let (state, name) = (&account.state, session.name(account));
     let mend = || {
-        let create = account.script("create", "");
+        let create = session.uploading(account, "");
         match state.finishing(&account.name) {
             None => create,
             // `create` leaves an account alone until what was begun is ended.
@@ -160,10 +160,11 @@ pub fn policy(account: &Account, session: Session) -> Result<(Finding, Option<Ve
                 return Ok((Finding::wrong("policies", finding, mend()), None));
             }
             Held::Nothing => {
-                let mend = match state.reset_hash {
+                let mend = match (&state.reset_hash, session.known(state).0) {
                     // It never got that far.
-                    None => account.script("create", ""),
-                    Some(_) => account.script("roll_forward", " --cas-wiped"),
+                    (None, _) => account.script("create", ""),
+                    (Some(_), None) if session.program().is_some() => session.uploading(account, ""),
+                    (Some(_), _) => account.script("roll_forward", " --cas-wiped"),
                 };
                 return Ok((Finding::wrong("policies", format!("CAS holds no '{name}'"), mend), None));
             }

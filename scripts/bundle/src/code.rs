@@ -106,11 +106,15 @@ impl Source {
             None => Err(CodeError::NobodyToAsk { otherwise }.into()),
         }
     }
+
+    pub fn is_standard_input(&self) -> bool {
+        *self == Source::File(PathBuf::from("-"))
+    }
 }
 
 /// Makes sure that two codes do not come from the same standard input, which holds one.
 pub fn check_sources(code: &Source, first: Option<&Source>) -> Result<(), Failure> {
-    if *code == Source::File(PathBuf::from("-")) && first == Some(code) {
+    if code.is_standard_input() && first == Some(code) {
         return Err(CodeError::OneStandardInput.into());
     }
     Ok(())
@@ -235,7 +239,7 @@ fn read(path: &Path) -> Result<Code, CodeError> {
     }
 }
 
-fn since_1970() -> Duration {
+pub(crate) fn since_1970() -> Duration {
     // A clock before 1970 is as wrong as can be: CAS will say so of the codes.
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }

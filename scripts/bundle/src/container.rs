@@ -3,19 +3,21 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::account::Account;
 use crate::cas::Cas;
 use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
 use crate::handover::{Handover, give};
 use crate::interrupt;
 use crate::platform::Tools;
-use crate::tool::{Finished, Running, Tool};
+use crate::state::State;
+use crate::tool::{Finished, Running, Streams, Tool};
 
-const PROGRAM: &str = "/bin/otpqr";
-const VOLUME: &str = "/root/single_run";
-const OUTPUT: &str = "/out";
+/// Where otpqr sees its volume and its output.
+pub(crate) const VOLUME: &str = "/root/single_run";
+pub(crate) const OUTPUT: &str = "/out";
 /// Reads what only the program may know from a FIFO.
 const ENTRY: &str = "/entry";
 const FIFO: &str = "/environment";
@@ -29,7 +31,7 @@ enum ImageError {
     #[error("the image '{id}' cannot be measured: {reason}")]
     NotMeasured { id: String, reason: String },
     #[error("the image '{id}' did not print a measurement: its '{program}' is not a SCONE program")]
-    NoMeasurement { id: String, program: &'static str },
+    NoMeasurement { id: String, program: String },
 }
 
 impl Concern for ImageError {
@@ -38,13 +40,56 @@ impl Concern for ImageError {
     }
 }
 
+/// The program that a container, or the runtime, is to run.
+#[derive(Clone, Copy)]
+pub struct Executable<'a> {
+    pub path: &'a str,
+    /// All files of the image are measured with it.
+    pub with_files: bool,
+}
+
+/// Ours: one static file, in an image that has nothing else.
+pub const OTPQR: Executable = Executable { path: "/bin/otpqr", with_files: false };
+
+impl Executable<'_> {
+    /// What the runtime is told.
+    fn arguments(&self) -> impl Iterator<Item = &str> {
+        let selection: &[&str] = if self.with_files { &["--fs-dir", "/"] } else { &[] };
+        selection.iter().copied().chain([self.path])
+    }
+}
+
 /// A start of a service of one of our policies.
 pub struct Start<'a> {
     pub cas: &'a Cas,
     pub image_id: &'a str,
-    /// The host's side of the volume, and where the program leaves its output (mounted at `/out`); `None` for a service that
-    /// has neither.
-    pub directories: Option<(&'a Path, &'a Path)>,
+    pub executable: Executable<'a>,
+    /// What the caller adds to the policy's command.
+    pub arguments: &'a [OsString],
+    /// The host's sides of the volumes, and where the program sees them.
+    pub volumes: &'a [(PathBuf, String)],
+    pub mounts: &'a [Mount],
+    /// By what the container is found again.
+    pub label: Option<String>,
+    /// Of the engine, for this start alone.
+    pub options: &'a [OsString],
+}
+
+impl<'a> Start<'a> {
+    /// Of otpqr, with nothing mounted.
+    pub fn of(account: &'a Account) -> Start<'a> {
+        let State { cas, image_id, .. } = &account.state;
+        let executable = OTPQR;
+        Start { cas, image_id, executable, arguments: &[], volumes: &[], mounts: &[], label: None, options: &[] }
+    }
+}
+
+/// A directory of the host that the program sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub host: PathBuf,
+    pub inside: String,
+    pub is_readonly: bool,
 }
 
 impl Tools {
@@ -71,13 +116,17 @@ impl Tools {
         Err(Failure::from(missing).hint(self.facts.image_missing))
     }
 
-    /// The measurement (mrenclave) of our program in the image: 64 hex digits or an error, for a program that was not sconified
+    /// The measurement (mrenclave) of a program in the image: 64 hex digits or an error, for a program that was not sconified
     /// ignores `SCONE_HASH`, simply runs, and what it prints must not pass for a measurement.
-    pub fn measure(&self, image_id: &str) -> Result<String, Failure> {
-        let args: Vec<&str> = if self.runs_containers() {
-            vec!["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH", image_id, PROGRAM]
+    pub fn measure(&self, image_id: &str, executable: Executable) -> Result<String, Failure> {
+        let args: Vec<String> = if self.runs_containers() {
+            let fixed = ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"].map(str::to_owned);
+            let (program, rest) = self.in_container(executable);
+            let runs = [format!("--entrypoint={program}"), image_id.to_owned()];
+            fixed.into_iter().chain(runs).chain(rest).collect()
         } else {
-            vec!["--rootfs", image_id, PROGRAM]
+            let rootfs = ["--rootfs", image_id].map(str::to_owned);
+            rootfs.into_iter().chain(executable.arguments().map(str::to_owned)).collect()
         };
         let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         let finished = self.engine.run(&args, &[("SCONE_HASH", "1")])?;
@@ -88,25 +137,43 @@ impl Tools {
         // Not trimmed: a carriage return would say that more than the measurement was printed, on a terminal.
         let measurement = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
         if !is_sha256(measurement) {
-            return Err(ImageError::NoMeasurement { id, program: PROGRAM }.into());
+            return Err(ImageError::NoMeasurement { id, program: executable.path.to_owned() }.into());
         }
         Ok(measurement.to_owned())
     }
 
+    /// What a container runs first, the entry apart, and with what.
+    fn in_container(&self, executable: Executable) -> (String, Vec<String>) {
+        let mut words = self.facts.runtime.iter().copied().map(str::to_owned).collect::<Vec<_>>();
+        if words.is_empty() {
+            words.push(executable.path.to_owned());
+        } else {
+            words.extend(executable.arguments().map(str::to_owned));
+        }
+        (words.remove(0), words)
+    }
+
     /// Whether the image is still the one with this ID and measurement.
-    pub fn is_same_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<bool, Failure> {
+    pub fn is_same_image(
+        &self,
+        image: &str,
+        id: &str,
+        executable: Executable,
+        mrenclave: &str,
+    ) -> Result<bool, Failure> {
         let found = self.image_id(image)?;
         // An ID stands for its content; a directory does not.
-        Ok(found == id && (self.runs_containers() || self.measure(id)? == mrenclave))
+        Ok(found == id && (self.runs_containers() || self.measure(id, executable)? == mrenclave))
     }
 
     /// Gets a start ready, so that little is left to do once a code is there: a container is started, and its entry waits to be
     /// told what to run. Docker keeps no log of it: SCONE's runtime prints the code there.
-    pub fn get_ready<'a>(&'a self, start: &Start<'a>) -> Result<Ready<'a>, Failure> {
+    pub fn get_ready<'a>(&'a self, start: &Start<'a>, streams: Option<Streams>) -> Result<Ready<'a>, Failure> {
         let evidence_key = self.evidence_key()?;
         let how = if self.runs_containers() {
             let handover = Handover::prepare(&self.root)?;
-            let container = self.engine.start_apart(&self.docker_run(start, &handover)?, &public(start.cas))?;
+            let (args, public) = (self.docker_run(start, &handover)?, public(start.cas));
+            let container = self.engine.start_apart(&args, &public, streams)?;
             let reached = handover.reach(&container).and_then(|fifo| interrupt::check().map(|()| fifo));
             match reached {
                 Ok(fifo) => How::InContainer(Box::new(container), fifo),
@@ -117,7 +184,7 @@ impl Tools {
                 }
             }
         } else {
-            How::Natively(self.native_run(start))
+            How::Natively(self.native_run(start), streams)
         };
         Ok(Ready { engine: &self.engine, cas: start.cas, evidence_key, how })
     }
@@ -127,12 +194,17 @@ impl Tools {
         if !self.runs_containers() {
             return Ok(false);
         }
-        let filter = format!("--filter=label={}", label(output));
-        let finished = self.engine.run_through(&["ps".into(), "--quiet".into(), filter.into()])?;
+        Ok(!self.containers(&label(output))?.is_empty())
+    }
+
+    /// The containers that run with this label.
+    pub fn containers(&self, label: &str) -> Result<Vec<String>, Failure> {
+        let filter = format!("--filter=label={label}");
+        let finished = self.engine.run_through(&["ps", "--quiet", "--no-trunc", &filter].map(OsString::from))?;
         if !finished.success() {
             return Err(engine::no_answer(finished.reason()));
         }
-        Ok(!finished.stdout.trim().is_empty())
+        Ok(finished.stdout.lines().map(str::to_owned).collect())
     }
 
     fn docker_run(&self, start: &Start, handover: &Handover) -> Result<Vec<OsString>, Failure> {
@@ -143,29 +215,35 @@ impl Tools {
         args.push("--userns=host".into());
         args.push(format!("--user={}", self.user_in_container()?).into());
         args.extend(self.facts.docker.iter().map(OsString::from));
-        if let Some((volume, output)) = start.directories {
-            if self.facts.sealed != VOLUME {
+        for (host, inside) in start.volumes {
+            if !self.facts.sealed.is_empty() {
                 // Only one user runs anything in the container, and podman does not know docker's `uid=`.
-                args.push(format!("--tmpfs={VOLUME}:mode=1777").into());
+                args.push(format!("--tmpfs={inside}:mode=1777").into());
             }
-            args.extend([mount(volume, self.facts.sealed), mount(output, OUTPUT)]);
-            args.push(format!("--label={}", label(output)).into());
+            args.push(mount(host, &format!("{}{inside}", self.facts.sealed), false));
         }
-        args.extend([mount(&handover.fifo(), FIFO), format!("--entrypoint={ENTRY}").into()]);
+        args.extend(start.mounts.iter().map(|each| mount(&each.host, &each.inside, each.is_readonly)));
+        args.extend(start.label.iter().map(|label| format!("--label={label}").into()));
+        args.extend(start.options.iter().cloned());
+        args.extend([mount(&handover.fifo(), FIFO, false), format!("--entrypoint={ENTRY}").into()]);
         args.extend([start.image_id, FIFO].map(OsString::from));
-        args.extend(self.facts.runtime.iter().chain([&PROGRAM]).map(OsString::from));
+        let (program, rest) = self.in_container(start.executable);
+        args.extend([program].into_iter().chain(rest).map(OsString::from));
+        args.extend(start.arguments.iter().cloned());
         Ok(args)
     }
 
     fn native_run(&self, start: &Start) -> Vec<OsString> {
         let mut args: Vec<OsString> = vec!["--rootfs".into(), start.image_id.into()];
-        if let Some((volume, output)) = start.directories {
-            for (host, inside) in [(volume, self.facts.sealed), (output, OUTPUT)] {
-                args.push("--bind".into());
-                args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
-            }
+        let sealed = |inside: &str| format!("{}{inside}", self.facts.sealed);
+        let volumes = start.volumes.iter().map(|(host, inside)| (host, sealed(inside)));
+        let mounts = start.mounts.iter().map(|each| (&each.host, each.inside.clone()));
+        for (host, inside) in volumes.chain(mounts) {
+            args.push("--bind".into());
+            args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
         }
-        args.push(PROGRAM.into());
+        args.extend(start.executable.arguments().map(OsString::from));
+        args.extend(start.arguments.iter().cloned());
         args
     }
 }
@@ -180,30 +258,40 @@ pub struct Ready<'a> {
 
 enum How<'a> {
     /// With these arguments of the runtime.
-    Natively(Vec<OsString>),
+    Natively(Vec<OsString>, Option<Streams>),
     /// By the entry at the other end of a FIFO; `None`: the container has ended.
     InContainer(Box<Running<'a>>, Option<File>),
 }
 
-impl Ready<'_> {
+impl<'a> Ready<'a> {
     /// Whether the container ended before it could be told what to run: [`Ready::go`] says how.
     pub fn has_ended(&self) -> bool {
         matches!(&self.how, How::InContainer(_, None))
     }
 
-    /// Starts `session/service[@code]`, and waits for its end. The code reaches a container through the FIFO, and the runtime on
-    /// this host in its environment.
+    /// Starts `session/service[@code]`, and waits for its end.
     pub fn go(self, config_id: &str) -> Result<Finished, Failure> {
+        self.hand_over(config_id)?.finish()
+    }
+
+    /// Starts `session/service[@code]`. The code reaches a container through the FIFO, and the runtime on this host in its
+    /// environment.
+    pub fn hand_over(self, config_id: &str) -> Result<Running<'a>, Failure> {
         let mut private = vec![("SCONE_CONFIG_ID", config_id)];
         private.extend(self.evidence_key.iter().map(|key| ("SCONE_SIM_EVIDENCE_KEY", key.as_str())));
         match self.how {
-            How::Natively(args) => self.engine.run(&args, &[&public(self.cas)[..], &private].concat()),
-            How::InContainer(container, fifo) => {
-                // Whatever becomes of that, the container's end is waited for.
-                let given = give(fifo, &private);
-                let finished = container.finish()?;
-                given.map(|()| finished)
+            How::Natively(args, streams) => {
+                let environment = [&public(self.cas)[..], &private].concat();
+                match streams {
+                    None => self.engine.start(&args, &environment),
+                    Some(streams) => self.engine.start_with(&args, &environment, streams),
+                }
             }
+            How::InContainer(container, fifo) => match give(fifo, &private) {
+                Ok(()) => Ok(*container),
+                // Whatever becomes of that, the container's end is waited for.
+                Err(failure) => container.finish().and(Err(failure)),
+            },
         }
     }
 }
@@ -220,11 +308,12 @@ pub(crate) fn label(output: &Path) -> String {
 
 /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a directory
 /// that somebody deleted, as root.)
-fn mount(host: &Path, inside: &str) -> OsString {
+fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
     let source = [b"src=", host.as_os_str().as_bytes()].concat();
     let quoted: Vec<u8> =
         source.iter().flat_map(|&byte| if byte == b'"' { vec![b'"', b'"'] } else { vec![byte] }).collect();
-    let argument = [b"--mount=type=bind,\"", quoted.as_slice(), b"\",dst=", inside.as_bytes()].concat();
+    let readonly: &[u8] = if is_readonly { b",readonly" } else { b"" };
+    let argument = [b"--mount=type=bind,\"", quoted.as_slice(), b"\",dst=", inside.as_bytes(), readonly].concat();
     OsString::from_vec(argument)
 }
 
@@ -241,6 +330,6 @@ pub fn is_sha256(text: &str) -> bool {
 
 #[test]
 fn a_path_with_a_comma_or_a_quote_is_one_field_of_docker_s_csv() {
-    let argument = mount(Path::new("/a, \"b\""), "/out");
+    let argument = mount(Path::new("/a, \"b\""), "/out", false);
     assert_eq!(argument, r#"--mount=type=bind,"src=/a, ""b""",dst=/out"#);
 }

@@ -156,9 +156,9 @@ impl Enrolment<'_> {
             let reason = finished.reason();
             Failure::from(EnrolmentError::NotStarted { reason }).hints(account.remedy(&finished.stderr))
         };
-        let start = Start { cas: &account.state.cas, image_id: &account.state.image_id, directories: None };
+        let start = Start::of(account);
         let get_ready = || {
-            let ready = account.tools.get_ready(&start)?;
+            let ready = account.tools.get_ready(&start, None)?;
             if ready.has_ended() {
                 return Err(not_started(&ready.go(&service)?));
             }

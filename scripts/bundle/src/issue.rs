@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use crate::account::Account;
 use crate::code::Presentation;
-use crate::container::{self, Start};
+use crate::container::{self, Mount, Start};
 use crate::failure::{Concern, Exit, Failure};
 use crate::refusal::Answer;
 use crate::state::{self, Lock};
@@ -147,13 +147,19 @@ impl<'a> Output<'a> {
     pub fn start(&self, config_id: &str) -> Result<Finished, Failure> {
         let account = self.account;
         let (volume, is_new) = account.volume_directory(self.volume)?;
-        let (cas, image_id) = (&account.state.cas, account.state.image_id.as_str());
-        let directories = Some((volume.as_path(), self.directory.as_path()));
-        let start = Start { cas, image_id, directories };
-        let started = account.tools.get_ready(&start).and_then(|ready| ready.go(config_id));
+        let volumes = [(volume, container::VOLUME.to_owned())];
+        let inside = container::OUTPUT.to_owned();
+        let start = Start {
+            volumes: &volumes,
+            mounts: &[Mount { host: self.directory.clone(), inside, is_readonly: false }],
+            label: Some(container::label(&self.directory)),
+            ..Start::of(account)
+        };
+        let started = account.tools.get_ready(&start, None).and_then(|ready| ready.go(config_id));
         // If it is still empty, it would stand in the way of one that is moved back.
         if is_new {
-            let _ = fs::remove_dir(&volume);
+            let [(volume, _)] = &volumes;
+            let _ = fs::remove_dir(volume);
         }
         started.map_err(|failure| {
             if self.is_complete() {

@@ -4,9 +4,10 @@
 //! |---|---|
 //! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`prompt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
-//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], `handover` |
+//! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], [`image`], `handover` |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
+//! | a protected program | [`protection`], [`program`], [`relay`] |
 //! | what doctor looks at and finds | [`checks`], [`finding`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
@@ -34,11 +35,15 @@ mod handover;
 pub mod hint;
 pub mod host;
 pub mod interrupt;
+pub mod image;
 pub mod issue;
 pub mod platform;
 pub mod policy;
+pub mod program;
 pub mod prompt;
+pub mod protection;
 pub mod refusal;
+pub mod relay;
 pub mod root;
 pub mod rotation;
 pub mod state;
@@ -46,6 +51,7 @@ pub mod tool;
 
 /// What a run that did not fail has to tell.
 pub struct Report {
+    /// Empty: nothing.
     pub text: String,
     /// 0 unless what it tells is that something is wrong.
     pub exit: u8,
@@ -91,8 +97,10 @@ pub fn run<Args: Parser, Told: Into<Report>>(plan: impl FnOnce(&Args) -> Result<
     let args = Args::parse();
     let told = interrupt::handle().map_err(|cause| RunError::Signals(cause).into()).and_then(|()| {
         let report: Report = plan(&args)?.into();
-        let written = writeln!(io::stdout(), "{}", report.text).and_then(|()| io::stdout().flush());
-        written.map_err(RunError::Untold)?;
+        if !report.text.is_empty() {
+            let written = writeln!(io::stdout(), "{}", report.text).and_then(|()| io::stdout().flush());
+            written.map_err(RunError::Untold)?;
+        }
         Ok(report.exit)
     });
     ExitCode::from(told.unwrap_or_else(|failure: Failure| failure.print()))

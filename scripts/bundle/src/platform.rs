@@ -55,8 +55,8 @@ pub(crate) struct Facts {
     pub docker: &'static [&'static str],
     /// What the entry of a container becomes, with the program as its argument; empty: the program itself.
     pub runtime: &'static [&'static str],
-    /// The volume's path in the container at which the host's side is mounted: SCONE's file shield works on the very path the
-    /// program sees; the simulator keeps the sealed side apart.
+    /// What stands before a volume's path where the host's side is mounted: nothing on SCONE, whose file shield works on the very
+    /// path the program sees; the simulator keeps the sealed side apart.
     pub sealed: &'static str,
 }
 
@@ -70,7 +70,7 @@ const SCONE: Facts = Facts {
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
     docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
     runtime: &[],
-    sealed: "/root/single_run",
+    sealed: "",
 };
 const SIM: Facts = Facts {
     name: "sim",
@@ -81,7 +81,7 @@ const SIM: Facts = Facts {
     image_missing: "make image",
     docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
     runtime: &["/scone-run"],
-    sealed: "/.sealed/root/single_run",
+    sealed: "/.sealed",
 };
 const SIM_NATIVE: Facts = Facts {
     name: "sim-native",
@@ -92,7 +92,7 @@ const SIM_NATIVE: Facts = Facts {
     image_missing: "make sim",
     docker: &[],
     runtime: &[],
-    sealed: "/.sealed/root/single_run",
+    sealed: "/.sealed",
 };
 
 /// The programs of the host that a platform needs.

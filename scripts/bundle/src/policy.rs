@@ -11,7 +11,7 @@ use tempfile::NamedTempFile;
 use crate::account::Account;
 use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
-use crate::state::{Lock, State, label};
+use crate::state::{Lock, Program, Secret, State, Version, label};
 use crate::step;
 use crate::tool::Finished;
 
@@ -23,6 +23,10 @@ enum PolicyError {
     NotRendered { template: String, cause: handlebars::RenderError },
     #[error("the policy cannot be written to a temporary file: {0}")]
     NoFile(io::Error),
+    #[error("there is no program '{program}'")]
+    NoProgram { program: String },
+    #[error("secret '{secret}' of program '{program}' came from a file and is in CAS alone: give it again")]
+    NotAtHand { program: String, secret: String },
     #[error("'scone session {subcommand}' did not print the hash of '{session}'")]
     NoHash { subcommand: &'static str, session: String },
     #[error("'scone session read' did not print session '{session}': {cause}")]
@@ -48,67 +52,110 @@ impl Concern for PolicyError {
     }
 }
 
-/// The three sessions of an account.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The sessions of an account: three, and two for each program.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Session {
     Namespace,
     Otpqr,
     Reset,
+    /// Of the program with this name: it owns the program's secrets and volumes.
+    Program(String),
+    /// Below it: the account may start the program.
+    Person(String),
 }
 
 impl Session {
     /// In the order in which they are first uploaded.
-    pub const ALL: [Session; 3] = [Session::Namespace, Session::Otpqr, Session::Reset];
+    pub fn all(state: &State) -> Vec<Session> {
+        let programs = state.programs.keys().flat_map(|name| Session::of_program(name));
+        [Session::Namespace, Session::Otpqr, Session::Reset].into_iter().chain(programs).collect()
+    }
 
-    fn template(self) -> &'static str {
+    pub fn of_program(name: &str) -> [Session; 2] {
+        [Session::Program(name.to_owned()), Session::Person(name.to_owned())]
+    }
+
+    /// Those that ask for a code of the account's secret, besides session 2.
+    pub fn dependent(state: &State) -> Vec<Session> {
+        state.programs.keys().cloned().map(Session::Person).collect()
+    }
+
+    fn template(&self) -> &'static str {
         match self {
             Session::Namespace => "namespace.yml",
             Session::Otpqr => "otpqr.yml",
             Session::Reset => "otpqr-reset.yml",
+            Session::Program(_) => "program.yml",
+            Session::Person(_) => "program-person.yml",
         }
     }
 
-    pub fn name(self, state: &State) -> String {
+    /// The program it is about.
+    pub fn program(&self) -> Option<&str> {
         match self {
-            Session::Namespace => state.namespace.clone(),
-            Session::Otpqr => format!("{}/otpqr", state.namespace),
-            Session::Reset => format!("{}/otpqr-reset", state.namespace),
+            Session::Program(name) | Session::Person(name) => Some(name),
+            _ => None,
+        }
+    }
+
+    pub fn name(&self, account: &Account) -> String {
+        let namespace = &account.state.namespace;
+        match self {
+            Session::Namespace => namespace.clone(),
+            Session::Otpqr => format!("{namespace}/otpqr"),
+            Session::Reset => format!("{namespace}/otpqr-reset"),
+            Session::Program(program) => format!("{namespace}/{program}"),
+            Session::Person(program) => format!("{namespace}/{program}/{}", account.name),
         }
     }
 
     /// The version that CAS last confirmed: its hash, and what it replaced as far as that is known.
-    pub fn known(self, state: &State) -> (Option<&str>, Option<&str>) {
+    pub fn known<'a>(&self, state: &'a State) -> (Option<&'a str>, Option<&'a str>) {
+        let of = |program: &str, version: fn(&Program) -> &Option<Version>| {
+            let version = state.programs.get(program).and_then(|program| version(program).as_ref());
+            version.map(|version| (version.hash.as_str(), version.predecessor.as_str())).unzip()
+        };
         let (hash, predecessor) = match self {
             Session::Namespace => (&state.namespace_hash, &state.namespace_predecessor),
             Session::Otpqr => (&state.otpqr_hash, &state.otpqr_predecessor),
             Session::Reset => (&state.reset_hash, &state.reset_predecessor),
+            Session::Program(program) => return of(program, |program| &program.own),
+            Session::Person(program) => return of(program, |program| &program.person),
         };
         (hash.as_deref(), predecessor.as_deref())
     }
 
-    fn confirm(self, state: &mut State, version: Option<Version>) {
+    fn confirm(&self, state: &mut State, version: Option<Version>) {
+        if let Some(program) = self.program().and_then(|program| state.programs.get_mut(program)) {
+            let known = if matches!(self, Session::Program(_)) { &mut program.own } else { &mut program.person };
+            *known = version;
+            return;
+        }
         let (hash, predecessor) = version.map(|version| (version.hash, version.predecessor)).unzip();
         match self {
             Session::Namespace => (state.namespace_hash, state.namespace_predecessor) = (hash, predecessor),
             Session::Otpqr => (state.otpqr_hash, state.otpqr_predecessor) = (hash, predecessor),
             Session::Reset => (state.reset_hash, state.reset_predecessor) = (hash, predecessor),
+            Session::Program(_) | Session::Person(_) => {}
         }
     }
 
     /// CAS has lost it.
-    pub fn forget(self, state: &mut State) {
+    pub fn forget(&self, state: &mut State) {
         self.confirm(state, None);
+    }
+
+    /// The command that uploads it.
+    pub fn uploading(&self, account: &Account, rest: &str) -> String {
+        match self.program() {
+            Some(program) => account.script("protect", &format!(" {program}{rest}")),
+            None => account.script("create", rest),
+        }
     }
 }
 
 /// The predecessor of a session's first version.
 const NONE: &str = "~";
-
-/// A version of a session.
-struct Version {
-    hash: String,
-    predecessor: String,
-}
 
 /// What the services of a session use, and what the session declares: the two differ while a roll-forward is under way.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -155,15 +202,30 @@ pub fn deceives(c: char) -> bool {
         )
 }
 
+/// Makes sure that a session's policy can be rendered whole: what came from a file is in CAS alone.
+pub fn at_hand(account: &Account, session: &Session) -> Result<(), Failure> {
+    let Session::Program(program) = session else { return Ok(()) };
+    let secrets = account.state.programs.get(program).into_iter().flat_map(|program| &program.secrets);
+    let missing = secrets.filter(|(_, from)| **from == Secret::File).map(|(secret, _)| secret);
+    match missing.into_iter().find(|secret| !account.given.contains_key(&(program.clone(), (*secret).clone()))) {
+        None => Ok(()),
+        Some(secret) => {
+            let again = account.script("protect", &format!(" {program} --secret {secret}=FILE"));
+            let (program, secret) = (program.clone(), secret.clone());
+            Err(Failure::from(PolicyError::NotAtHand { program, secret }).hint(again))
+        }
+    }
+}
+
 /// Renders a session's policy as it is uploaded next. Strict: a value the template names and we do not give is an error.
-pub fn render(account: &Account, session: Session, versions: &Versions) -> Result<String, Failure> {
+pub fn render(account: &Account, session: &Session, versions: &Versions) -> Result<String, Failure> {
     render_after(session.known(&account.state).0.unwrap_or(NONE), account, session, versions)
 }
 
 fn render_after(
     predecessor: &str,
     account: &Account,
-    session: Session,
+    session: &Session,
     versions: &Versions,
 ) -> Result<String, Failure> {
     let state = &account.state;
@@ -177,7 +239,7 @@ fn render_after(
         let quoted = Value::from(value).to_string();
         quoted[1..quoted.len() - 1].to_owned()
     });
-    let values = json!({
+    let mut values = json!({
         "namespace": state.namespace,
         "language": state.language,
         "predecessor": predecessor,
@@ -188,9 +250,46 @@ fn render_after(
         "secret_version": versions.secret,
         "volume_versions": versions.declared_volumes,
         "secret_versions": versions.declared_secrets,
+        "person": account.name,
+        "programs": state.programs.iter().filter(|(_, program)| !program.removed).map(|(name, _)| name).collect::<Vec<_>>(),
     });
+    if let Some(name) = session.program() {
+        values["program"] = name.into();
+        values["own"] = of_program(account, name)?;
+    }
     let rendered = handlebars.render_template(&template, &values);
     Ok(rendered.map_err(|cause| PolicyError::NotRendered { template: shown(), cause })?)
+}
+
+/// What the policies of a program say of it.
+fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
+    let unknown = || PolicyError::NoProgram { program: name.to_owned() };
+    let program = account.state.programs.get(name).ok_or_else(unknown)?;
+    let secrets = program.secrets.iter().map(|(secret, from)| {
+        let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let given = account.given.get(&(name.to_owned(), secret.clone())).map(hex);
+        let format = match from {
+            Secret::Drawn => ":hex",
+            Secret::P256 => ":pkcs8:pem",
+            Secret::File => ":bin",
+        };
+        let (drawn, key) = (*from == Secret::Drawn, *from == Secret::P256);
+        json!({ "name": secret, "format": format, "drawn": drawn, "key": key, "value": given.unwrap_or_default() })
+    });
+    let secrets: Vec<Value> = secrets.collect();
+    let volumes = program.volumes.iter().enumerate();
+    let volumes = volumes.map(|(index, path)| json!({ "name": program.volume_name(index), "path": path }));
+    Ok(json!({
+        "mrenclave": program.mrenclave,
+        "command": program.command,
+        "open": program.open,
+        "environment": program.environment,
+        "has_environment": !(program.environment.is_empty() && secrets.is_empty()),
+        "pwd": program.pwd,
+        "secrets": secrets,
+        "volumes": volumes.collect::<Vec<_>>(),
+        "removed": program.removed,
+    }))
 }
 
 /// `scone session SUBCOMMAND` on a policy's text, or on a session's name.
@@ -202,7 +301,7 @@ fn run(account: &Account, subcommand: &str, what: OsString) -> Result<Finished, 
 /// The same on a policy's text: the hash it prints, or what it says.
 fn run_on(
     account: &Account,
-    session: Session,
+    session: &Session,
     subcommand: &'static str,
     text: &str,
 ) -> Result<Result<String, Finished>, Failure> {
@@ -214,7 +313,7 @@ fn run_on(
     }
     let hash = finished.stdout.trim();
     if !is_sha256(hash) {
-        return Err(PolicyError::NoHash { subcommand, session: session.name(&account.state) }.into());
+        return Err(PolicyError::NoHash { subcommand, session: session.name(account) }.into());
     }
     Ok(Ok(hash.to_owned()))
 }
@@ -234,16 +333,16 @@ enum Shown {
     Unknown(String),
 }
 
-fn show(account: &Account, session: Session) -> Result<Shown, Failure> {
+fn show(account: &Account, session: &Session) -> Result<Shown, Failure> {
     #[derive(Deserialize)]
     struct Head {
         predecessor: Option<String>,
     }
-    let finished = run(account, "read", session.name(&account.state).into())?;
+    let finished = run(account, "read", session.name(account).into())?;
     Ok(match finished.code {
         Some(0) => {
             let head = serde_yaml::from_str::<Head>(&finished.stdout);
-            let head = head.map_err(|cause| PolicyError::NotShown { session: session.name(&account.state), cause })?;
+            let head = head.map_err(|cause| PolicyError::NotShown { session: session.name(account), cause })?;
             Shown::Predecessor(head.predecessor.unwrap_or_else(|| NONE.to_owned()))
         }
         Some(2) => Shown::Nothing,
@@ -264,7 +363,7 @@ pub enum Held {
 }
 
 /// Compares without changing anything.
-pub fn compare(account: &Account, session: Session, versions: &Versions) -> Result<Held, Failure> {
+pub fn compare(account: &Account, session: &Session, versions: &Versions) -> Result<Held, Failure> {
     let (held, _) = look(account, session, versions)?;
     if held != Held::Different {
         return Ok(held);
@@ -281,7 +380,7 @@ pub fn compare(account: &Account, session: Session, versions: &Versions) -> Resu
 /// The content alone does not tell: whoever has the identity key can replace a session and put the old one back. But they cannot
 /// take its history back. Ours is the version that was confirmed, or one over it: of a run that was cut off after the upload but
 /// before it could record the hash. A CAS whose hashes do not cover the predecessor is compared by the predecessor it shows.
-fn look(account: &Account, session: Session, versions: &Versions) -> Result<(Held, Option<Version>), Failure> {
+fn look(account: &Account, session: &Session, versions: &Versions) -> Result<(Held, Option<Version>), Failure> {
     let predecessor = match show(account, session)? {
         Shown::Predecessor(predecessor) => predecessor,
         Shown::Nothing => return Ok((Held::Nothing, None)),
@@ -291,6 +390,15 @@ fn look(account: &Account, session: Session, versions: &Versions) -> Result<(Hel
     let is_next = predecessor == known.unwrap_or(NONE);
     if !is_next && before.is_some_and(|before| before != predecessor) {
         return Ok((Held::Replaced, None));
+    }
+    if let Err(failure) = at_hand(account, session) {
+        // Its text cannot be compared, but nobody can have taken its history back.
+        return match (known, before) {
+            (Some(hash), Some(before)) if before == predecessor && !is_pending(account, session) => {
+                Ok((Held::Same, Some(Version { hash: hash.to_owned(), predecessor })))
+            }
+            _ => Err(failure),
+        };
     }
     // With the predecessor that CAS shows it is what was uploaded, whether or not the hash covers it.
     let text = render_after(&predecessor, account, session, versions)?;
@@ -302,17 +410,21 @@ fn look(account: &Account, session: Session, versions: &Versions) -> Result<(Hel
     Ok(if is_ours { (Held::Same, Some(Version { hash, predecessor })) } else { (Held::Replaced, None) })
 }
 
+fn is_pending(account: &Account, session: &Session) -> bool {
+    session.program().and_then(|program| account.state.programs.get(program)).is_some_and(|program| program.pending)
+}
+
 /// The first session that was uploaded once more since CAS last confirmed it, as by a run that was cut off. One that nobody but
 /// others can have uploaded is an error. What a state of format 1 does not tell is not asked.
 pub fn unconfirmed(account: &Account) -> Result<Option<Session>, Failure> {
-    for session in Session::ALL {
+    for session in Session::all(&account.state) {
         let (Some(hash), Some(before)) = session.known(&account.state) else { continue };
-        match show(account, session)? {
+        match show(account, &session)? {
             Shown::Predecessor(predecessor) if predecessor == before => {}
             Shown::Predecessor(predecessor) => {
                 // Unless another run of ours explains it, at work now or since the state was read.
                 account.lock()?;
-                return if predecessor == hash { Ok(Some(session)) } else { Err(replaced(account, session)) };
+                return if predecessor == hash { Ok(Some(session)) } else { Err(replaced(account, &session)) };
             }
             Shown::Nothing | Shown::Unknown(_) => {}
         }
@@ -320,18 +432,19 @@ pub fn unconfirmed(account: &Account) -> Result<Option<Session>, Failure> {
     Ok(None)
 }
 
-fn replaced(account: &Account, session: Session) -> Failure {
-    let session = session.name(&account.state);
+fn replaced(account: &Account, session: &Session) -> Failure {
+    let session = session.name(account);
     Failure::from(PolicyError::Replaced { session }).hints(account.begin_anew())
 }
 
 /// Makes CAS hold this policy, and has the state say so (to be recorded); returns whether anything had to change. The upload
 /// names the predecessor that the state holds, so that CAS refuses to overwrite what another run uploaded.
-pub fn upload(account: &mut Account, session: Session, versions: &Versions) -> Result<bool, Failure> {
+pub fn upload(account: &mut Account, session: &Session, versions: &Versions) -> Result<bool, Failure> {
     let known = session.known(&account.state).0.map(str::to_owned);
     if known.is_some() && is_there(account, session, versions)? {
         return Ok(false);
     }
+    at_hand(account, session)?;
     let text = render(account, session, versions)?;
     let refusal = match run_on(account, session, "create", &text)? {
         Ok(hash) => {
@@ -347,25 +460,31 @@ pub fn upload(account: &mut Account, session: Session, versions: &Versions) -> R
     Err(explain(account, session, refusal)?)
 }
 
-/// Makes CAS hold the policies of what the account is about now. Each is recorded as soon as CAS has answered. Returns whether
-/// anything had to change.
+/// Makes CAS hold the policies of what the account is about now. Returns whether anything had to change.
 pub fn upload_all(account: &mut Account, lock: &Lock) -> Result<bool, Failure> {
-    let versions = Versions::current(&account.state);
+    let sessions = Session::all(&account.state);
     let again = account.script("create", "   # goes on once that is mended");
+    upload_each(account, lock, &sessions, &again)
+}
+
+/// Makes CAS hold these policies, in this order. Each is recorded as soon as CAS has answered. `again` goes on where this stopped.
+/// Returns whether anything had to change.
+pub fn upload_each(account: &mut Account, lock: &Lock, sessions: &[Session], again: &str) -> Result<bool, Failure> {
+    let versions = Versions::current(&account.state);
     let mut has_changed = false;
-    for session in Session::ALL {
-        step(format!("policy '{}'", session.name(&account.state)));
+    for session in sessions {
+        step(format!("policy '{}'", session.name(account)));
         let uploaded = upload(account, session, &versions).and_then(|changed| {
             has_changed |= changed;
             account.record(lock)
         });
-        uploaded.map_err(|failure| if has_changed { failure.part_way(again.clone(), None) } else { failure })?;
+        uploaded.map_err(|failure| if has_changed { failure.part_way(again.to_owned(), None) } else { failure })?;
     }
     Ok(has_changed)
 }
 
 /// Whether CAS holds this policy already. Then the state says so, too.
-fn is_there(account: &mut Account, session: Session, versions: &Versions) -> Result<bool, Failure> {
+fn is_there(account: &mut Account, session: &Session, versions: &Versions) -> Result<bool, Failure> {
     match look(account, session, versions)? {
         (Held::Replaced, _) => Err(replaced(account, session)),
         (_, None) => Ok(false),
@@ -377,9 +496,9 @@ fn is_there(account: &mut Account, session: Session, versions: &Versions) -> Res
 }
 
 /// Why an upload was refused.
-fn explain(account: &Account, session: Session, refusal: Finished) -> Result<Failure, Failure> {
+fn explain(account: &Account, session: &Session, refusal: Finished) -> Result<Failure, Failure> {
     let reason = refusal.reason();
-    let (state, session_name) = (&account.state, session.name(&account.state));
+    let (state, session_name) = (&account.state, session.name(account));
     let is_part_way = state.pending.as_ref().is_some_and(|pending| pending.uploads_done > 0);
     let exit = match show(account, session)? {
         Shown::Nothing if session.known(state).0.is_some() => {

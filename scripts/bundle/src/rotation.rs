@@ -148,8 +148,8 @@ impl Rotation {
     }
 
     fn check_templates(&self, to: &Pending) -> Result<(), Failure> {
-        render(&self.account, Session::Otpqr, &to.both_versions(&self.account.state))?;
-        render(&self.account, Session::Reset, &to.new_versions()).map(drop)
+        render(&self.account, &Session::Otpqr, &to.both_versions(&self.account.state))?;
+        render(&self.account, &Session::Reset, &to.new_versions()).map(drop)
     }
 
     fn question(&self, keep_secret: bool) -> String {
@@ -194,14 +194,15 @@ impl Rotation {
         self.prepare(&to)?;
         let lock = self.account.lock()?.passed_on()?;
         let reached =
-            self.upload(&lock, &mut to, 0, Session::Otpqr, &both, "finding out how far the one that was begun got");
+            self.upload(&lock, &mut to, 0, &Session::Otpqr, &both, "finding out how far the one that was begun got");
         let switching = "switching session 2 to the volume begun";
         reached
-            .and_then(|()| self.upload(&lock, &mut to, 1, Session::Reset, &new, switching))
+            .and_then(|()| self.upload(&lock, &mut to, 1, &Session::Reset, &new, switching))
             .map_err(|failure| self.part_way(failure))?;
         // Killed just before it recorded its end.
-        if compare(&self.account, Session::Otpqr, &new)? == Held::Same {
-            self.upload(&lock, &mut to, 2, Session::Otpqr, &new, "the interrupted run had finished")?;
+        if compare(&self.account, &Session::Otpqr, &new)? == Held::Same {
+            self.switch_programs(&lock, &to, &new)?;
+            self.upload(&lock, &mut to, 2, &Session::Otpqr, &new, "the interrupted run had finished")?;
             return self.finish(&lock, &to);
         }
         let volume_version = self.account.state.volume_version + 2;
@@ -217,8 +218,9 @@ impl Rotation {
             Some(_) => "switching session 2 to the new volume",
             None => "switching: from here on the old codes are dead",
         };
-        self.upload(&lock, to, 0, Session::Otpqr, &both, "declaring the new beside the old")?;
-        self.upload(&lock, to, 1, Session::Reset, &new, switching)?;
+        self.upload(&lock, to, 0, &Session::Otpqr, &both, "declaring the new beside the old")?;
+        self.upload(&lock, to, 1, &Session::Reset, &new, switching)?;
+        self.switch_programs(&lock, to, &new)?;
         let lock = match code {
             None => lock,
             Some(source) => {
@@ -228,7 +230,7 @@ impl Rotation {
                 self.account.lock()?.passed_on()?
             }
         };
-        self.upload(&lock, to, 2, Session::Otpqr, &new, "dropping the old")?;
+        self.upload(&lock, to, 2, &Session::Otpqr, &new, "dropping the old")?;
         self.finish(&lock, to)?;
         Ok(match code {
             Some(_) => {
@@ -244,7 +246,7 @@ impl Rotation {
         lock: &Lock,
         to: &mut Pending,
         number: usize,
-        session: Session,
+        session: &Session,
         versions: &Versions,
         doing: &str,
     ) -> Result<(), Failure> {
@@ -262,6 +264,20 @@ impl Rotation {
         uploaded?;
         to.uploads_done = number + 1;
         self.record(lock, Some(to))
+    }
+
+    /// What asks for codes of the old secret asks for those of the new one. (After session 2, so that it alone tells whether there is
+    /// a way back; and again until the last upload is done: what is so already is left alone.)
+    fn switch_programs(&mut self, lock: &Lock, to: &Pending, new: &Versions) -> Result<(), Failure> {
+        if to.keeps_secret(&self.account.state) {
+            return Ok(());
+        }
+        for session in Session::dependent(&self.account.state) {
+            step(format!("switching '{}'", session.name(&self.account)));
+            upload(&mut self.account, &session, new)?;
+            self.account.record(lock)?;
+        }
+        Ok(())
     }
 
     fn record(&mut self, lock: &Lock, pending: Option<&Pending>) -> Result<(), Failure> {
@@ -320,7 +336,7 @@ impl Rotation {
         let state = &self.account.state;
         let (both, new) = (to.both_versions(state), to.new_versions());
         let has_switched =
-            to.uploads_done >= 2 || to.takes_over(state) || compare(&self.account, Session::Reset, &new)? == Held::Same;
+            to.uploads_done >= 2 || to.takes_over(state) || compare(&self.account, &Session::Reset, &new)? == Held::Same;
         if has_switched {
             let failure = Failure::from(RotationError::Switched).hints(self.finishing());
             return Err(if to.keeps_secret(state) {
@@ -331,13 +347,13 @@ impl Rotation {
         }
         if !to.undo {
             // Session 1 is brought to where its hash is known; then the intention is turned round.
-            self.upload(&lock, &mut to, 0, Session::Otpqr, &both, "finding out how far it got")?;
+            self.upload(&lock, &mut to, 0, &Session::Otpqr, &both, "finding out how far it got")?;
             to.undo = true;
             self.record(&lock, Some(&to))?;
         }
         step("dropping what was declared beside the old");
         let old = Versions::current(&self.account.state);
-        upload(&mut self.account, Session::Otpqr, &old)?;
+        upload(&mut self.account, &Session::Otpqr, &old)?;
         self.record(&lock, None)?;
         Ok(format!("undone: account '{}' is as it was; its codes stay valid", self.account.name))
     }
@@ -358,7 +374,7 @@ impl Rotation {
         discard(&self.account, &lock)?;
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
-        Session::ALL.into_iter().for_each(|session| session.forget(state));
+        Session::all(state).into_iter().for_each(|session| session.forget(state));
         // From here on `create` can finish it, too.
         self.record(&lock, None)?;
         let create = self.account.script("create", "   # goes on");
@@ -370,11 +386,12 @@ impl Rotation {
     fn check_wiped(&self) -> Result<(), Failure> {
         let state = &self.account.state;
         let (mut held, mut lost) = (None, None);
-        for session in Session::ALL {
-            match compare(&self.account, session, &Versions::current(state))? {
-                Held::Nothing => lost = Some(session.name(state)),
+        for session in Session::all(state) {
+            match compare(&self.account, &session, &Versions::current(state))? {
+                // What was never uploaded was not lost.
+                Held::Nothing => lost = lost.or(session.known(state).0.map(|_| session.name(&self.account))),
                 Held::Unknown(reason) => return Err(RotationError::NoAnswer { reason }.into()),
-                Held::Same | Held::Different | Held::Replaced => held = held.or(Some(session.name(state))),
+                Held::Same | Held::Different | Held::Replaced => held = held.or(Some(session.name(&self.account))),
             }
         }
         match (held, lost) {

@@ -1,5 +1,6 @@
 //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -15,8 +16,8 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Platform;
 
-/// Since format 2 the predecessors are recorded.
-const FORMAT: u32 = 2;
+/// Since format 2 the predecessors are recorded, since format 3 the programs.
+const FORMAT: u32 = 3;
 
 /// No secret and no volume gets a higher number.
 pub const LAST_VERSION: u32 = 1_000_000;
@@ -88,6 +89,70 @@ pub struct State {
     pub secret_version: u32,
     /// A roll-forward that was begun; recorded before CAS is changed.
     pub pending: Option<Pending>,
+    /// What this account's codes start, by name.
+    #[serde(default)]
+    pub programs: BTreeMap<String, Program>,
+}
+
+/// A program that was put behind the account's codes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Program {
+    /// As the user names it, and as the engine identifies what it is run from.
+    pub image: String,
+    pub image_id: String,
+    pub mrenclave: String,
+    /// The program and its arguments; `@@N` is the caller's N-th.
+    pub command: Vec<String>,
+    /// What everybody may start, without a code; empty: nothing.
+    pub open: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+    pub pwd: String,
+    /// By the variable in which the program finds it.
+    pub secrets: BTreeMap<String, Secret>,
+    /// The paths at which the program sees its volumes.
+    pub volumes: Vec<String>,
+    pub volume_version: u32,
+    /// What it owned is given up, and nobody may start it.
+    pub removed: bool,
+    /// Whether CAS may not hold all this yet.
+    pub pending: bool,
+    /// The versions of its two sessions that CAS last confirmed.
+    pub own: Option<Version>,
+    pub person: Option<Version>,
+}
+
+/// Where a program's secret comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Secret {
+    /// CAS draws 32 bytes.
+    Drawn,
+    /// CAS draws a private key on NIST P-256.
+    P256,
+    /// It was read from a file, and is in CAS alone.
+    File,
+}
+
+/// A version of a session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Version {
+    pub hash: String,
+    /// What it replaced, as policies say it: a hash, or '~' for nothing.
+    pub predecessor: String,
+}
+
+impl Program {
+    /// How many arguments the caller gives.
+    pub fn arguments(&self) -> usize {
+        self.command.iter().filter(|word| word.starts_with("@@")).count()
+    }
+
+    /// What CAS calls a volume.
+    pub fn volume_name(&self, index: usize) -> String {
+        format!("volume_{index}_{}", self.volume_version)
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -124,6 +189,7 @@ impl State {
             volume_version: 1,
             secret_version: 1,
             pending: None,
+            programs: BTreeMap::new(),
         }
     }
 
@@ -170,6 +236,16 @@ impl State {
                 "'image', 'image_id' and 'cas.address' must not begin with '-' or '@' nor hold control characters",
             ),
             (pending, "'pending' does not follow from the versions"),
+            (
+                self.programs.iter().all(|(name, program)| {
+                    program_name(name).is_ok()
+                        && is_sha256(&program.mrenclave)
+                        && counts(program.volume_version)
+                        && [&program.image, &program.image_id].into_iter().all(|text| plain(text))
+                        && program.command.first().is_some_and(|path| path.starts_with('/'))
+                }),
+                "'programs' has something in it that no script writes",
+            ),
         ]
         .into_iter()
         .find_map(|(right, what)| (!right).then_some(what))
@@ -200,6 +276,14 @@ pub fn account_name(name: &str) -> Result<String, String> {
     }
 }
 
+/// Checks a program's name before it becomes a session's, a directory's and a tag's. Some sessions have names of their own.
+pub fn program_name(name: &str) -> Result<String, String> {
+    if ["otpqr", "otpqr-reset"].contains(&name) || name.starts_with("device.") {
+        return Err("is the name of a session that every account has, or may have".to_owned());
+    }
+    account_name(name)
+}
+
 /// Where an account's state lies, seen from the root.
 pub fn file_of(account: &str) -> PathBuf {
     Path::new("state").join(format!("{account}.yml"))
@@ -213,6 +297,11 @@ pub fn volume_directory(root: &Path, account: &str, version: u32) -> Result<(Pat
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
     made.map_err(|cause| StateError::NoVolumeDirectory { directory: path.display().to_string(), cause })?;
     Ok((path, !is_there))
+}
+
+/// Where the host's sides of a program's volumes lie.
+pub fn program_volumes(root: &Path, account: &str, program: &str) -> PathBuf {
+    root.join("state/volumes").join(account).join("programs").join(program)
 }
 
 /// Where the program leaves the QR code of the account's current secret, until it is delivered. It goes by the volume, too:

@@ -2,6 +2,7 @@
 //! argument vector and drop captured standard error, so every run is `unchecked` and judged here.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -54,12 +55,37 @@ impl Tool {
 
     /// Runs it until it ends, or until an interruption ends it.
     pub fn run(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Finished, Failure> {
-        self.running(self.expression(args, environment))?.finish()
+        self.start(args, environment)?.finish()
+    }
+
+    /// Starts it, to be waited for.
+    pub fn start(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
+        self.running(self.expression(args, environment))
+    }
+
+    /// The same with streams of its own: what it prints is whosoever's these are.
+    pub fn start_with(
+        &self,
+        args: &[OsString],
+        environment: &[(&str, &str)],
+        streams: Streams,
+    ) -> Result<Running<'_>, Failure> {
+        let is_apart = streams.is_apart;
+        let expression = streams.attach(self.expression(args, environment));
+        self.running(if is_apart { apart(expression) } else { expression })
     }
 
     /// Starts it, to be waited for. Ctrl-C does not reach it from the terminal.
-    pub fn start_apart(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
-        self.running(apart(self.expression(args, environment)))
+    pub fn start_apart(
+        &self,
+        args: &[OsString],
+        environment: &[(&str, &str)],
+        streams: Option<Streams>,
+    ) -> Result<Running<'_>, Failure> {
+        match streams {
+            None => self.running(apart(self.expression(args, environment))),
+            Some(streams) => self.start_with(args, environment, Streams { is_apart: true, ..streams }),
+        }
     }
 
     fn running(&self, expression: Expression) -> Result<Running<'_>, Failure> {
@@ -98,6 +124,21 @@ impl Tool {
     }
 }
 
+/// What a program reads and prints, where that is not for its caller to judge.
+pub struct Streams {
+    pub stdin: File,
+    pub stdout: File,
+    pub stderr: File,
+    /// It is no part of what the terminal's keys reach.
+    pub is_apart: bool,
+}
+
+impl Streams {
+    fn attach(self, expression: Expression) -> Expression {
+        expression.stdin_file(self.stdin).stdout_file(self.stdout).stderr_file(self.stderr)
+    }
+}
+
 /// In a process group of its own.
 fn apart(expression: Expression) -> Expression {
     expression.before_spawn(|command| {
@@ -116,6 +157,15 @@ impl Running<'_> {
     /// Whether it has ended. (What went wrong with that, [`Running::finish`] tells.)
     pub fn has_ended(&self) -> bool {
         !matches!(self.handle.try_wait(), Ok(None))
+    }
+
+    /// Its process, or the first of them.
+    pub fn id(&self) -> Option<u32> {
+        self.handle.pids().first().copied()
+    }
+
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        self.handle.send_signal(signal.as_raw())
     }
 
     /// Waits until it ends, whatever else happens.

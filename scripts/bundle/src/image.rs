@@ -1,0 +1,249 @@
+//! A user's image: what it says of its program, what of that a policy can carry, and the image that the program is started from -
+//! the user's, with the entry and the runtime added.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::account::Account;
+use crate::failure::{Concern, Exit, Failure};
+use crate::platform::Tools;
+use crate::state::State;
+
+#[derive(Debug, thiserror::Error)]
+enum UserImageError {
+    #[error("docker did not describe image '{image}': {reason}")]
+    NotDescribed { image: String, reason: String },
+    #[error("image '{image}' has {what}, which no policy can carry over: make one without")]
+    NotCarriedOver { image: String, what: String },
+    #[error("image '{image}' has the volume '{path}', which would be an unprotected directory of docker's")]
+    Volume { image: String, path: String },
+    #[error("image '{image}' has '{path}' already, which has to be ours")]
+    Taken { image: String, path: &'static str },
+    #[error("image '{image}' names no program")]
+    NoProgram { image: String },
+    #[error("there is no program '{program}' in image '{image}'")]
+    Absent { image: String, program: String },
+    #[error("image '{image}' cannot be made ready: {reason}")]
+    NotMade { image: String, reason: String },
+    #[error("no temporary directory can be made: {0}")]
+    NoDirectory(std::io::Error),
+}
+
+impl Concern for UserImageError {
+    fn exit(&self) -> Exit {
+        Exit::Precondition
+    }
+}
+
+/// Where programs are looked for, if the image does not say.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What is added to an image.
+const ADDED: [&str; 2] = ["/entry", "/scone-run"];
+
+/// What docker says of an image. What is not named here makes no difference to a program.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Config {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    volumes: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+    healthcheck: Option<Healthcheck>,
+    on_build: Option<Vec<String>>,
+    stop_signal: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Healthcheck {
+    test: Option<Vec<String>>,
+}
+
+/// A user's image, as far as it concerns a policy.
+pub struct UserImage {
+    /// As the user names it, and as the engine identifies it.
+    name: String,
+    id: String,
+    pub command: Vec<String>,
+    pub environment: Vec<(String, String)>,
+    pub pwd: String,
+    /// As whom its program is to run; empty: root.
+    pub user: String,
+}
+
+impl UserImage {
+    /// Looks at an image, and refuses by name what cannot be carried over. `volumes`: what the program is to have.
+    pub fn look(tools: &Tools, name: &str, volumes: &[String]) -> Result<UserImage, Failure> {
+        let id = tools.image_id(name)?;
+        let image = || name.to_owned();
+        if !tools.runs_containers() {
+            let (command, environment) = (Vec::new(), Vec::new());
+            return Ok(UserImage { name: image(), id, command, environment, pwd: "/".into(), user: String::new() });
+        }
+        let inspected = tools.docker(["image", "inspect", "--format", "{{json .Config}}", &id])?;
+        let config: Config = match serde_json::from_str(&inspected.stdout) {
+            Ok(config) if inspected.success() => config,
+            _ => return Err(UserImageError::NotDescribed { image: image(), reason: inspected.reason() }.into()),
+        };
+        let has_check = config.healthcheck.and_then(|check| check.test).is_some_and(|test| test != ["NONE"]);
+        let stops_by = config.stop_signal.filter(|signal| !["", "SIGTERM", "TERM", "15"].contains(&signal.as_str()));
+        let carried_by_none = [
+            has_check.then(|| "a HEALTHCHECK".to_owned()),
+            config.on_build.filter(|steps| !steps.is_empty()).map(|_| "ONBUILD steps".to_owned()),
+            stops_by.map(|signal| format!("the STOPSIGNAL {signal}")),
+        ];
+        if let Some(what) = carried_by_none.into_iter().flatten().next() {
+            return Err(UserImageError::NotCarriedOver { image: image(), what }.into());
+        }
+        if let Some(path) = config.volumes.unwrap_or_default().into_keys().find(|path| !volumes.contains(path)) {
+            let hint = format!("./scripts/protect.rs … --volume {path}   # a sealed one in its place");
+            return Err(Failure::from(UserImageError::Volume { image: image(), path }).hint(hint));
+        }
+        let command = [config.entrypoint, config.cmd].into_iter().flatten().flatten().collect();
+        let variables = config.env.unwrap_or_default().into_iter();
+        let environment = variables.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())));
+        let pwd = config.working_dir.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
+        let user = config.user.filter(|user| !["0", "root", "0:0"].contains(&user.as_str())).unwrap_or_default();
+        Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd, user })
+    }
+
+    /// The absolute path of the program that a command's first word names, as an engine would find it.
+    pub fn find(&self, tools: &Tools, program: Option<&String>) -> Result<String, Failure> {
+        let image = || self.name.clone();
+        let program = program.ok_or_else(|| {
+            Failure::from(UserImageError::NoProgram { image: image() })
+                .hint("./scripts/protect.rs … --command '/usr/bin/PROGRAM ARGUMENT…'")
+        })?;
+        let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
+        let candidates: Vec<String> = if program.contains('/') {
+            vec![join(&self.pwd, program)]
+        } else {
+            path.split(':').filter(|place| place.starts_with('/')).map(|place| join(place, program)).collect()
+        };
+        let found = if tools.runs_containers() {
+            let copy = Copy::of(tools, &self.id, &self.name)?;
+            let mut found = None;
+            for candidate in candidates {
+                if found.is_none() && copy.holds(&candidate)? {
+                    found = Some(candidate);
+                }
+            }
+            found
+        } else {
+            let there = |path: &String| std::fs::metadata(format!("{}{path}", self.id)).is_ok_and(|file| file.is_file());
+            let is_link = |path: &String| Path::new(&format!("{}{path}", self.id)).is_symlink();
+            candidates.into_iter().find(|path| there(path) || is_link(path))
+        };
+        found.ok_or_else(|| UserImageError::Absent { image: image(), program: program.clone() }.into())
+    }
+
+    /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is
+    /// the simulator's with the runtime, added. Made once for an image; `tag` keeps it from being pruned.
+    pub fn made_ready(&self, account: &Account, tag: &str) -> Result<String, Failure> {
+        let tools = &account.tools;
+        if !tools.runs_containers() {
+            return Ok(self.id.clone());
+        }
+        let State { image_id: ours, .. } = &account.state;
+        let labels = [format!("otpqr.base={}", self.id), format!("otpqr.added={ours}")];
+        let [base, added] = labels.each_ref().map(|label| format!("--filter=label={label}"));
+        let known = tools.docker(["images", "--no-trunc", "--quiet", &base, &added])?;
+        let known = known.stdout.lines().next().map(str::to_owned);
+        let image = match known.filter(|known| !known.is_empty()) {
+            Some(known) => {
+                self.succeed(tools.docker(["tag", &known, tag])?)?;
+                known
+            }
+            None => {
+                let from = Copy::of(tools, ours, &account.state.image)?;
+                let to = Copy::of(tools, &self.id, &self.name)?;
+                let between = TempDir::new().map_err(UserImageError::NoDirectory)?;
+                for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
+                    if to.holds(path)? {
+                        return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
+                    }
+                    let file = between.path().join(&path[1..]);
+                    self.succeed(from.copy(&from.inside(path), file.as_os_str())?)?;
+                    self.succeed(to.copy(&file, to.inside(path))?)?;
+                }
+                let changes = labels.map(|label| format!("--change=LABEL {}", label.replacen('=', "=\"", 1) + "\""));
+                let [base, added] = &changes;
+                self.succeed(tools.docker(["commit", base, added, &to.id, tag])?)?;
+                tag.to_owned()
+            }
+        };
+        tools.image_id(&image)
+    }
+
+    fn succeed(&self, finished: crate::tool::Finished) -> Result<(), Failure> {
+        if finished.success() {
+            return Ok(());
+        }
+        Err(UserImageError::NotMade { image: self.name.clone(), reason: finished.reason() }.into())
+    }
+}
+
+/// `name` in `directory`, without the dots that a command may have.
+fn join(directory: &str, name: &str) -> String {
+    let path: PathBuf = Path::new("/").join(directory).join(name).components().collect();
+    path.to_string_lossy().replace("/./", "/")
+}
+
+impl Tools {
+    fn docker<const N: usize>(&self, args: [&str; N]) -> Result<crate::tool::Finished, Failure> {
+        self.engine.run(&args.map(OsString::from), &[])
+    }
+
+    /// Gives up an image that was made ready.
+    pub fn untag(&self, tag: &str) -> Result<(), Failure> {
+        if self.runs_containers() {
+            // It may be in use, or gone: then nothing is lost.
+            self.docker(["image", "rm", tag])?;
+        }
+        Ok(())
+    }
+}
+
+/// A container that is never started: what of an image can be looked at, and added to.
+struct Copy<'a> {
+    tools: &'a Tools,
+    id: String,
+}
+
+impl Copy<'_> {
+    fn of<'a>(tools: &'a Tools, image_id: &str, image: &str) -> Result<Copy<'a>, Failure> {
+        // Some images have no command, and docker demands one.
+        let made = tools.docker(["create", "--network=none", "--log-driver=none", image_id, "/entry"])?;
+        if !made.success() {
+            let (image, reason) = (image.to_owned(), made.reason());
+            return Err(UserImageError::NotMade { image, reason }.into());
+        }
+        Ok(Copy { tools, id: made.stdout.trim().to_owned() })
+    }
+
+    fn inside(&self, path: &str) -> OsString {
+        format!("{}:{path}", self.id).into()
+    }
+
+    fn copy(&self, from: impl Into<OsString>, to: impl Into<OsString>) -> Result<crate::tool::Finished, Failure> {
+        self.tools.engine.run(&["cp".into(), from.into(), to.into()], &[])
+    }
+
+    fn holds(&self, path: &str) -> Result<bool, Failure> {
+        let away = TempDir::new().map_err(UserImageError::NoDirectory)?;
+        Ok(self.copy(self.inside(path), away.path().join("file"))?.success())
+    }
+}
+
+impl Drop for Copy<'_> {
+    fn drop(&mut self) {
+        let remove = ["rm", "--force", "--volumes", &self.id].map(OsString::from);
+        // What cannot be removed was never started, and docker lists it.
+        let _ = self.tools.engine.run_through(&remove);
+    }
+}

@@ -1,0 +1,287 @@
+//! What protect.rs makes of a program: its record in the state, from the image and from what was asked for.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+use crate::account::Account;
+use crate::container::{self, Executable};
+use crate::failure::{Concern, Exit, Failure};
+use crate::image::UserImage;
+use crate::state::{Program, Secret};
+use crate::step;
+
+#[derive(Debug, thiserror::Error)]
+enum ProtectionError {
+    #[error("'{what}' has a '$' or a control character in it, which no policy can carry over")]
+    NotExpressible { what: String },
+    #[error("the command's places for arguments must be whole words, '@@1' to '@@N', each once")]
+    Places,
+    #[error("'--args' and '@@N' in '--command' say the same: give one of them")]
+    TwoWays,
+    #[error("secret '{secret}' cannot be read from '{file}': {cause}")]
+    NotRead { secret: String, file: String, cause: io::Error },
+    #[error("secret '{secret}' in '{file}' is empty, too long, or has a zero byte in it, which no variable can hold")]
+    NoVariable { secret: String, file: String },
+    #[error("secret '{secret}' comes from elsewhere already; '--remove' gives the program up, with all its secrets")]
+    AnotherKind { secret: String },
+    #[error("the volume '{path}' lies in another, or the other way round")]
+    Nested { path: String },
+    #[error("program '{program}' is not known yet: give '--image IMAGE'")]
+    NoImage { program: String },
+}
+
+impl Concern for ProtectionError {
+    fn exit(&self) -> Exit {
+        match self {
+            ProtectionError::NotRead { .. } => Exit::Precondition,
+            _ => Exit::Usage,
+        }
+    }
+}
+
+/// No variable of a program may be longer, in bytes.
+const LONGEST: usize = 64 * 1024;
+
+/// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets and
+/// volumes stay in any case.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// The image, as docker names it; on sim-native a directory, the image unpacked
+    #[arg(long, value_parser = container::image_name)]
+    pub image: Option<String>,
+    /// The program and its arguments, as a shell reads them; '@@1' is the caller's first argument [default: the image's]
+    #[arg(long, value_name = "COMMAND", value_parser = words)]
+    pub command: Option<Words>,
+    /// How many arguments of the caller's follow the command
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=64))]
+    pub args: Option<u8>,
+    /// Set a variable of the program's environment
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub env: Vec<(String, String)>,
+    /// A secret, in the variable NAME: what FILE holds, or 'drawn' (by CAS, 64 hex digits), or 'p256' (a private key, PEM)
+    #[arg(long, value_name = "NAME=FILE|drawn|p256", value_parser = variable)]
+    pub secret: Vec<(String, String)>,
+    /// A directory whose files are sealed when they are on disk, and cannot be put back to an earlier state
+    #[arg(long, value_name = "PATH", value_parser = volume)]
+    pub volume: Vec<String>,
+    /// What everybody may start with 'start.rs NAME --open', without a code; with the same secrets and volumes
+    #[arg(long, value_name = "COMMAND", value_parser = words)]
+    pub open: Option<Words>,
+    /// Begin with empty volumes: what is in the old ones is lost
+    #[arg(long)]
+    pub new_volumes: bool,
+}
+
+/// A command.
+#[derive(Debug, Clone)]
+pub struct Words(Vec<String>);
+
+fn words(text: &str) -> Result<Words, String> {
+    let words = shell_words::split(text).map_err(|cause| cause.to_string())?;
+    if words.is_empty() { Err("is empty".to_owned()) } else { Ok(Words(words)) }
+}
+
+fn variable(text: &str) -> Result<(String, String), &'static str> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=…")?;
+    let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit()) {
+        Ok((name.to_owned(), value.to_owned()))
+    } else {
+        Err("a variable's name is letters, digits and '_', and begins with no digit")
+    }
+}
+
+fn volume(text: &str) -> Result<String, &'static str> {
+    let path = Path::new(text);
+    let mut parts = path.components();
+    let is_plain = parts.next() == Some(Component::RootDir)
+        && parts.as_path() != Path::new("")
+        && parts.all(|part| matches!(part, Component::Normal(_)));
+    if is_plain && !text.contains([':', ',', '"']) {
+        Ok(path.components().collect::<PathBuf>().to_string_lossy().into_owned())
+    } else {
+        Err("must be an absolute path below '/', without '..' and ':'")
+    }
+}
+
+/// What the program is from now on: measured, and its image made ready. Files that hold secrets are read into the account.
+pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<Program, Failure> {
+    let known = account.state.programs.get(name).filter(|program| !program.removed).cloned();
+    let recorded = known.as_ref().map(|program| program.image.clone());
+    let image = options.image.clone().or(recorded);
+    let image = image.ok_or_else(|| ProtectionError::NoImage { program: name.to_owned() })?;
+    let mut volumes = known.as_ref().map_or_else(Vec::new, |program| program.volumes.clone());
+    volumes.extend(options.volume.iter().filter(|path| !volumes.contains(path)).cloned().collect::<Vec<_>>());
+    check_nested(&volumes)?;
+    let user = UserImage::look(&account.tools, &image, &volumes)?;
+    if !user.user.is_empty() {
+        step(format!("the image's USER '{}' is not taken over: the program runs as whoever starts it", user.user));
+    }
+
+    // With an image that was named, everything is taken from there.
+    let before = known.clone().filter(|_| options.image.is_none());
+    let (mut environment, pwd) = match &before {
+        Some(program) => (program.environment.clone(), program.pwd.clone()),
+        None => (user.environment.iter().cloned().collect(), user.pwd.clone()),
+    };
+    environment.extend(options.env.iter().cloned());
+    let command = match (&options.command, &before) {
+        (Some(Words(words)), _) => with_program(account, &user, words)?,
+        (None, Some(program)) => program.command.clone(),
+        (None, None) => with_program(account, &user, &user.command)?,
+    };
+    let command = with_places(command, options.args)?;
+    let open = match (&options.open, &before) {
+        (Some(Words(words)), _) => with_program(account, &user, words)?,
+        (None, Some(program)) => program.open.clone(),
+        (None, None) => Vec::new(),
+    };
+    let secrets = take_secrets(account, name, options, known.as_ref())?;
+    environment.retain(|variable, _| !secrets.contains_key(variable));
+    let texts = command.iter().chain(&open).chain(environment.values()).chain(&volumes).chain([&pwd]);
+    if let Some(what) = texts.into_iter().find(|text| text.contains('$') || text.contains(char::is_control)) {
+        return Err(ProtectionError::NotExpressible { what: what.clone() }.into());
+    }
+
+    step(format!("making image '{image}' ready"));
+    let image_id = user.made_ready(account, &tag(account, name))?;
+    step("measuring the program");
+    let executable = Executable { path: &command[0], with_files: true };
+    let mrenclave = account.tools.measure(&image_id, executable)?;
+    let remembered = account.state.programs.get(name);
+    let volume_version = remembered.map_or(1, |program| program.volume_version) + u32::from(options.new_volumes);
+    let (own, person) = remembered.map_or((None, None), |program| (program.own.clone(), program.person.clone()));
+    let (removed, pending) = (false, remembered.is_some_and(|program| program.pending));
+    Ok(Program {
+        image,
+        image_id,
+        mrenclave,
+        command,
+        open,
+        environment,
+        pwd,
+        secrets,
+        volumes,
+        volume_version,
+        removed,
+        pending,
+        own,
+        person,
+    })
+}
+
+/// What keeps a program's image from being pruned.
+pub fn tag(account: &Account, name: &str) -> String {
+    format!("otpqr-program:{}.{name}", account.state.namespace.replace(['/', '~'], "-"))
+}
+
+/// What of a program its own session says. (The other one can be rendered at any time.)
+pub fn owned(program: &Program) -> impl PartialEq + '_ {
+    let open = (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
+    (&program.secrets, &program.volumes, program.volume_version, program.removed, open)
+}
+
+fn with_program(account: &Account, image: &UserImage, words: &[String]) -> Result<Vec<String>, Failure> {
+    let program = image.find(&account.tools, words.first())?;
+    Ok([program].into_iter().chain(words.iter().skip(1).cloned()).collect())
+}
+
+/// The command with its places for the caller's arguments.
+fn with_places(mut command: Vec<String>, more: Option<u8>) -> Result<Vec<String>, Failure> {
+    let places = command.iter().filter(|word| word.contains("@@"));
+    let mut numbers: Vec<Option<usize>> = places.map(|place| place.strip_prefix("@@")?.parse().ok()).collect();
+    numbers.sort();
+    if !numbers.iter().copied().eq((1..=numbers.len()).map(Some)) {
+        return Err(ProtectionError::Places.into());
+    }
+    match more {
+        Some(more) if !numbers.is_empty() && usize::from(more) != numbers.len() => Err(ProtectionError::TwoWays.into()),
+        Some(more) if numbers.is_empty() => {
+            command.extend((1..=more).map(|number| format!("@@{number}")));
+            Ok(command)
+        }
+        _ => Ok(command),
+    }
+}
+
+fn check_nested(volumes: &[String]) -> Result<(), Failure> {
+    for (index, inner) in volumes.iter().enumerate() {
+        let nested = volumes.iter().enumerate().any(|(other, outer)| other != index && Path::new(inner).starts_with(outer));
+        if nested {
+            return Err(ProtectionError::Nested { path: inner.clone() }.into());
+        }
+    }
+    Ok(())
+}
+
+/// The program's secrets. Those in files are read; nothing but CAS keeps them.
+fn take_secrets(
+    account: &mut Account,
+    name: &str,
+    options: &Options,
+    known: Option<&Program>,
+) -> Result<BTreeMap<String, Secret>, Failure> {
+    let mut secrets = known.map_or_else(BTreeMap::new, |program| program.secrets.clone());
+    for (secret, from) in &options.secret {
+        let kind = match from.as_str() {
+            "drawn" => Secret::Drawn,
+            "p256" => Secret::P256,
+            _ => Secret::File,
+        };
+        if secrets.get(secret).is_some_and(|known| *known != kind) {
+            return Err(ProtectionError::AnotherKind { secret: secret.clone() }.into());
+        }
+        if kind == Secret::File {
+            let (secret, file) = (secret.clone(), from.clone());
+            let value = match fs::read(&file) {
+                Ok(value) => value,
+                Err(cause) => return Err(ProtectionError::NotRead { secret, file, cause }.into()),
+            };
+            if value.is_empty() || value.len() > LONGEST || value.contains(&0) {
+                return Err(ProtectionError::NoVariable { secret, file }.into());
+            }
+            account.given.insert((name.to_owned(), secret), value);
+        }
+        secrets.insert(secret.clone(), kind);
+    }
+    Ok(secrets)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_places_are_whole_words_counted_from_one() {
+        let places = |command: &str, more| {
+            with_places(words(command).unwrap().0, more).map(|words| words.join(" ")).map_err(|failure| failure.into_finding().0)
+        };
+        for bad in ["/p @@0", "/p @@2", "/p @@1 @@1", "/p --x=@@1", "/p @@x"] {
+            assert!(places(bad, None).is_err(), "{bad}");
+        }
+        assert!(places("/p @@1", Some(2)).is_err());
+        assert_eq!(places("/p @@2 -x @@1", None).unwrap(), "/p @@2 -x @@1");
+        assert_eq!(places("/p sign", Some(2)).unwrap(), "/p sign @@1 @@2");
+        assert_eq!(places("/p", Some(0)).unwrap(), "/p");
+    }
+
+    #[test]
+    fn a_volume_is_a_plain_path_and_none_lies_in_another() {
+        for bad in ["", "data", "/", "/a/../b", "/a:b", "/a,b"] {
+            assert!(volume(bad).is_err(), "{bad}");
+        }
+        assert_eq!(volume("/data/"), Ok("/data".to_owned()));
+        assert!(check_nested(&["/a/b".to_owned(), "/a".to_owned()]).is_err());
+        assert!(check_nested(&["/a".to_owned(), "/ab".to_owned()]).is_ok());
+    }
+
+    #[test]
+    fn a_variable_has_a_name() {
+        for bad in ["", "A", "=b", "1A=b", "A-B=c", r"\@\@A=b"] {
+            assert!(variable(bad).is_err(), "{bad}");
+        }
+        assert_eq!(variable("_A1=b=c"), Ok(("_A1".to_owned(), "b=c".to_owned())));
+    }
+}

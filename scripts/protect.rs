@@ -1,0 +1,179 @@
+#!/usr/bin/env -S sh -uc 'o=--;[ -d "${0%/*}/bundle" ]||o=-b$(realpath "$OTPQR_ROOT")/scripts;exec rust-script "$o" "$0" "$@"'
+//! Puts a program behind the account's codes: measures it, writes its policies, uploads them to CAS.
+//!
+//! Why: from then on nobody starts it with its secrets who has no code, not even root; and a program that was changed gets nothing.
+//! How: an image that exists gets the entry, and on the simulator the runtime, in one layer of their own; its ENTRYPOINT, CMD, ENV and
+//! WORKDIR become the policy's. What is intended is recorded first: cut off anywhere, the same command goes on.
+//! Limits: a secret from a file is read on this host, once. Run again it compares, uploads only what differs, and says so.
+//!
+//! ```cargo
+//! [package]
+//! version = "0.1.0"
+//! edition = "2024"
+//!
+//! [dependencies]
+//! # Not found? The script was copied: say where the bundle is: export OTPQR_ROOT=/path/to/the/checkout
+//! bundle = { path = "bundle" }
+//! clap = { version = "=4.6.7", features = ["derive"] }
+//! thiserror = "=2.0.21"
+//! ```
+
+use std::process::ExitCode;
+
+use bundle::account::{self, Account};
+use bundle::failure::{Concern, Exit, Failure};
+use bundle::policy::{self, Session};
+use bundle::protection::{self, describe, owned};
+use bundle::state::{self, Program};
+use bundle::{hint, program, prompt};
+use clap::Parser;
+
+/// Put a program behind the account's codes
+#[derive(Debug, Parser)]
+#[command(
+    name = "protect",
+    bin_name = "./scripts/protect.rs",
+    version,
+    after_help = "\
+With --image the program is described anew; without, what is given changes and the rest stays. Secrets and volumes stay in any case.
+
+Exit codes:
+  0 protected, or already so   2 usage   3 something is missing, nothing changed   4 stopped part-way, run it again
+  5 refused by CAS   130 interrupted   1 anything else
+
+Examples:
+  ./scripts/protect.rs calculator --image calculator:1 --command 'python3 /app/my_service.py -x @@1'
+  ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
+      --open '/bin/signer public'
+  ./scripts/protect.rs web --image web:1 --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
+  ./scripts/protect.rs web                               the image was rebuilt: measures it again
+  ./scripts/protect.rs web --new-volumes                 a volume is damaged: begins with empty ones
+  ./scripts/protect.rs web --remove                      gives it up, with its secrets"
+)]
+struct Args {
+    /// What it is called from now on
+    #[arg(value_parser = state::program_name)]
+    name: String,
+    #[command(flatten)]
+    program: protection::Options,
+    #[command(flatten)]
+    account: account::Named,
+    /// Give the program up: nobody can start it, and CAS forgets its secrets
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "open", "new_volumes"])]
+    remove: bool,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum ProtectError {
+    #[error("a roll-forward of account '{account}' was begun but not finished")]
+    RollForwardBegun { account: String },
+    #[error("this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'")]
+    NobodyToAsk,
+    #[error("not confirmed; nothing was changed")]
+    NotConfirmed,
+}
+
+impl Concern for ProtectError {
+    fn exit(&self) -> Exit {
+        match self {
+            ProtectError::NobodyToAsk => Exit::Usage,
+            _ => Exit::Precondition,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    bundle::fresh!("protect.rs");
+    bundle::run(protect)
+}
+
+fn protect(args: &Args) -> Result<String, Failure> {
+    let name = &args.name;
+    let loses = args.remove || args.program.new_volumes;
+    if loses && !args.yes && !prompt::is_interactive() {
+        return Err(ProtectError::NobodyToAsk.into());
+    }
+    let mut account = Account::open_with_templates(&args.account)?;
+    if let Some(command) = account.state.finishing(&account.name) {
+        let account = account.name;
+        return Err(Failure::from(ProtectError::RollForwardBegun { account }).hint(command));
+    }
+    account.check_cas()?;
+    let before = account.state.programs.get(name).cloned();
+    let after = if args.remove {
+        program::known(&account, name).map(|program| Program { removed: true, ..program.clone() })?
+    } else {
+        describe(&mut account, name, &args.program)?
+    };
+    if loses && before.is_some() {
+        confirm(args)?;
+    }
+    let is_new = before.as_ref().is_none_or(|before| before.removed);
+    let has_changed = carry_out(&mut account, name, before.as_ref(), after)?;
+    if args.remove {
+        account.tools.untag(&protection::tag(&account, name))?;
+        return Ok(format!("removed: nobody can start '{name}' any more; its secrets are gone"));
+    }
+    let done = match (has_changed, is_new) {
+        (true, true) => "protected",
+        (true, false) => "updated",
+        (false, _) => "already protected",
+    };
+    report(&account, name, done)
+}
+
+fn confirm(args: &Args) -> Result<(), Failure> {
+    let name = &args.name;
+    let question = match args.remove {
+        true => format!("Nobody can start '{name}' any more, and its secrets are lost. Go on?"),
+        false => format!("What is in the volumes of '{name}' is lost. Go on?"),
+    };
+    if args.yes || prompt::confirm(&question, false, "nothing was changed")? {
+        return Ok(());
+    }
+    Err(ProtectError::NotConfirmed.into())
+}
+
+/// Records what the program is to be, and has CAS hold that. Returns whether anything had to change.
+fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut after: Program) -> Result<bool, Failure> {
+    let lock = account.lock()?.passed_on()?;
+    let [own, person] = Session::of_program(name);
+    let is_given = account.given.keys().any(|(program, _)| program == name);
+    let own_changes = is_given || before.is_none_or(|before| owned(before) != owned(&after));
+    let changes = own_changes || before != Some(&after);
+    after.pending |= changes;
+    account.state.programs.insert(name.to_owned(), after);
+    if own_changes {
+        policy::at_hand(account, &own)?;
+    }
+    if changes {
+        // Before the first upload: a run that is cut off must not leave sessions behind that nobody knows.
+        account.record(&lock)?;
+    }
+    let is_removed = account.state.programs[name].removed;
+    let sessions = match is_removed {
+        // Whoever may start it loses that first.
+        true => [person, own, Session::Otpqr],
+        // Session 1 exports the code's secret.
+        false => [Session::Otpqr, own, person],
+    };
+    let again = account.script("protect", &format!(" {name}{}   # goes on once that is mended", if is_removed { " --remove" } else { "" }));
+    let has_changed = policy::upload_each(account, &lock, &sessions, &again)?;
+    if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
+        program.pending = false;
+        account.record(&lock)?;
+    }
+    Ok(has_changed)
+}
+
+fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> {
+    let Program { image, mrenclave, command, .. } = program::known(account, name)?;
+    let places: Vec<String> = (1..=program::known(account, name)?.arguments()).map(|n| format!("ARG{n}")).collect();
+    let rest = if places.is_empty() { String::new() } else { format!(" -- {}", places.join(" ")) };
+    let start = hint::pasteable(&account.script("start", &format!(" {name}{rest}")));
+    let command = command.join(" ");
+    Ok(format!("{done}: '{name}'\n  image      {image}\n  command    {command}\n  mrenclave  {mrenclave}\nstart it: {start}"))
+}
