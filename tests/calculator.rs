@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::program::Program;
-use crate::support::{Outcome, Platform, docker_is_there, phone, repository, run, works};
+use crate::support::{Outcome, Platform, docker_is_there, image, phone, repository, run, works};
 
 const SESSION: &str = include_str!("../simulator/cas/tests/session/2fa-demo.yml");
 const MEASUREMENT: &str = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
@@ -35,22 +35,14 @@ for x in '1', 'one':
     except SystemExit:
         pass
 [print(module.__file__) for module in sys.modules.values() if getattr(module, '__file__', 0)]";
-    let mut libraries = Command::new("ldd");
-    libraries.arg(&python);
-    let libraries = run(libraries).expect(0).stdout;
-    let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
-    for file in ask(imported).lines().chain(libraries).chain([python.to_str().expect("UTF-8")]) {
-        let to = at.join(file.trim_start_matches('/'));
-        fs::create_dir_all(to.parent().expect("a directory")).expect("a directory");
-        fs::copy(file, to).expect("a file of Python's");
+    image::add(at, &[&python.display().to_string()]);
+    for file in ask(imported).lines() {
+        image::add_file(at, Path::new(file));
     }
     fs::create_dir(at.join("app")).expect("a directory");
     fs::copy(repository().join("programs/calculator/my_service.py"), at.join("app/my_service.py"))
         .expect("the service");
-    // In an image, everybody can read what is in it.
-    let mut readable = Command::new("chmod");
-    readable.args(["-R", "a+rX"]).arg(at);
-    run(readable).expect(0);
+    image::readable(at);
     python
 }
 

@@ -16,6 +16,7 @@ mod fresh;
 mod host;
 mod multiplexers;
 mod phone;
+mod programs;
 mod races;
 mod reference_solution;
 mod roll_forward;

@@ -5,6 +5,7 @@
 #![allow(dead_code, unused_macros)]
 
 pub mod attacker;
+pub mod image;
 pub mod phone;
 pub mod program;
 pub mod watched;
@@ -598,6 +599,8 @@ macro_rules! scripts {
             ("add_auth", env!("CARGO_BIN_EXE_add_auth")),
             ("roll_forward", env!("CARGO_BIN_EXE_roll_forward")),
             ("doctor", env!("CARGO_BIN_EXE_doctor")),
+            ("protect", env!("CARGO_BIN_EXE_protect")),
+            ("start", env!("CARGO_BIN_EXE_start")),
         ]
     };
 }

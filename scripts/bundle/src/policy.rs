@@ -206,7 +206,7 @@ pub fn deceives(c: char) -> bool {
 pub fn at_hand(account: &Account, session: &Session) -> Result<(), Failure> {
     let Session::Program(program) = session else { return Ok(()) };
     let secrets = account.state.programs.get(program).into_iter().flat_map(|program| &program.secrets);
-    let missing = secrets.filter(|(_, from)| **from == Secret::File).map(|(secret, _)| secret);
+    let missing = secrets.filter(|(_, from)| from.is_given()).map(|(secret, _)| secret);
     match missing.into_iter().find(|secret| !account.given.contains_key(&(program.clone(), (*secret).clone()))) {
         None => Ok(()),
         Some(secret) => {
@@ -266,15 +266,15 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
     let unknown = || PolicyError::NoProgram { program: name.to_owned() };
     let program = account.state.programs.get(name).ok_or_else(unknown)?;
     let secrets = program.secrets.iter().map(|(secret, from)| {
-        let hex = |value: &Vec<u8>| value.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-        let given = account.given.get(&(name.to_owned(), secret.clone())).map(hex);
-        let format = match from {
-            Secret::Drawn => ":hex",
-            Secret::P256 => ":pkcs8:pem",
-            Secret::File => ":bin",
+        let value = account.given.get(&(name.to_owned(), secret.clone())).map_or(&[][..], Vec::as_slice);
+        let (kind, format, value) = match from {
+            Secret::Drawn => ("", ":hex", String::new()),
+            Secret::P256 => ("", ":pkcs8:pem", String::new()),
+            Secret::Text => ("ascii", "", String::from_utf8_lossy(value).into_owned()),
+            Secret::Base64 => ("binary", ":base64", value.iter().map(|byte| format!("{byte:02x}")).collect()),
         };
         let (drawn, key) = (*from == Secret::Drawn, *from == Secret::P256);
-        json!({ "name": secret, "format": format, "drawn": drawn, "key": key, "value": given.unwrap_or_default() })
+        json!({ "name": secret, "kind": kind, "format": format, "drawn": drawn, "key": key, "value": value })
     });
     let secrets: Vec<Value> = secrets.collect();
     let volumes = program.volumes.iter().enumerate();

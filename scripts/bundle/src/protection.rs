@@ -22,8 +22,12 @@ enum ProtectionError {
     TwoWays,
     #[error("secret '{secret}' cannot be read from '{file}': {cause}")]
     NotRead { secret: String, file: String, cause: io::Error },
-    #[error("secret '{secret}' in '{file}' is empty, too long, or has a zero byte in it, which no variable can hold")]
-    NoVariable { secret: String, file: String },
+    #[error("secret '{secret}' in '{file}' is empty, or longer than 64 KiB")]
+    Length { secret: String, file: String },
+    #[error(
+        "secret '{secret}' in '{file}' is no line of printable ASCII without '$': 'base64:{file}' has the program find it in base64"
+    )]
+    NoText { secret: String, file: String },
     #[error("secret '{secret}' comes from elsewhere already; '--remove' gives the program up, with all its secrets")]
     AnotherKind { secret: String },
     #[error("the volume '{path}' lies in another, or the other way round")]
@@ -60,7 +64,8 @@ pub struct Options {
     /// Set a variable of the program's environment
     #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
     pub env: Vec<(String, String)>,
-    /// A secret, in the variable NAME: what FILE holds, or 'drawn' (by CAS, 64 hex digits), or 'p256' (a private key, PEM)
+    /// A secret, in the variable NAME: the line in FILE; with 'base64:FILE' any file, in base64; with 'drawn' 64 hex digits, with
+    /// 'p256' a private key in PEM, which CAS draws
     #[arg(long, value_name = "NAME=FILE|drawn|p256", value_parser = variable)]
     pub secret: Vec<(String, String)>,
     /// A directory whose files are sealed when they are on disk, and cannot be put back to an earlier state
@@ -225,28 +230,44 @@ fn take_secrets(
 ) -> Result<BTreeMap<String, Secret>, Failure> {
     let mut secrets = known.map_or_else(BTreeMap::new, |program| program.secrets.clone());
     for (secret, from) in &options.secret {
-        let kind = match from.as_str() {
-            "drawn" => Secret::Drawn,
-            "p256" => Secret::P256,
-            _ => Secret::File,
+        let (kind, file) = match (from.as_str(), from.strip_prefix("base64:")) {
+            ("drawn", _) => (Secret::Drawn, None),
+            ("p256", _) => (Secret::P256, None),
+            (_, Some(file)) => (Secret::Base64, Some(file)),
+            (file, None) => (Secret::Text, Some(file)),
         };
         if secrets.get(secret).is_some_and(|known| *known != kind) {
             return Err(ProtectionError::AnotherKind { secret: secret.clone() }.into());
         }
-        if kind == Secret::File {
-            let (secret, file) = (secret.clone(), from.clone());
-            let value = match fs::read(&file) {
-                Ok(value) => value,
-                Err(cause) => return Err(ProtectionError::NotRead { secret, file, cause }.into()),
-            };
-            if value.is_empty() || value.len() > LONGEST || value.contains(&0) {
-                return Err(ProtectionError::NoVariable { secret, file }.into());
-            }
-            account.given.insert((name.to_owned(), secret), value);
+        if let Some(file) = file {
+            let value = read(secret, file, kind)?;
+            account.given.insert((name.to_owned(), secret.clone()), value);
         }
         secrets.insert(secret.clone(), kind);
     }
     Ok(secrets)
+}
+
+fn read(secret: &str, file: &str, kind: Secret) -> Result<Vec<u8>, Failure> {
+    let (secret, file) = (secret.to_owned(), file.to_owned());
+    let mut value = match fs::read(&file) {
+        Ok(value) => value,
+        Err(cause) => return Err(ProtectionError::NotRead { secret, file, cause }.into()),
+    };
+    if value.is_empty() || value.len() > LONGEST {
+        return Err(ProtectionError::Length { secret, file }.into());
+    }
+    if kind == Secret::Text {
+        // As an editor leaves it.
+        if value.ends_with(b"\n") {
+            value.pop();
+        }
+        // `scone` takes what follows a '$' for a variable.
+        if value.iter().any(|&byte| !(b' '..=b'~').contains(&byte) || byte == b'$') {
+            return Err(ProtectionError::NoText { secret, file }.into());
+        }
+    }
+    Ok(value)
 }
 
 #[cfg(test)]

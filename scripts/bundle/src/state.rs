@@ -130,8 +130,17 @@ pub enum Secret {
     Drawn,
     /// CAS draws a private key on NIST P-256.
     P256,
+    /// A file's one line.
+    Text,
+    /// Any file, in base64.
+    Base64,
+}
+
+impl Secret {
     /// It was read from a file, and is in CAS alone.
-    File,
+    pub fn is_given(self) -> bool {
+        matches!(self, Secret::Text | Secret::Base64)
+    }
 }
 
 /// A version of a session.

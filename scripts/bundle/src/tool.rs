@@ -60,7 +60,7 @@ impl Tool {
 
     /// Starts it, to be waited for.
     pub fn start(&self, args: &[OsString], environment: &[(&str, &str)]) -> Result<Running<'_>, Failure> {
-        self.running(self.expression(args, environment))
+        self.running(self.expression(args, environment, None))
     }
 
     /// The same with streams of its own: what it prints is whosoever's these are.
@@ -71,7 +71,7 @@ impl Tool {
         streams: Streams,
     ) -> Result<Running<'_>, Failure> {
         let is_apart = streams.is_apart;
-        let expression = streams.attach(self.expression(args, environment));
+        let expression = self.expression(args, environment, Some(streams));
         self.running(if is_apart { apart(expression) } else { expression })
     }
 
@@ -83,7 +83,7 @@ impl Tool {
         streams: Option<Streams>,
     ) -> Result<Running<'_>, Failure> {
         match streams {
-            None => self.running(apart(self.expression(args, environment))),
+            None => self.running(apart(self.expression(args, environment, None))),
             Some(streams) => self.start_with(args, environment, Streams { is_apart: true, ..streams }),
         }
     }
@@ -95,19 +95,25 @@ impl Tool {
 
     /// Runs it to its end even after Ctrl-C, which does not reach it from the terminal.
     pub fn run_through(&self, args: &[OsString]) -> Result<Finished, Failure> {
-        self.finished(apart(self.expression(args, &[])).run())
+        self.finished(apart(self.expression(args, &[], None)).run())
     }
 
     /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is itself a
     /// SCONE program, and nobody but the one service started here may see a code.
-    fn expression(&self, args: &[OsString], environment: &[(&str, &str)]) -> Expression {
+    fn expression(&self, args: &[OsString], environment: &[(&str, &str)], streams: Option<Streams>) -> Expression {
         let mut command = duct::cmd(&self.path, args);
         for (name, value) in environment {
             command = command.env(name, value);
         }
         // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
         command = command.env_remove("SCONE_CONFIG_ID");
-        command.stdin_null().stdout_capture().stderr_capture().unchecked()
+        let command = match streams {
+            None => command.stdin_null().stdout_capture().stderr_capture(),
+            Some(streams) => {
+                command.stdin_file(streams.stdin).stdout_file(streams.stdout).stderr_file(streams.stderr)
+            }
+        };
+        command.unchecked()
     }
 
     fn finished(&self, output: io::Result<Output>) -> Result<Finished, Failure> {
@@ -131,12 +137,6 @@ pub struct Streams {
     pub stderr: File,
     /// It is no part of what the terminal's keys reach.
     pub is_apart: bool,
-}
-
-impl Streams {
-    fn attach(self, expression: Expression) -> Expression {
-        expression.stdin_file(self.stdin).stdout_file(self.stdout).stderr_file(self.stderr)
-    }
 }
 
 /// In a process group of its own.
