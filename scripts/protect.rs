@@ -160,7 +160,10 @@ fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut af
         // Session 1 exports the code's secret.
         false => [Session::Otpqr, own, person],
     };
-    let again = account.script("protect", &format!(" {name}{}   # goes on once that is mended", if is_removed { " --remove" } else { "" }));
+    let again = account.script(
+        "protect",
+        &format!(" {name}{}   # goes on once that is mended", if is_removed { " --remove" } else { "" }),
+    );
     let has_changed = policy::upload_each(account, &lock, &sessions, &again)?;
     if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
         program.pending = false;
@@ -175,5 +178,7 @@ fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> 
     let rest = if places.is_empty() { String::new() } else { format!(" -- {}", places.join(" ")) };
     let start = hint::pasteable(&account.script("start", &format!(" {name}{rest}")));
     let command = command.join(" ");
-    Ok(format!("{done}: '{name}'\n  image      {image}\n  command    {command}\n  mrenclave  {mrenclave}\nstart it: {start}"))
+    Ok(format!(
+        "{done}: '{name}'\n  image      {image}\n  command    {command}\n  mrenclave  {mrenclave}\nstart it: {start}"
+    ))
 }

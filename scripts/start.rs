@@ -83,9 +83,10 @@ fn start(args: &Args) -> Result<Report, Failure> {
     if args.stop {
         return stop(args).map(Report::from);
     }
-    let source = match args.open {
-        true => None,
-        false => Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?),
+    let source = if args.open {
+        None
+    } else {
+        Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?)
     };
     let mut account = Account::open(&args.account)?;
     match &args.log {
@@ -120,8 +121,9 @@ fn told(args: &Args, what: &str, service: &Service, stop: &str) -> String {
 
 fn stop(args: &Args) -> Result<String, Failure> {
     let (account, name) = (Account::open(&args.account)?, &args.program.program);
-    Ok(match program::stop(&account, name)? {
-        true => format!("stopped: '{name}'; it takes a code to start it again"),
-        false => format!("'{name}' does not run as a service"),
+    Ok(if program::stop(&account, name)? {
+        format!("stopped: '{name}'; it takes a code to start it again")
+    } else {
+        format!("'{name}' does not run as a service")
     })
 }

@@ -159,7 +159,7 @@ fn scripts_can_be_started_by_their_name_and_their_help_ends_in_examples() {
         let help = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success() && output.stderr.is_empty(), "{name} --help");
         assert!(help.contains(&format!("Usage: ./scripts/{name}.rs ")), "{help}");
-        assert!(help.contains("\nExit codes:\n  0 "), "{help}");
+        assert!(help.contains("\nExit codes:\n  0 ") || help.contains("\nExit codes: the program's."), "{help}");
         let last = help.trim_end().rsplit("\n\n").next().unwrap();
         assert!(last.starts_with(&format!("Examples:\n  ./scripts/{name}.rs")), "{help}");
     }
@@ -234,8 +234,7 @@ fn no_template_switches_attestation_off() {
         let code: String =
             read(&path).lines().map(|line| line.split('#').next().unwrap().replace(' ', "") + "\n").collect();
         assert!(!code.contains("mode:none"), "{}", path.display());
-        let (services, measured) =
-            (code.matches("command:").count(), code.matches("-mrenclave:[\"{{mrenclave}}\"]").count());
+        let (services, measured) = (code.matches("command:").count(), code.matches("-mrenclave:[\"{{").count());
         assert_eq!(services, measured, "{}: every service names the measurement it demands", path.display());
     }
 }

@@ -601,9 +601,9 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged or not ours
 ",
         ),
         (
-            "format: 3\n",
+            "format: 4\n",
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' has format 3; this script knows 2
+gen_qr: error: state file 'ROOT/state/signing.yml' has format 4; this script knows 3
 ",
         ),
         (

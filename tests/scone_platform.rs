@@ -533,7 +533,7 @@ fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
     let measure = calls.iter().find(|call| call.what() == "docker run").unwrap();
     assert_eq!(measure.environment["SCONE_HASH"], "1");
     assert!(measure.has("--log-driver=none") && measure.has("--network=none") && measure.has("--rm"));
-    assert_eq!(measure.args[measure.args.len() - 2..], [IMAGE_ID, "/bin/otpqr"]);
+    assert_eq!(measure.args[measure.args.len() - 2..], ["--entrypoint=/bin/otpqr", IMAGE_ID]);
     // The caller's variables reach nobody.
     assert!(calls.iter().all(|call| !call.environment.contains_key("SCONE_CONFIG_ID")));
 
@@ -739,8 +739,8 @@ fn one_more_version_of_the_same_policy_is_recorded_if_nothing_else_can_have_been
 }
 
 fn in_format_1(state: &str) -> String {
-    let lines = state.lines().filter(|line| !line.contains("_predecessor: "));
-    lines.map(|line| format!("{}\n", line.replace("format: 2", "format: 1"))).collect()
+    let lines = state.lines().filter(|line| !line.contains("_predecessor: ") && *line != "programs: {}");
+    lines.map(|line| format!("{}\n", line.replace("format: 3", "format: 1"))).collect()
 }
 
 #[test]
@@ -1302,7 +1302,7 @@ fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
         (String::new(), "damaged"),
         ("\0\0\0\0".to_owned(), "damaged"),
         ("hello".to_owned(), "not ours"),
-        (good.replace("format: 2", "format: 3"), "has format 3"),
+        (good.replace("format: 3", "format: 4"), "has format 4"),
         (good.replace("platform: scone", "platform: sgx"), "damaged"),
         (format!("{good}unheard_of: 1\n"), "damaged"),
         (

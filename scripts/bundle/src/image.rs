@@ -106,7 +106,8 @@ impl UserImage {
         }
         let command = [config.entrypoint, config.cmd].into_iter().flatten().flatten().collect();
         let variables = config.env.unwrap_or_default().into_iter();
-        let environment = variables.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())));
+        let environment =
+            variables.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())));
         let pwd = config.working_dir.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
         let user = config.user.filter(|user| !["0", "root", "0:0"].contains(&user.as_str())).unwrap_or_default();
         Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd, user })
@@ -135,7 +136,8 @@ impl UserImage {
             }
             found
         } else {
-            let there = |path: &String| std::fs::metadata(format!("{}{path}", self.id)).is_ok_and(|file| file.is_file());
+            let there =
+                |path: &String| std::fs::metadata(format!("{}{path}", self.id)).is_ok_and(|file| file.is_file());
             let is_link = |path: &String| Path::new(&format!("{}{path}", self.id)).is_symlink();
             candidates.into_iter().find(|path| there(path) || is_link(path))
         };
@@ -168,7 +170,7 @@ impl UserImage {
                         return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
                     }
                     let file = between.path().join(&path[1..]);
-                    self.succeed(from.copy(&from.inside(path), file.as_os_str())?)?;
+                    self.succeed(from.copy(from.inside(path), &file)?)?;
                     self.succeed(to.copy(&file, to.inside(path))?)?;
                 }
                 let changes = labels.map(|label| format!("--change=LABEL {}", label.replacen('=', "=\"", 1) + "\""));

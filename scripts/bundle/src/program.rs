@@ -164,6 +164,9 @@ pub enum Service {
     Process(u32),
 }
 
+/// Starts what was got ready, with a code if there is one, and tells how it ended.
+type Go<'a, R> = &'a mut dyn FnMut(R, Option<&Code>) -> Result<Finished, Failure>;
+
 impl<'a> Launch<'a> {
     /// Makes sure that nothing stands in the way. `is_open`: of what starts without a code.
     pub fn prepare(account: &'a mut Account, options: &'a Options, is_open: bool) -> Result<Launch<'a>, Failure> {
@@ -177,8 +180,7 @@ impl<'a> Launch<'a> {
         let program = known(account, name)?;
         let (volumes, made) = (Vec::new(), Vec::new());
         let arguments = &options.arguments;
-        let mut launch =
-            Launch { account, name, program, arguments, mounts, publish, volumes, made, is_open };
+        let mut launch = Launch { account, name, program, arguments, mounts, publish, volumes, made, is_open };
         let directory = state::program_volumes(&account.root, &account.name, name);
         for (index, path) in program.volumes.iter().enumerate() {
             let host = directory.join(program.volume_name(index));
@@ -230,7 +232,7 @@ impl<'a> Launch<'a> {
         &self,
         source: Option<&Source>,
         get_ready: &dyn Fn() -> Result<R, Failure>,
-        go: &mut dyn FnMut(R, Option<&Code>) -> Result<Finished, Failure>,
+        go: Go<R>,
     ) -> Result<Finished, Failure> {
         let Some(source) = source else { return go(get_ready()?, None) };
         let state = &self.account.state;
@@ -582,8 +584,14 @@ mod tests {
 
     #[test]
     fn a_mount_is_a_directory_and_a_path_as_docker_has_them() {
-        for bad in ["", "src=/a,dst=/b", "type=tmpfs,dst=/b", "type=bind,src=/a", "type=bind,src=/a,dst=b", "type=bind,src=/a,dst=/b,x"]
-        {
+        for bad in [
+            "",
+            "src=/a,dst=/b",
+            "type=tmpfs,dst=/b",
+            "type=bind,src=/a",
+            "type=bind,src=/a,dst=b",
+            "type=bind,src=/a,dst=/b,x",
+        ] {
             assert!(parse_mount(bad).is_err(), "{bad}");
         }
         let mount = |is_readonly| Mount { host: "/a".into(), inside: "/b".to_owned(), is_readonly };

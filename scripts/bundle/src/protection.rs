@@ -184,7 +184,8 @@ pub fn tag(account: &Account, name: &str) -> String {
 
 /// What of a program its own session says. (The other one can be rendered at any time.)
 pub fn owned(program: &Program) -> impl PartialEq + '_ {
-    let open = (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
+    let open =
+        (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
     (&program.secrets, &program.volumes, program.volume_version, program.removed, open)
 }
 
@@ -213,7 +214,8 @@ fn with_places(mut command: Vec<String>, more: Option<u8>) -> Result<Vec<String>
 
 fn check_nested(volumes: &[String]) -> Result<(), Failure> {
     for (index, inner) in volumes.iter().enumerate() {
-        let nested = volumes.iter().enumerate().any(|(other, outer)| other != index && Path::new(inner).starts_with(outer));
+        let nested =
+            volumes.iter().enumerate().any(|(other, outer)| other != index && Path::new(inner).starts_with(outer));
         if nested {
             return Err(ProtectionError::Nested { path: inner.clone() }.into());
         }
@@ -277,7 +279,9 @@ mod tests {
     #[test]
     fn the_callers_places_are_whole_words_counted_from_one() {
         let places = |command: &str, more| {
-            with_places(words(command).unwrap().0, more).map(|words| words.join(" ")).map_err(|failure| failure.into_finding().0)
+            with_places(words(command).unwrap().0, more)
+                .map(|words| words.join(" "))
+                .map_err(|failure| failure.into_finding().0)
         };
         for bad in ["/p @@0", "/p @@2", "/p @@1 @@1", "/p --x=@@1", "/p @@x"] {
             assert!(places(bad, None).is_err(), "{bad}");

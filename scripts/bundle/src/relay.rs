@@ -71,12 +71,8 @@ impl Relay {
         let made = || -> io::Result<(Relay, Streams)> {
             if at_terminal() && input == Input::Callers {
                 let (ours, theirs) = pseudoterminal()?;
-                let streams = Streams {
-                    stdin: theirs.try_clone()?,
-                    stdout: theirs.try_clone()?,
-                    stderr: theirs,
-                    is_apart: true,
-                };
+                let streams =
+                    Streams { stdin: theirs.try_clone()?, stdout: theirs.try_clone()?, stderr: theirs, is_apart: true };
                 let input = Some(ours.try_clone()?);
                 return Ok((Relay { said: ours, out: Out::Stdout, input, is_terminal: true }, streams));
             }
@@ -350,7 +346,11 @@ mod tests {
     #[test]
     fn the_runtime_s_last_words_are_not_shown_and_nothing_else_is_kept() {
         let mut filter = filter();
-        let shown = [filter.take(b"result\n[SCO"), filter.take(b"NE|FATAL] it failed\r\nservice ID n@1234"), filter.take(b"56\r\n")];
+        let shown = [
+            filter.take(b"result\n[SCO"),
+            filter.take(b"NE|FATAL] it failed\r\nservice ID n@1234"),
+            filter.take(b"56\r\n"),
+        ];
         assert_eq!(shown.concat(), b"result\n");
         assert_eq!(filter.last_words(), "[SCONE|FATAL] it failed\nservice ID n@123456\n".replace("123456", "******"));
 

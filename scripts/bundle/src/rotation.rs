@@ -335,8 +335,9 @@ impl Rotation {
         let lock = self.account.lock()?.passed_on()?;
         let state = &self.account.state;
         let (both, new) = (to.both_versions(state), to.new_versions());
-        let has_switched =
-            to.uploads_done >= 2 || to.takes_over(state) || compare(&self.account, &Session::Reset, &new)? == Held::Same;
+        let has_switched = to.uploads_done >= 2
+            || to.takes_over(state)
+            || compare(&self.account, &Session::Reset, &new)? == Held::Same;
         if has_switched {
             let failure = Failure::from(RotationError::Switched).hints(self.finishing());
             return Err(if to.keeps_secret(state) {

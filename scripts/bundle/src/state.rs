@@ -90,7 +90,6 @@ pub struct State {
     /// A roll-forward that was begun; recorded before CAS is changed.
     pub pending: Option<Pending>,
     /// What this account's codes start, by name.
-    #[serde(default)]
     pub programs: BTreeMap<String, Program>,
 }
 
@@ -326,15 +325,17 @@ pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Fa
     let Some(content) = read_own(&path)? else { return Ok((StateFile { path, content: None }, None)) };
     let file = path.display().to_string();
     #[derive(Deserialize)]
-    struct Version {
+    struct Format {
         format: u32,
     }
-    match serde_yaml::from_slice::<Version>(&content) {
-        Ok(Version { format: 1..=FORMAT }) => {}
-        Ok(Version { format }) => return Err(StateError::Format { file, found: format }.into()),
+    let since = match serde_yaml::from_slice::<Format>(&content) {
+        // What an older format lacks. (In this one nothing is optional: a file may have been cut off.)
+        Ok(Format { format: 1 | 2 }) => "programs: {}\n",
+        Ok(Format { format: FORMAT }) => "",
+        Ok(Format { format }) => return Err(StateError::Format { file, found: format }.into()),
         Err(_) => return Err(StateError::NotOurs { file }.into()),
-    }
-    let state = serde_yaml::from_slice(&content);
+    };
+    let state = serde_yaml::from_slice(&[&content, since.as_bytes()].concat());
     let mut state: State = state.map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
     state.format = FORMAT;
     if let Some(what) = state.implausible() {

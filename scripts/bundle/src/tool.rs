@@ -109,9 +109,7 @@ impl Tool {
         command = command.env_remove("SCONE_CONFIG_ID");
         let command = match streams {
             None => command.stdin_null().stdout_capture().stderr_capture(),
-            Some(streams) => {
-                command.stdin_file(streams.stdin).stdout_file(streams.stdout).stderr_file(streams.stderr)
-            }
+            Some(streams) => command.stdin_file(streams.stdin).stdout_file(streams.stdout).stderr_file(streams.stderr),
         };
         command.unchecked()
     }
