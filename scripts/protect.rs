@@ -127,9 +127,10 @@ fn protect(args: &Args) -> Result<String, Failure> {
 
 fn confirm(args: &Args) -> Result<(), Failure> {
     let name = &args.name;
-    let question = match args.remove {
-        true => format!("Nobody can start '{name}' any more, and its secrets are lost. Go on?"),
-        false => format!("What is in the volumes of '{name}' is lost. Go on?"),
+    let question = if args.remove {
+        format!("Nobody can start '{name}' any more, and its secrets are lost. Go on?")
+    } else {
+        format!("What is in the volumes of '{name}' is lost. Go on?")
     };
     if args.yes || prompt::confirm(&question, false, "nothing was changed")? {
         return Ok(());
@@ -153,17 +154,14 @@ fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut af
         // Before the first upload: a run that is cut off must not leave sessions behind that nobody knows.
         account.record(&lock)?;
     }
-    let is_removed = account.state.programs[name].removed;
-    let sessions = match is_removed {
+    let (sessions, option) = if account.state.programs[name].removed {
         // Whoever may start it loses that first.
-        true => [person, own, Session::Otpqr],
+        ([person, own, Session::Otpqr], " --remove")
+    } else {
         // Session 1 exports the code's secret.
-        false => [Session::Otpqr, own, person],
+        ([Session::Otpqr, own, person], "")
     };
-    let again = account.script(
-        "protect",
-        &format!(" {name}{}   # goes on once that is mended", if is_removed { " --remove" } else { "" }),
-    );
+    let again = account.script("protect", &format!(" {name}{option}   # goes on once that is mended"));
     let has_changed = policy::upload_each(account, &lock, &sessions, &again)?;
     if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
         program.pending = false;
