@@ -127,6 +127,7 @@ fn with_tools(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     };
     let alone = alone.filter(|_| image.is_ok());
     let mut findings = vec![tools, image];
+    findings.extend(checks::programs(account));
     findings.extend(at_cas(account, alone));
     findings
 }

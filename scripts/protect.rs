@@ -142,6 +142,7 @@ fn confirm(args: &Args) -> Result<(), Failure> {
 fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut after: Program) -> Result<bool, Failure> {
     let lock = account.lock()?.passed_on()?;
     let [own, person] = Session::of_program(name);
+    let was_pending = before.is_some_and(|before| before.pending);
     let is_given = account.given.keys().any(|(program, _)| program == name);
     let own_changes = is_given || before.is_none_or(|before| owned(before) != owned(&after));
     let changes = own_changes || before != Some(&after);
@@ -154,13 +155,16 @@ fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut af
         // Before the first upload: a run that is cut off must not leave sessions behind that nobody knows.
         account.record(&lock)?;
     }
+    // What a run that was cut off left is not known.
+    let own = (own_changes || was_pending || !changes).then_some(own);
     let (sessions, option) = if account.state.programs[name].removed {
         // Whoever may start it loses that first.
-        ([person, own, Session::Otpqr], " --remove")
+        ([Some(person), own, Some(Session::Otpqr)], " --remove")
     } else {
         // Session 1 exports the code's secret.
-        ([Session::Otpqr, own, person], "")
+        ([Some(Session::Otpqr), own, Some(person)], "")
     };
+    let sessions: Vec<Session> = sessions.into_iter().flatten().collect();
     let again = account.script("protect", &format!(" {name}{option}   # goes on once that is mended"));
     let has_changed = policy::upload_each(account, &lock, &sessions, &again)?;
     if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {

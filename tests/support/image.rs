@@ -4,8 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::run;
+use super::{run, run_with_input};
 
 /// Adds programs of this host, with the libraries that they need. Where a program is a link, the link is added, too.
 pub fn add(image: &Path, programs: &[&str]) {
@@ -46,17 +47,39 @@ pub struct Tag(pub String);
 impl Tag {
     /// Imports a directory. `changes`: as a Dockerfile has them.
     pub fn import(directory: &Path, name: &str, changes: &[&str]) -> Tag {
-        let tag = format!("otpqr-test-{name}:{}", std::process::id());
+        let tag = Tag(unique(name));
+        tag.replace(directory, changes);
+        tag
+    }
+
+    /// Imports another directory under the same name.
+    pub fn replace(&self, directory: &Path, changes: &[&str]) {
         let packed = directory.with_extension("tar");
         let mut pack = Command::new("tar");
         pack.arg("-C").arg(directory).arg("-cf").arg(&packed).arg(".");
         run(pack).expect(0);
         let mut import = Command::new("docker");
-        import.arg("import").args(changes.iter().flat_map(|change| ["--change", change])).arg(&packed).arg(&tag);
+        import.arg("import").args(changes.iter().flat_map(|change| ["--change", change])).arg(&packed).arg(&self.0);
         run(import).expect(0);
         fs::remove_file(packed).expect("deletion");
+    }
+}
+
+impl Tag {
+    /// Another one on top of this, as a Dockerfile has it.
+    pub fn with(&self, lines: &[&str]) -> Tag {
+        let tag = unique("with");
+        let mut build = Command::new("docker");
+        build.args(["build", "--quiet", "--tag", &tag, "-"]);
+        run_with_input(build, &format!("FROM {}\n{}\n", self.0, lines.join("\n"))).expect(0);
         Tag(tag)
     }
+}
+
+/// A tag that no other test has.
+fn unique(name: &str) -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("otpqr-test-{name}:{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
 }
 
 impl Drop for Tag {

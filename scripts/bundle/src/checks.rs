@@ -13,9 +13,10 @@ use crate::finding::Finding;
 use crate::hint::{pasteable, quoted, shred};
 use crate::issue::Output;
 use crate::policy::{Held, Session, Versions, compare};
+use crate::program;
 use crate::refusal::Answer;
 use crate::rotation;
-use crate::state;
+use crate::state::{self, Program};
 use crate::tool::{Tool, login_name};
 use crate::{hint, step};
 
@@ -112,6 +113,20 @@ pub fn pending(found: &Found) -> Option<Finding> {
     };
     let finding = format!("a roll-forward {what} ({} of 3 uploads confirmed)", pending.uploads_done);
     Some(Finding::wrong("pending", finding, found.state.finishing(&found.name)))
+}
+
+/// Whether what was measured of each program is there.
+pub fn programs(account: &Account) -> Vec<Finding> {
+    let there = account.state.programs.iter().filter(|(_, program)| !program.removed);
+    let look = |(name, program): (&String, &Program)| match program::check_image(account, name) {
+        _ if program.pending => {
+            let protect = account.script("protect", &format!(" {name}"));
+            Finding::wrong("program", format!("'{name}': a run of 'protect' was cut off"), protect)
+        }
+        Ok(()) => Finding::ok("program", format!("'{name}': image '{}' is the one that was measured", program.image)),
+        Err(failure) => Finding::refused("program", failure),
+    };
+    there.map(look).collect()
 }
 
 /// Whether it is the CAS that was pinned, and answers.

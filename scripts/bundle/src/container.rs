@@ -153,6 +153,15 @@ impl Tools {
         (words.remove(0), words)
     }
 
+    /// Whether what this ID names is there.
+    pub(crate) fn has_image(&self, id: &str) -> Result<bool, Failure> {
+        if !self.runs_containers() {
+            return Ok(Path::new(id).is_dir());
+        }
+        self.check_engine()?;
+        Ok(self.engine.run(&["image", "inspect", "--format", "{{.Id}}", id].map(OsString::from), &[])?.success())
+    }
+
     /// Whether the image is still the one with this ID and measurement.
     pub fn is_same_image(
         &self,

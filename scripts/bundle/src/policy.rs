@@ -65,10 +65,13 @@ pub enum Session {
 }
 
 impl Session {
+    /// Those that every account has, in the order in which they are first uploaded.
+    pub const OF_ACCOUNT: [Session; 3] = [Session::Namespace, Session::Otpqr, Session::Reset];
+
     /// In the order in which they are first uploaded.
     pub fn all(state: &State) -> Vec<Session> {
         let programs = state.programs.keys().flat_map(|name| Session::of_program(name));
-        [Session::Namespace, Session::Otpqr, Session::Reset].into_iter().chain(programs).collect()
+        Session::OF_ACCOUNT.into_iter().chain(programs).collect()
     }
 
     pub fn of_program(name: &str) -> [Session; 2] {

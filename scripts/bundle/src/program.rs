@@ -33,7 +33,7 @@ enum ProgramError {
     Arguments { program: String, takes: usize, given: usize },
     #[error("program '{program}' has nothing that starts without a code")]
     NothingOpen { program: String },
-    #[error("image '{image}' is not the one in the policies of program '{program}'")]
+    #[error("what was measured of image '{image}', for program '{program}', is not there any more")]
     AnotherImage { program: String, image: String },
     #[error("'{directory}' is no directory that can be mounted")]
     NoDirectory { directory: String },
@@ -112,8 +112,8 @@ pub struct Publish {
 /// A `--mount` as docker has it, of a directory.
 fn parse_mount(text: &str) -> Result<Mount, String> {
     let (mut host, mut inside, mut is_readonly, mut is_bind) = (None, None, false, false);
-    for field in text.split(',') {
-        match field.split_once('=').unwrap_or((field, "")) {
+    for field in fields(text) {
+        match field.split_once('=').unwrap_or((&field, "")) {
             ("type", "bind") => is_bind = true,
             ("src" | "source", path) => host = Some(PathBuf::from(path)),
             ("dst" | "destination" | "target", path) => inside = Some(path.to_owned()),
@@ -127,6 +127,22 @@ fn parse_mount(text: &str) -> Result<Mount, String> {
         }
         _ => Err("must be type=bind,src=DIR,dst=PATH, PATH being absolute".to_owned()),
     }
+}
+
+/// The fields of CSV, which docker reads a `--mount` as: one with a comma in it is in quotes.
+fn fields(text: &str) -> Vec<String> {
+    let (mut fields, mut is_quoted) = (vec![String::new()], false);
+    let mut characters = text.chars().peekable();
+    while let Some(c) = characters.next() {
+        match (c, fields.last_mut()) {
+            ('"', Some(field)) if is_quoted && characters.next_if_eq(&'"').is_some() => field.push('"'),
+            ('"', _) => is_quoted = !is_quoted,
+            (',', _) if !is_quoted => fields.push(String::new()),
+            (c, Some(field)) => field.push(c),
+            (_, None) => {}
+        }
+    }
+    fields
 }
 
 fn parse_publish(text: &str) -> Result<Publish, String> {
@@ -398,8 +414,10 @@ fn check_program(account: &Account, options: &Options, is_open: bool) -> Result<
 pub fn check_image(account: &Account, name: &str) -> Result<(), Failure> {
     let Program { image, image_id, command, mrenclave, .. } = known(account, name)?;
     let path = command.first().map_or("", String::as_str);
-    // In containers that is an ID; natively a directory.
-    if account.tools.is_same_image(image_id, image_id, Executable { path, with_files: true }, mrenclave)? {
+    // An ID stands for its content; a directory does not.
+    let is_there = account.tools.has_image(image_id)?;
+    let executable = Executable { path, with_files: true };
+    if is_there && (account.tools.runs_containers() || account.tools.measure(image_id, executable)? == *mrenclave) {
         return Ok(());
     }
     let another = ProgramError::AnotherImage { program: name.to_owned(), image: image.clone() };
@@ -597,6 +615,8 @@ mod tests {
         let mount = |is_readonly| Mount { host: "/a".into(), inside: "/b".to_owned(), is_readonly };
         assert_eq!(parse_mount("type=bind,source=/a,target=/b,readonly"), Ok(mount(true)));
         assert_eq!(parse_mount("type=bind,src=/a,dst=/b"), Ok(mount(false)));
+        let odd = Mount { host: "/it's \"a\", b".into(), ..mount(false) };
+        assert_eq!(parse_mount(r#"type=bind,"src=/it's ""a"", b",dst=/b"#), Ok(odd));
     }
 
     #[test]

@@ -179,17 +179,18 @@ impl Relay {
                     Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                     said => {
                         let shown = filter.take(&buffer[..said?]);
-                        self.show(&shown)?;
+                        self.show(&shown);
                     }
                 }
             } else {
                 // What may be the beginning of a code, and was not.
                 let shown = filter.release();
-                self.show(&shown)?;
+                self.show(&shown);
             }
             if has_input {
                 // Not through a buffer, which would keep what is for the next question.
-                let read = rustix::io::read(&stdin, &mut buffer[..])?;
+                // A terminal that was closed answers EIO.
+                let read = rustix::io::read(&stdin, &mut buffer[..]).unwrap_or(0);
                 let ended = read == 0;
                 if let Some(input) = &mut self.input
                     && (ended || input.write_all(&buffer[..read]).is_err())
@@ -199,22 +200,16 @@ impl Relay {
             }
         }
         let shown = filter.release();
-        self.show(&shown)
+        self.show(&shown);
+        Ok(())
     }
 
-    /// If nobody can be told any more, the program goes on.
-    fn show(&self, text: &[u8]) -> io::Result<()> {
-        if text.is_empty() {
-            return Ok(());
-        }
-        let written = match self.out {
+    fn show(&self, text: &[u8]) {
+        // If nobody can be told any more, the program goes on.
+        let _ = match self.out {
             Out::Stdout => io::stdout().write_all(text).and_then(|()| io::stdout().flush()),
             Out::Stderr => io::stderr().write_all(text),
         };
-        match written {
-            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => Err(cause),
-            _ => Ok(()),
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::issue::{Output, discard};
-use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload, upload_all};
+use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload, upload_each};
 use crate::prompt;
 use crate::state::{Lock, Pending, State};
 use crate::step;
@@ -376,11 +376,23 @@ impl Rotation {
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
         Session::all(state).into_iter().for_each(|session| session.forget(state));
+        for program in state.programs.values_mut() {
+            // Its secrets are lost as well, and so is what its volumes were sealed with.
+            (program.volume_version, program.pending) = (program.volume_version + 1, !program.removed);
+        }
         // From here on `create` can finish it, too.
         self.record(&lock, None)?;
         let create = self.account.script("create", "   # goes on");
-        upload_all(&mut self.account, &lock).map_err(|failure| failure.part_way(create, None))?;
-        Ok(self.report(&old_label, "CAS has lost the old ones"))
+        upload_each(&mut self.account, &lock, &Session::OF_ACCOUNT, &create)
+            .map_err(|failure| failure.part_way(create, None))?;
+        let mut report = self.report(&old_label, "CAS has lost the old ones");
+        for (name, program) in self.account.state.programs.iter().filter(|(_, program)| !program.removed) {
+            let given = program.secrets.iter().filter(|(_, from)| from.is_given());
+            let given: String = given.map(|(secret, _)| format!(" --secret {secret}=FILE")).collect();
+            let protect = self.account.script("protect", &format!(" {name}{given}"));
+            report += &format!("\nprotect again, with new secrets: {}", hint::pasteable(&protect));
+        }
+        Ok(report)
     }
 
     /// Makes sure that CAS holds no session of the account.
