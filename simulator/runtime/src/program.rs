@@ -77,13 +77,13 @@ impl Program {
         if FileType::from_raw_mode(kind) != FileType::RegularFile {
             return Err(not_simulated("no regular file"));
         }
+        // The runtime's own binary is hashed while the program is read.
+        let own = |source| unreadable(Path::new(OWN), source);
+        let mut measurement = Measurement::start("scone-sim measurement 1").map_err(own)?;
         let mut program = Vec::new();
         file.read_to_end(&mut program).map_err(|error| unreadable(path, error))?;
         refuse_unmeasured_code(&program).map_err(not_simulated)?;
         let copy = sealed_copy(&program).map_err(|source| Error::NotKept { path: path.to_owned(), source })?;
-
-        let own = |source| unreadable(Path::new(OWN), source);
-        let mut measurement = Measurement::start("scone-sim measurement 1").map_err(own)?;
         measurement.add(&program);
         measurement.add_settings();
         Ok(Program { executed: Executed::Copy(copy), mrenclave: measurement.finish() })
