@@ -77,7 +77,9 @@ impl Image {
         // Nothing that is mounted from here on shows outside.
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .map_err(failed("change mounts (user namespaces may be restricted on this host)"))?;
-        mount("tmpfs", &at, "tmpfs", MEMORY, Some(c"mode=0755")).map_err(failed("mount a new root"))?;
+        // In large pages, where the kernel has them, files are copied in two thirds of the time.
+        let mount = |options| mount("tmpfs", &at, "tmpfs", MEMORY, Some(options));
+        mount(c"mode=0755,huge=within_size").or_else(|_| mount(c"mode=0755")).map_err(failed("mount a new root"))?;
         Ok(at)
     }
 

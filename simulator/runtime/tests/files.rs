@@ -292,6 +292,28 @@ fn the_program_sees_what_was_measured_and_nothing_else_and_can_change_nothing() 
 }
 
 #[test]
+fn on_a_kernel_without_large_pages_the_program_runs_all_the_same() {
+    let Some(image) = Image::new() else { return };
+    // The first mount makes the runtime's mounts its own, the second is the first that asks for large pages.
+    let refused = ["-f", "-qq", "-o", "trace", "-e", "trace=mount", "-e", "inject=mount:error=EINVAL:when=2"];
+    let directory = TempDir::new().unwrap();
+    let mut command = Command::new("strace");
+    command.args(refused).arg(env!("CARGO_BIN_EXE_scone-run")).arg("--rootfs").arg(image.0.path());
+    command.args(["--fs-dir", "/", "/bin/sh", "-c", "read a </app/data; echo $a"]).current_dir(directory.path());
+    let output = match command.stdin(Stdio::null()).output() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: strace");
+            return eprintln!("SKIPPED: missing: strace: apt-get install strace");
+        }
+        output => output.unwrap(),
+    };
+    let trace = fs::read_to_string(directory.path().join("trace")).unwrap();
+    let injected = trace.lines().find(|line| line.ends_with("(INJECTED)")).unwrap();
+    assert!(injected.contains("huge=within_size"), "{trace}");
+    assert_eq!(text(&output.stdout), "data\n", "{}", text(&output.stderr));
+}
+
+#[test]
 fn from_what_the_caller_binds_nothing_is_executed() {
     let Some(image) = Image::new() else { return };
     let host = TempDir::new().unwrap();
