@@ -1,6 +1,6 @@
 //! Whole starts against a CAS in the test: what reaches the program, what is refused, and that no sync returns before CAS has
-//! the volume's tag. On the host, as the user who runs the tests and, if that is root, as an ordinary one too; and in a
-//! container, if there is a Docker Engine, with the static runtime that `make sim` built.
+//! the volume's tag. On the host, as the user who runs the tests and, if that is root, as an ordinary one too, and with all files
+//! of the image measured; and in a container, if there is a Docker Engine, with the static runtime that `make sim` built.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -192,6 +192,8 @@ struct Host {
     user: Option<u32>,
     /// The image's ID; `None`: run natively.
     image: Option<Arc<Image>>,
+    /// Natively: measure all files of the image (`--fs-dir /`), not the program alone.
+    all_files: bool,
 }
 
 /// Runs a test natively.
@@ -202,11 +204,13 @@ fn on_the_host(test: impl Fn(Host)) {
     }
 }
 
-/// Runs a test natively and, where that can be, in a container.
+/// Runs a test natively, with the program measured and with all files of the image, and, where that can be, in a container.
 fn everywhere(test: impl Fn(Host)) {
     on_the_host(&test);
+    let ordinary = geteuid().is_root().then_some(NOBODY);
+    test(Host { all_files: true, ..Host::new(ordinary, None) });
     if let Some(image) = image() {
-        test(Host::new(geteuid().is_root().then_some(NOBODY), Some(image)));
+        test(Host::new(ordinary, Some(image)));
     }
 }
 
@@ -276,7 +280,7 @@ fn copy(from: &Path, to: &Path) {
 impl Host {
     fn new(user: Option<u32>, image: Option<Arc<Image>>) -> Host {
         let directory = TempDir::new().unwrap();
-        let host = Host { directory, cas: TestCas::start(), user, image };
+        let host = Host { directory, cas: TestCas::start(), user, image, all_files: false };
         for name in ["", "image", "image/bin", "image/root", "volume", "out"] {
             let path = host.path(name);
             fs::create_dir_all(&path).unwrap();
@@ -319,6 +323,9 @@ impl Host {
         let bind = |host: &str, to: &str| format!("{}:{to}", self.path(host).display());
         command.arg("--rootfs").arg(self.path("image"));
         command.args(["--bind", &bind("volume", "/.sealed/root/single_run"), "--bind", &bind("out", "/out")]);
+        if self.all_files {
+            command.args(["--fs-dir", "/"]);
+        }
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }
