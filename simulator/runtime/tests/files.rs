@@ -5,16 +5,20 @@
 #[allow(dead_code)]
 mod support;
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
 
+use ring::digest::{Context, SHA256};
+use scone_protocol::hex;
 use support::Cas;
 use tempfile::TempDir;
 
@@ -58,6 +62,11 @@ impl Image {
     fn libc(&self) -> PathBuf {
         let found = Command::new("find").arg(self.0.path()).args(["-name", "libc.so.6"]).output().unwrap();
         text(&found.stdout).trim_end().into()
+    }
+
+    /// What the shell needs of [`LIBRARIES`].
+    fn needed(&self) -> Vec<&'static str> {
+        LIBRARIES.into_iter().filter(|name| self.path(&name[1..]).exists()).collect()
     }
 
     fn command(&self, directories: &[&str], program: &str) -> Command {
@@ -152,21 +161,76 @@ fn what_cannot_be_measured_is_refused_by_name() {
         let output = image.command(&[relative], "/bin/sh").output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     }
-    // Below /dev it is an engine's business what there is.
-    fs::create_dir(image.path("dev")).unwrap();
-    for (made, refused) in [("dev/fifo", false), ("app/fifo", true)] {
-        assert!(Command::new("mkfifo").arg(image.path(made)).status().unwrap().success());
-        if refused {
-            image.refuses(&ALL, "/bin/sh", "'/app/fifo' is a socket, a FIFO or a device: not simulated");
-        } else {
-            image.hash(&ALL);
+}
+
+#[test]
+fn a_socket_a_fifo_or_a_device_is_refused_where_it_would_be_measured() {
+    let Some(image) = Image::new() else { return };
+    let make = |kind: &str, at: &Path| match kind {
+        "socket" => UnixListener::bind(at).is_ok(),
+        _ => Command::new("mknod").arg(at).args(kind.split(' ')).stderr(Stdio::null()).status().unwrap().success(),
+    };
+    let (measured, dev) = (image.path("app/made"), image.path("dev"));
+    fs::create_dir(&dev).unwrap();
+    for kind in ["socket", "p", "c 1 3", "b 7 0"] {
+        if !make(kind, &measured) {
+            assert!(kind.contains(' '), "{kind} cannot be made");
+            eprintln!("SKIPPED: a device cannot be made here: {kind}");
+            continue;
         }
+        image.refuses(&ALL, "/bin/sh", "'/app/made' is a socket, a FIFO or a device: not simulated");
+        // Not below a measured directory it is nobody's business, and below /dev an engine's.
+        image.hash(&image.needed());
+        fs::remove_file(&measured).unwrap();
+        assert!(make(kind, &dev.join(kind)));
+        image.hash(&ALL);
     }
-    // Not below a measured directory, it is nobody's business.
-    image.hash(&LIBRARIES.map(|name| if image.path(&name[1..]).exists() { name } else { "/bin" }));
 }
 
 // ---- the measurement --------------------------------------------------------------------------------------------------
+
+/// The page's own words (docs/simulator-runtime.md, What is measured), by other means: a part is hashed with its length before it.
+#[test]
+fn the_measurement_is_what_the_page_says() {
+    let Some(image) = Image::new() else { return };
+    // Longer than what is read at a time, and no multiple of it.
+    fs::write(image.path("app/long"), [b'x'; 1_000_003]).unwrap();
+    let mut measured = BTreeMap::new();
+    let mut ahead = vec![image.0.path().to_owned()];
+    while let Some(directory) = ahead.pop() {
+        for path in fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = [b"/", path.strip_prefix(image.0.path()).unwrap().as_os_str().as_bytes()].concat();
+            let status = path.symlink_metadata().unwrap();
+            if status.is_dir() {
+                ahead.push(path);
+            } else if status.is_symlink() {
+                measured.insert(name, vec![b"link".to_vec(), fs::read_link(path).unwrap().into_os_string().into_vec()]);
+            } else {
+                let mode = (status.mode() & 0o777).to_be_bytes();
+                measured.insert(name, vec![b"file".to_vec(), mode.to_vec(), fs::read(path).unwrap()]);
+            }
+        }
+    }
+    let runtime = fs::read(env!("CARGO_BIN_EXE_scone-run")).unwrap();
+    let start = [
+        b"scone-sim measurement 2".to_vec(),
+        runtime,
+        b"/bin/sh".to_vec(),
+        1_u64.to_be_bytes().to_vec(),
+        b"/".to_vec(),
+    ];
+    let settings = [b"SCONE_HEAP".to_vec(), b"64M".to_vec()];
+    let files = measured.into_iter().flat_map(|(name, parts)| [vec![name], parts].concat());
+    let mut expected = Context::new(&SHA256);
+    for part in start.into_iter().chain(settings).chain(files) {
+        expected.update(&(part.len() as u64).to_be_bytes());
+        expected.update(&part);
+    }
+    let mut command = image.command(&ALL, "/bin/sh");
+    command.env("SCONE_HASH", "1").env("SCONE_HEAP", "64M").env_remove("SCONE_STACK").env_remove("SCONE_ALLOW_DLOPEN");
+    let output = command.output().unwrap();
+    assert_eq!(text(&output.stdout).trim_end(), hex(expected.finish().as_ref()), "{}", text(&output.stderr));
+}
 
 #[test]
 fn each_change_of_a_measured_file_is_another_measurement_and_undone_the_old_one() {
@@ -245,7 +309,7 @@ fn overlapping_directories_count_once_and_which_are_named_counts() {
     let all = image.hash(&ALL);
     assert_eq!(image.hash(&["/", "/app", "/app/empty"]), all);
     assert_eq!(image.hash(&["/app/./", "//"]), all);
-    let needed: Vec<&str> = LIBRARIES.into_iter().filter(|name| image.path(&name[1..]).exists()).collect();
+    let needed = image.needed();
     let with = |more: &[&'static str]| image.hash(&[&needed[..], more].concat());
     let without = with(&[]);
     assert_ne!(without, all);
@@ -274,7 +338,7 @@ fn the_program_sees_what_was_measured_and_nothing_else_and_can_change_nothing() 
     set_mode(&image.path("app/other"), 0o640);
     let script = "echo /* /app/*; read a </app/link; echo $a; echo x >/app/new; echo x >/bin/sh; echo x >/new; \
                   test -x /app/other || echo not executable; read a </app/out; exit 7";
-    let needed: Vec<&str> = LIBRARIES.into_iter().filter(|name| image.path(&name[1..]).exists()).collect();
+    let needed = image.needed();
     let output = image.runs(&[&needed[..], &["/app"]].concat(), &[], script);
     let (said, complained) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(7), "{complained}");
