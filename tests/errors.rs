@@ -7,7 +7,9 @@ use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::support::{Bundle, Outcome, Platform, SmallDisk, User, copy, is_root, repository, run, run_with_input};
+use crate::support::{
+    Bundle, Outcome, Platform, SmallDisk, User, copy, image, is_root, repository, run, run_with_input,
+};
 
 /// Wraps a tool: runs the test's deed before it or, if the deed calls `exit`, instead of it.
 const TOOL: &str = r#"#!/bin/sh
@@ -61,7 +63,7 @@ impl Host {
             // A copy is not.
             copy(&bin.join("tool"), &bin.join(name));
         }
-        for name in ["create", "gen_qr", "add_auth", "roll_forward"] {
+        for name in ["create", "gen_qr", "add_auth", "roll_forward", "protect", "start"] {
             symlink(name, bundle.root.join("scripts").join(format!("{name}.rs"))).expect("a link");
         }
         Host { bundle, bin }
@@ -1451,6 +1453,222 @@ hint: ./create.rs   # attests it
 }
 
 #[test]
+fn a_program_that_cannot_be_protected() {
+    let host = Host::with_account();
+    let image = host.root.join("image");
+    fs::create_dir(&image).expect("a directory");
+    image::shell(&image, "");
+    let protect = |options: &[&str]| host.signing("protect", &[&["shell"], options].concat());
+    let image = ["--image", "image", "--command", "/bin/sh /app/service.sh"];
+    let step = "protect: platform 'sim-native' is software only: a rehearsal that protects nobody from root\n";
+    let refused = |options: &[&str], code, why: &str| host.says(protect(options), code, &format!("{step}{why}\n"));
+    refused(&[], 2, "protect: error: program 'shell' is not known yet: give '--image IMAGE'");
+    refused(&image[..2], 3, "protect: error: image 'image' names no program: give '--command'");
+    refused(
+        &["--image", "no-such"],
+        3,
+        "protect: error: the image directory 'ROOT/no-such' is not there\nhint: make sim",
+    );
+    let with = |options: &[&'static str]| [&image[..2], options].concat();
+    refused(&with(&["--command", "python3 x.py"]), 3, "protect: error: there is no program 'python3' in image 'image'");
+    refused(
+        &with(&["--command", "/bin/sh @@2"]),
+        2,
+        "protect: error: the command's places for arguments must be whole words, '@@1' to '@@N', each once",
+    );
+    refused(
+        &with(&["--command", "/bin/sh @@1", "--args", "2"]),
+        2,
+        "protect: error: '--args' and '@@N' in '--command' say the same: give one of them",
+    );
+    refused(
+        &with(&["--command", "/bin/sh", "--env", "HOME=$HOME"]),
+        2,
+        "protect: error: '$HOME' has a '$' or a control character in it, which no policy can carry over",
+    );
+    refused(
+        &with(&["--command", "/bin/sh", "--volume", "/data", "--volume", "/data/more"]),
+        2,
+        "protect: error: the volume '/data/more' lies in another, or the other way round",
+    );
+    refused(
+        &with(&["--command", "/bin/sh", "--secret", "KEY=no-such"]),
+        3,
+        "protect: error: secret 'KEY' cannot be read from 'no-such': No such file or directory (os error 2)",
+    );
+    fs::write(host.root.join("empty"), "").expect("a file");
+    refused(
+        &with(&["--command", "/bin/sh", "--secret", "KEY=empty"]),
+        2,
+        "protect: error: secret 'KEY' in 'empty' is empty, or longer than 64 KiB",
+    );
+    fs::write(host.root.join("lines"), "two\nlines\n").expect("a file");
+    refused(
+        &with(&["--command", "/bin/sh", "--secret", "KEY=lines"]),
+        2,
+        "protect: error: secret 'KEY' in 'lines' is no line of printable ASCII without '$': 'base64:lines' has the program find it in base64",
+    );
+
+    let args = [&image[..], &["--args", "1", "--secret", "KEY=base64:lines"]].concat();
+    protect(&args).expect(0);
+    refused(
+        &["--secret", "KEY=drawn"],
+        2,
+        "protect: error: secret 'KEY' comes from elsewhere already; '--remove' gives the program up, with all its secrets",
+    );
+    refused(
+        &["--volume", "/data"],
+        3,
+        "\
+protect: making image 'image' ready
+protect: measuring the program
+protect: error: secret 'KEY' of program 'shell' came from a file and is in CAS alone: give it again
+hint: ./scripts/protect.rs --account signing shell --secret KEY=FILE",
+    );
+    host.says(
+        protect(&["--remove"]),
+        2,
+        "protect: error: this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'\n",
+    );
+    let begun = host.instead_of("scone", &upload_fails(2), || host.signing("roll_forward", &["--yes"]));
+    assert_eq!(begun.code, Some(4), "{begun:?}");
+    refused(
+        &[],
+        3,
+        "\
+protect: error: a roll-forward of account 'signing' was begun but not finished
+hint: ./scripts/roll_forward.rs --account signing",
+    );
+}
+
+#[test]
+fn a_program_that_cannot_be_started() {
+    let host = Host::with_account();
+    let image = host.root.join("image");
+    fs::create_dir(&image).expect("a directory");
+    image::shell(&image, "exit $1");
+    host.gen_qr().expect(0);
+    let alice = host.scan(
+        &fs::read_dir(&host.root)
+            .expect("the root")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .find(|name| name.ends_with(".svg"))
+            .expect("the QR code"),
+    );
+    let start = |options: &[&str], arguments: &[&str]| {
+        let code = alice.code_at(host.now());
+        let command = ["--account", "signing", "shell", "--otp-file", "-"];
+        let outcome =
+            run_with_input(host.script_command("start", &[&command, options, &["--"], arguments].concat()), &code);
+        host.wait(30);
+        outcome
+    };
+    let step = "start: platform 'sim-native' is software only: a rehearsal that protects nobody from root\n";
+    let warning = "[SCONE|WARN] scone-run: Application runs in SGX simulation mode. Its memory can be read by the untrusted system! This is not secure! (scone-sim: software only)\n";
+    let refused = |options: &[&str], arguments: &[&str], code, why: &str| {
+        host.says(start(options, arguments), code, &format!("{step}{why}\n"));
+    };
+    refused(
+        &[],
+        &["0"],
+        3,
+        "start: error: account 'signing' has no program 'shell'\nhint: ./scripts/protect.rs --account signing shell --image IMAGE",
+    );
+    let command = ["--image", "image", "--command", "/bin/sh /app/service.sh @@1", "--volume", "/data"];
+    host.signing("protect", &[&["shell"], &command[..]].concat()).expect(0);
+    refused(&[], &[], 2, "start: error: the policy of program 'shell' takes 1 arguments of its caller's, not 0");
+    let publish = ["--publish", "80:8080"];
+    refused(
+        &publish,
+        &["0"],
+        2,
+        "start: error: on platform 'sim-native' the program is on this host's network: '80:8080' cannot move its port",
+    );
+    let mount = |mount: &'static str| ["--mount", mount];
+    refused(
+        &mount("type=bind,src=no-such,dst=/in"),
+        &["0"],
+        3,
+        "start: error: 'no-such' is no directory that can be mounted",
+    );
+    refused(
+        &mount("type=bind,src=image,dst=/in,readonly"),
+        &["0"],
+        2,
+        "start: error: on platform 'sim-native' a mount cannot be read-only: leave 'readonly' out",
+    );
+    host.says(
+        host.signing("start", &["shell", "--open"]),
+        2,
+        &format!("{step}start: error: program 'shell' has nothing that starts without a code\n"),
+    );
+    // The log
+    let detach = ["--detach", "--log", "service.log"];
+    File::create(host.root.join("service.log")).expect("a log");
+    fs::set_permissions(host.root.join("service.log"), Permissions::from_mode(0o644)).expect("permissions");
+    refused(&detach, &["0"], 3, "start: error: the log 'service.log' must be a file that only you can read");
+    fs::remove_file(host.root.join("service.log")).expect("deletion");
+    refused(
+        &["--detach", "--log", "no-such/log"],
+        &["0"],
+        3,
+        "start: error: the log 'no-such/log' cannot be used: No such file or directory (os error 2)",
+    );
+    refused(
+        &detach,
+        &["7"],
+        1,
+        "\
+start: waiting whether it goes on running
+start: error: the program ended at once, with status 7: see the log 'service.log'",
+    );
+    // The volume
+    let volume = "state/volumes/signing/programs/shell/volume_0_1";
+    let removed = host.without(volume, || start(&[], &["0"]));
+    let found = removed.stderr.replace(&first_manifest(&host.root.join(volume)), "MANIFEST");
+    host.says(
+        Outcome { stderr: found, ..removed },
+        5,
+        &format!(
+            "\
+{step}{warning}start: error: a volume was refused: Opening volume volume_0_1 failed: file system protection file was removed: MANIFEST (volume /data)
+hint: ./scripts/protect.rs --account signing shell --new-volumes   # if it cannot be put back: what was in it is lost
+"
+        ),
+    );
+    // The image
+    let service = host.root.join("image/app/service.sh");
+    fs::write(&service, "exit 0").expect("a change");
+    refused(
+        &[],
+        &["0"],
+        3,
+        "\
+start: error: what was measured of image 'image', for program 'shell', is not there any more
+hint: ./scripts/protect.rs --account signing shell   # updates the policies",
+    );
+    fs::write(&service, "exit $1").expect("the program");
+    // A run of protect that was cut off
+    let cut_off = host.instead_of("scone", &upload_fails(1), || host.signing("protect", &["shell", "--env", "A=b"]));
+    assert_ne!(cut_off.code, Some(0), "{cut_off:?}");
+    refused(
+        &[],
+        &["0"],
+        3,
+        "\
+start: error: CAS may not hold what the state says of program 'shell': a run of 'protect' was cut off
+hint: ./scripts/protect.rs --account signing shell   # goes on",
+    );
+}
+
+/// The name of the manifest in a sealed volume.
+fn first_manifest(volume: &Path) -> String {
+    let entries = fs::read_dir(volume).expect("the volume").map(|entry| entry.expect("an entry").file_name());
+    let names = entries.map(|name| name.into_string().expect("a name"));
+    names.into_iter().find(|name| name.ends_with(".manifest")).expect("a manifest")
+}
+
+#[test]
 fn the_state_of_another_user() {
     if !is_root() {
         eprintln!("SKIPPED: only root can become another user");
@@ -1577,4 +1795,20 @@ const EXEMPT: &[(&str, &str)] = &[
         "a container that was left running may still write to '{directory}': wait until it has ended",
         "tests/scone_platform.rs",
     ),
+    ("'sed', which masks the code in the log, was not found", "a host without sed"),
+    ("a volume is in use: {reason}", "tests/programs.rs"),
+    ("cannot make the directory '{directory}': {cause}", "it is made below state/, which was just written to"),
+    ("docker did not describe image '{image}': {reason}", "docker has just said its ID"),
+    ("image '{image}' cannot be made ready: {reason}", "the engine would have to refuse to make a container"),
+    ("image '{image}' has '{path}' already, which has to be ours", "tests/programs.rs"),
+    (
+        "image '{image}' has the volume '{path}', which would be an unprotected directory of docker's: '--volume {path}' makes a sealed one",
+        "tests/programs.rs",
+    ),
+    ("image '{image}' has {what}, which no policy can carry over: make one without", "tests/programs.rs"),
+    ("no temporary directory can be made: {0}", "a host without a directory for temporary files"),
+    ("program '{program}' cannot be stopped: {reason}", "the engine, or the kernel, would have to refuse"),
+    ("the program's streams broke: {0}", "the kernel would have to refuse to wait for them"),
+    ("the program's streams cannot be made: {0}", "a process without room for another file"),
+    ("what runs cannot be found out: {0}", "the file was written by the same user"),
 ];

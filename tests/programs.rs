@@ -527,6 +527,14 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
         assert!(matches!(refused.code, Some(2 | 3)) && refused.stderr.contains(reason), "{changes:?}: {refused:?}");
         assert_eq!(shell.bundle.known("default", &["programs"]), "{}", "{changes:?}");
     }
+    fs::write(shell.image.directory.join("entry"), "").expect("a file");
+    let taken = Tag::import(&shell.image.directory, "taken", &[r#"CMD ["/bin/sh"]"#]);
+    protect(&taken.0, &[]).expect(3).saying("has '/entry' already, which has to be ours");
+    // Nothing is left of what was only looked at.
+    let mut left = Command::new("docker");
+    left.args(["ps", "--all", "--quiet", "--filter", &format!("ancestor={}", taken.0)]);
+    assert_eq!(run(left).expect(0).stdout, "");
+
     // A volume takes the place of the engine's.
     let tag = plain.with(&["VOLUME /data", r#"CMD ["sh", "/app/service.sh", "count"]"#, "ENV PATH=/bin"]);
     protect(&tag.0, &["--volume", "/data"]).expect(0);
@@ -630,6 +638,20 @@ fn a_wiped_cas_has_lost_the_programs_secrets_and_says_how_to_protect_them_again(
     shell.bundle.gen_qr(&["--output", "new.svg"]).expect(0);
     let shell = Shell { alice: shell.bundle.scan("new.svg"), ..shell };
     assert_ne!(shell.start(&["--", "secret"]).expect(0).stdout, secret);
+    assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");
+}
+
+#[test]
+fn a_volume_is_one_program_s_at_a_time() {
+    let shell = Shell::protected(Platform::SimNative, &["--volume", "/data"]);
+    let (mut child, mut out) = started(&shell, &["--", "wait"]);
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    shell.bundle.wait(30);
+    shell.start(&["--", "count"]).expect(3).saying("a volume is in use: ");
+    kill_process(Pid::from_child(&child), Signal::TERM).expect("a signal");
+    assert_eq!(child.wait().expect("its end").code(), Some(3));
     assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");
 }
 

@@ -18,11 +18,13 @@ enum UserImageError {
     NotDescribed { image: String, reason: String },
     #[error("image '{image}' has {what}, which no policy can carry over: make one without")]
     NotCarriedOver { image: String, what: String },
-    #[error("image '{image}' has the volume '{path}', which would be an unprotected directory of docker's")]
+    #[error(
+        "image '{image}' has the volume '{path}', which would be an unprotected directory of docker's: '--volume {path}' makes a sealed one"
+    )]
     Volume { image: String, path: String },
     #[error("image '{image}' has '{path}' already, which has to be ours")]
     Taken { image: String, path: &'static str },
-    #[error("image '{image}' names no program")]
+    #[error("image '{image}' names no program: give '--command'")]
     NoProgram { image: String },
     #[error("there is no program '{program}' in image '{image}'")]
     Absent { image: String, program: String },
@@ -101,8 +103,7 @@ impl UserImage {
             return Err(UserImageError::NotCarriedOver { image: image(), what }.into());
         }
         if let Some(path) = config.volumes.unwrap_or_default().into_keys().find(|path| !volumes.contains(path)) {
-            let hint = format!("./scripts/protect.rs … --volume {path}   # a sealed one in its place");
-            return Err(Failure::from(UserImageError::Volume { image: image(), path }).hint(hint));
+            return Err(UserImageError::Volume { image: image(), path }.into());
         }
         let command = [config.entrypoint, config.cmd].into_iter().flatten().flatten().collect();
         let variables = config.env.unwrap_or_default().into_iter();
@@ -116,10 +117,7 @@ impl UserImage {
     /// The absolute path of the program that a command's first word names, as an engine would find it.
     pub fn find(&self, tools: &Tools, program: Option<&String>) -> Result<String, Failure> {
         let image = || self.name.clone();
-        let program = program.ok_or_else(|| {
-            Failure::from(UserImageError::NoProgram { image: image() })
-                .hint("./scripts/protect.rs … --command '/usr/bin/PROGRAM ARGUMENT…'")
-        })?;
+        let program = program.ok_or_else(|| UserImageError::NoProgram { image: image() })?;
         let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
         let candidates: Vec<String> = if program.contains('/') {
             vec![join(&self.pwd, program)]
