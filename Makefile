@@ -37,7 +37,7 @@ soak: ## single use, long: 64 clients and one code, ten thousand times
 	cargo test --locked --release --package scone-sim --test single_use -- --ignored
 
 bench: bench-run warm ## what the start of a script, CAS, the start of a program and the sync of a volume cost here, as tables
-	cargo bench --locked --quiet --package otpqr-bundle --bench warm_start
+	cargo bench --locked --quiet --package otpqr-bundle --bench warm_start --bench code_to_main
 	cargo bench --locked --quiet --package scone-sim --bench cas
 
 bench-run: sim ## the runtime's part of it: the start of a program, stage by stage, and a sync

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 101;
-const SCRIPTS: [&str; 5] = ["create", "gen_qr", "add_auth", "roll_forward", "doctor"];
+const SCRIPTS: [&str; 7] = ["create", "gen_qr", "add_auth", "roll_forward", "protect", "start", "doctor"];
 
 fn main() {
     let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
