@@ -237,6 +237,7 @@ runbooks! {
     a_refused_code_is_dealt_with_as_its_runbook_says: "code-refused",
     a_damaged_volume_is_dealt_with_as_its_runbook_says: "volume-damaged",
     a_rebuilt_image_is_dealt_with_as_its_runbook_says: "image-rebuilt",
+    a_service_that_ended_is_started_again_as_its_runbook_says: "service-ended",
     a_wiped_cas_is_dealt_with_as_its_runbook_says: "cas-wiped",
     a_state_that_is_behind_is_dealt_with_as_its_runbook_says: "state-behind-cas",
     moving_to_another_host_goes_as_its_runbook_says: "moving-to-another-host",
