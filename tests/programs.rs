@@ -126,42 +126,20 @@ fn at_prompt(mut session: PtySession) -> PtySession {
     }
 }
 
-/// The same test on both platforms of the simulator.
-macro_rules! on_both_platforms {
-    ($($test:ident: $natively:ident, $in_a_container:ident;)*) => {$(
-        #[test]
-        fn $natively() {
-            $test(Platform::SimNative);
-        }
-
-        #[test]
-        fn $in_a_container() {
-            if docker_is_there() {
-                $test(Platform::Sim);
-            }
-        }
-    )*};
+fn in_a_container(test: fn(Platform)) {
+    if docker_is_there() {
+        test(Platform::Sim);
+    }
 }
 
-on_both_platforms! {
-    runs_as_its_policy_says:
-        natively_a_program_runs_as_its_policy_says_and_its_streams_are_its_callers,
-        in_a_container_a_program_runs_as_its_policy_says_and_its_streams_are_its_callers;
-    has_its_callers_terminal:
-        natively_a_program_has_its_callers_terminal,
-        in_a_container_a_program_has_its_callers_terminal;
-    gets_its_callers_signals:
-        natively_a_program_gets_its_callers_signals,
-        in_a_container_a_program_gets_its_callers_signals;
-    starts_with_a_code_alone:
-        natively_a_program_starts_with_the_account_s_code_and_nothing_else,
-        in_a_container_a_program_starts_with_the_account_s_code_and_nothing_else;
-    goes_on_alone:
-        natively_a_service_goes_on_when_its_caller_has_ended,
-        in_a_container_a_service_goes_on_when_its_caller_has_ended;
-    is_switched_by_a_roll_forward:
-        natively_a_roll_forward_switches_programs_and_their_secrets_stay,
-        in_a_container_a_roll_forward_switches_programs_and_their_secrets_stay;
+#[test]
+fn natively_a_program_runs_as_its_policy_says_and_its_streams_are_its_callers() {
+    runs_as_its_policy_says(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_program_runs_as_its_policy_says_and_its_streams_are_its_callers() {
+    in_a_container(runs_as_its_policy_says);
 }
 
 fn runs_as_its_policy_says(platform: Platform) {
@@ -209,6 +187,16 @@ fn runs_as_its_policy_says(platform: Platform) {
 
 fn find(text: &[u8], word: &[u8]) -> Option<usize> {
     text.windows(word.len()).position(|window| window == word)
+}
+
+#[test]
+fn natively_a_program_has_its_callers_terminal() {
+    has_its_callers_terminal(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_program_has_its_callers_terminal() {
+    in_a_container(has_its_callers_terminal);
 }
 
 fn has_its_callers_terminal(platform: Platform) {
@@ -275,6 +263,16 @@ fn started(shell: &Shell, options: &[&str]) -> (Child, BufReader<std::process::C
     (child, out)
 }
 
+#[test]
+fn natively_a_program_gets_its_callers_signals() {
+    gets_its_callers_signals(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_program_gets_its_callers_signals() {
+    in_a_container(gets_its_callers_signals);
+}
+
 fn gets_its_callers_signals(platform: Platform) {
     let shell = Shell::protected(platform, &[]);
     for (signal, name) in [(Signal::TERM, "TERM"), (Signal::INT, "INT"), (Signal::USR1, "USR1")] {
@@ -304,6 +302,16 @@ fn gets_its_callers_signals(platform: Platform) {
         assert_eq!((rest, child.wait().expect("its end").code()), (format!("got {name}\n"), Some(3)));
         shell.bundle.wait(30);
     }
+}
+
+#[test]
+fn natively_a_program_starts_with_the_account_s_code_and_nothing_else() {
+    starts_with_a_code_alone(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_program_starts_with_the_account_s_code_and_nothing_else() {
+    in_a_container(starts_with_a_code_alone);
 }
 
 /// The refusal matrix, with what may be changed about a program.
@@ -382,6 +390,16 @@ fn starts_with_a_code_alone(platform: Platform) {
     assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "4\n");
 }
 
+#[test]
+fn natively_a_service_goes_on_when_its_caller_has_ended() {
+    goes_on_alone(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_service_goes_on_when_its_caller_has_ended() {
+    in_a_container(goes_on_alone);
+}
+
 fn goes_on_alone(platform: Platform) {
     let shell = Shell::protected(platform, &[]);
     let log = shell.bundle.root.join("service.log");
@@ -422,6 +440,16 @@ fn goes_on_alone(platform: Platform) {
     fs::set_permissions(&log, std::os::unix::fs::PermissionsExt::from_mode(0o644)).expect("permissions");
     let open = shell.start(&["--detach", "--log", "service.log", "--", "serve"]).expect(3);
     open.saying("the log 'service.log' must be a file that only you can read");
+}
+
+#[test]
+fn natively_a_roll_forward_switches_programs_and_their_secrets_stay() {
+    is_switched_by_a_roll_forward(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_roll_forward_switches_programs_and_their_secrets_stay() {
+    in_a_container(is_switched_by_a_roll_forward);
 }
 
 fn is_switched_by_a_roll_forward(platform: Platform) {
