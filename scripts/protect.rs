@@ -35,7 +35,8 @@ use clap::Parser;
     bin_name = "./scripts/protect.rs",
     version,
     after_help = "\
-With --image the program is described anew; without, what is given changes and the rest stays. Secrets and volumes stay in any case.
+With --image the program is described anew; without, what is given changes and the rest stays. Secrets, volumes and mount points
+stay in any case.
 
 Exit codes:
   0 protected, or already so   2 usage   3 something is missing, nothing changed   4 stopped part-way, run it again
@@ -44,7 +45,7 @@ Exit codes:
 Examples:
   ./scripts/protect.rs calculator --image calculator:1 --command 'python3 /app/my_service.py -x @@1'
   ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
-      --open '/bin/signer public'
+      --mount-point /in --open '/bin/signer public'
   ./scripts/protect.rs web --image web:1 --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
   ./scripts/protect.rs web                               the image was rebuilt: measures it again
   ./scripts/protect.rs web --new-volumes                 a volume is damaged: begins with empty ones
@@ -59,7 +60,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "open", "new_volumes"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]

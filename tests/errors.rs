@@ -1489,7 +1489,7 @@ fn a_program_that_cannot_be_protected() {
     refused(
         &with(&["--command", "/bin/sh", "--volume", "/data", "--volume", "/data/more"]),
         2,
-        "protect: error: the volume '/data/more' lies in another, or the other way round",
+        "protect: error: '/data/more' cannot be a volume or mount point beside another that it lies in, or that is the same",
     );
     refused(
         &with(&["--command", "/bin/sh", "--secret", "KEY=no-such"]),
@@ -1575,6 +1575,7 @@ fn a_program_that_cannot_be_started() {
         "start: error: account 'signing' has no program 'shell'\nhint: ./scripts/protect.rs --account signing shell --image IMAGE",
     );
     let command = ["--image", "image", "--command", "/bin/sh /app/service.sh @@1", "--volume", "/data"];
+    let command = [&command[..], &["--mount-point", "/in"]].concat();
     host.signing("protect", &[&["shell"], &command[..]].concat()).expect(0);
     refused(&[], &[], 2, "start: error: the policy of program 'shell' takes 1 arguments of its caller's, not 0");
     let publish = ["--publish", "80:8080"];
@@ -1585,6 +1586,14 @@ fn a_program_that_cannot_be_started() {
         "start: error: on platform 'sim-native' the program is on this host's network: '80:8080' cannot move its port",
     );
     let mount = |mount: &'static str| ["--mount", mount];
+    refused(
+        &mount("type=bind,src=image,dst=/app"),
+        &["0"],
+        2,
+        "\
+start: error: the policy of program 'shell' has nothing of this host's mounted at '/app'
+hint: ./scripts/protect.rs --account signing shell --mount-point /app",
+    );
     refused(
         &mount("type=bind,src=no-such,dst=/in"),
         &["0"],

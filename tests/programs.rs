@@ -52,8 +52,6 @@ fn make_image(bundle: &Bundle) -> Image {
     let directory = bundle.root.join("image");
     fs::create_dir(&directory).expect("a directory");
     image::shell(&directory, SERVICE);
-    // Where nothing else can be mounted.
-    fs::create_dir(directory.join("out")).expect("a directory");
     let tag = (bundle.platform == Platform::Sim).then(|| Tag::import(&directory, "shell", &CHANGES));
     let name = tag.as_ref().map_or_else(|| directory.display().to_string(), |tag| tag.0.clone());
     Image { name, directory, tag }
@@ -149,7 +147,8 @@ fn runs_as_its_policy_says(platform: Platform) {
     let given = shell.bundle.root.join("given.txt");
     fs::write(&given, "it's \"given\": #1\n").expect("a file");
     let given = format!("GIVEN={}", given.display());
-    let options = ["--args", "1", "--secret", "SECRET=drawn", "--secret", &given, "--volume", "/data"];
+    let options =
+        ["--args", "1", "--secret", "SECRET=drawn", "--secret", &given, "--volume", "/data", "--mount-point", "/out"];
     let protected = shell.protect(&options).expect(0);
     assert!(protected.stdout.starts_with("protected: 'shell'"), "{protected:?}");
     let again = shell.protect(&options).expect(0);
@@ -177,6 +176,11 @@ fn runs_as_its_policy_says(platform: Platform) {
     shell.bundle.make_directory("out");
     let out = shell.bundle.root.join("out").display().to_string().replace('"', "\"\"");
     let mount = format!("type=bind,\"src={out}\",dst=/out");
+    let elsewhere = mount.replace("dst=/out", "dst=/app/out");
+    shell
+        .start(&["--mount", &elsewhere, "--", "leave"])
+        .expect(2)
+        .saying("has nothing of this host's mounted at '/app/out'");
     shell.start(&["--mount", &mount, "--", "leave"]).expect(0);
     assert_eq!(fs::read_to_string(shell.bundle.root.join("out/left")).expect("what it left"), "left\n");
 
@@ -708,7 +712,7 @@ fn what_everybody_may_start_needs_no_code_and_is_nothing_else() {
 
 #[test]
 fn ports_and_mounts_that_a_platform_cannot_have_are_refused_before_a_code_is_asked_for() {
-    let shell = Shell::protected(Platform::SimNative, &[]);
+    let shell = Shell::protected(Platform::SimNative, &["--mount-point", "/out"]);
     let code = shell.code();
     for (options, exit, reason) in [
         (["--publish", "80:8080"], 2, "the program is on this host's network: '80:8080' cannot move its port"),

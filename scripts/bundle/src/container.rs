@@ -44,18 +44,22 @@ impl Concern for ImageError {
 #[derive(Clone, Copy)]
 pub struct Executable<'a> {
     pub path: &'a str,
-    /// All files of the image are measured with it.
-    pub with_files: bool,
+    /// All files of the image are measured with it, except at these paths, where something is mounted; `None`: it is one static
+    /// file.
+    pub files: Option<&'a [String]>,
 }
 
 /// Ours: one static file, in an image that has nothing else.
-pub const OTPQR: Executable = Executable { path: "/bin/otpqr", with_files: false };
+pub const OTPQR: Executable = Executable { path: "/bin/otpqr", files: None };
 
 impl Executable<'_> {
     /// What the runtime is told.
-    fn arguments(&self) -> impl Iterator<Item = &str> {
-        let selection: &[&str] = if self.with_files { &["--fs-dir", "/"] } else { &[] };
-        selection.iter().copied().chain([self.path])
+    fn arguments(&self) -> Vec<String> {
+        let selection = self.files.map(|mounted| {
+            let mounted = mounted.iter().map(String::as_str).chain([FIFO]);
+            ["--fs-dir=/".to_owned()].into_iter().chain(mounted.map(|path| format!("--mount-point={path}")))
+        });
+        selection.into_iter().flatten().chain([self.path.to_owned()]).collect()
     }
 }
 
@@ -126,7 +130,7 @@ impl Tools {
             fixed.into_iter().chain(runs).chain(rest).collect()
         } else {
             let rootfs = ["--rootfs", image_id].map(str::to_owned);
-            rootfs.into_iter().chain(executable.arguments().map(str::to_owned)).collect()
+            rootfs.into_iter().chain(executable.arguments()).collect()
         };
         let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         let finished = self.engine.run(&args, &[("SCONE_HASH", "1")])?;
@@ -148,7 +152,7 @@ impl Tools {
         if words.is_empty() {
             words.push(executable.path.to_owned());
         } else {
-            words.extend(executable.arguments().map(str::to_owned));
+            words.extend(executable.arguments());
         }
         (words.remove(0), words)
     }
@@ -251,7 +255,7 @@ impl Tools {
             args.push("--bind".into());
             args.push([host.as_os_str(), ":".as_ref(), inside.as_ref()].into_iter().collect());
         }
-        args.extend(start.executable.arguments().map(OsString::from));
+        args.extend(start.executable.arguments().into_iter().map(OsString::from));
         args.extend(start.arguments.iter().cloned());
         args
     }

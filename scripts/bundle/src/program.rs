@@ -35,6 +35,8 @@ enum ProgramError {
     NothingOpen { program: String },
     #[error("what was measured of image '{image}', for program '{program}', is not there any more")]
     AnotherImage { program: String, image: String },
+    #[error("the policy of program '{program}' has nothing of this host's mounted at '{path}'")]
+    NoMountPoint { program: String, path: String },
     #[error("'{directory}' is no directory that can be mounted")]
     NoDirectory { directory: String },
     #[error("on platform '{platform}' a mount cannot be read-only: leave 'readonly' out")]
@@ -77,7 +79,9 @@ impl Concern for ProgramError {
     fn exit(&self) -> Exit {
         use ProgramError::*;
         match self {
-            Arguments { .. } | NothingOpen { .. } | NoReadonly { .. } | NotMoved { .. } => Exit::Usage,
+            Arguments { .. } | NothingOpen { .. } | NoMountPoint { .. } | NoReadonly { .. } | NotMoved { .. } => {
+                Exit::Usage
+            }
             Refused { .. } | AnotherProgram { .. } | Volume { .. } => Exit::Refused,
             NotStopped { .. } | EndedAtOnce { .. } => Exit::Other,
             _ => Exit::Precondition,
@@ -94,7 +98,7 @@ pub struct Options {
     /// What the policy leaves to the caller, in the places it says
     #[arg(last = true, value_name = "ARG")]
     pub arguments: Vec<OsString>,
-    /// Have the program see a directory of this host: type=bind,src=DIR,dst=PATH[,readonly]
+    /// Have the program see a directory of this host at one of its mount points: type=bind,src=DIR,dst=PATH[,readonly]
     #[arg(long, value_name = "MOUNT", value_parser = parse_mount)]
     pub mount: Vec<Mount>,
     /// Reach a port of the program's from outside, as docker has it: [[IP:]PORT:]PORT
@@ -169,6 +173,8 @@ pub struct Launch<'a> {
     mounts: Vec<Mount>,
     publish: Vec<OsString>,
     volumes: Vec<(PathBuf, String)>,
+    /// Where something may be mounted.
+    mounted: Vec<String>,
     /// Made for this start: empty, they would stand in the way of one that is moved back.
     made: Vec<PathBuf>,
     is_open: bool,
@@ -194,9 +200,9 @@ impl<'a> Launch<'a> {
         account.check_policies()?;
         let account: &Account = account;
         let program = known(account, name)?;
-        let (volumes, made) = (Vec::new(), Vec::new());
+        let (volumes, made, mounted) = (Vec::new(), Vec::new(), program.mounted());
         let arguments = &options.arguments;
-        let mut launch = Launch { account, name, program, arguments, mounts, publish, volumes, made, is_open };
+        let mut launch = Launch { account, name, program, arguments, mounts, publish, volumes, mounted, made, is_open };
         let directory = state::program_volumes(&account.root, &account.name, name);
         for (index, path) in program.volumes.iter().enumerate() {
             let host = directory.join(program.volume_name(index));
@@ -217,7 +223,7 @@ impl<'a> Launch<'a> {
         Start {
             cas: &state.cas,
             image_id: &self.program.image_id,
-            executable: Executable { path, with_files: true },
+            executable: Executable { path, files: Some(&self.mounted) },
             arguments: self.arguments,
             volumes: &self.volumes,
             mounts: &self.mounts,
@@ -412,11 +418,12 @@ fn check_program(account: &Account, options: &Options, is_open: bool) -> Result<
 
 /// Makes sure that the image is still the one whose measurement is in the policies.
 pub fn check_image(account: &Account, name: &str) -> Result<(), Failure> {
-    let Program { image, image_id, command, mrenclave, .. } = known(account, name)?;
+    let program = known(account, name)?;
+    let (Program { image, image_id, command, mrenclave, .. }, mounted) = (program, program.mounted());
     let path = command.first().map_or("", String::as_str);
     // An ID stands for its content; a directory does not.
     let is_there = account.tools.has_image(image_id)?;
-    let executable = Executable { path, with_files: true };
+    let executable = Executable { path, files: Some(&mounted) };
     if is_there && (account.tools.runs_containers() || account.tools.measure(image_id, executable)? == *mrenclave) {
         return Ok(());
     }
@@ -427,8 +434,14 @@ pub fn check_image(account: &Account, name: &str) -> Result<(), Failure> {
 /// What the program is to see of this host, and be reached by.
 fn check_surroundings(account: &Account, options: &Options) -> Result<(Vec<Mount>, Vec<OsString>), Failure> {
     let platform = account.tools.facts.name;
+    let program = known(account, &options.program)?;
     let mut mounts = Vec::new();
     for mount in &options.mount {
+        if !program.mount_points.contains(&mount.inside) {
+            let (program, path) = (options.program.clone(), mount.inside.clone());
+            let protect = account.script("protect", &format!(" {program} --mount-point {path}"));
+            return Err(Failure::from(ProgramError::NoMountPoint { program, path }).hint(protect));
+        }
         let unusable = || ProgramError::NoDirectory { directory: mount.host.display().to_string() };
         let host = mount.host.canonicalize().ok().filter(|path| path.is_dir()).ok_or_else(unusable)?;
         if mount.is_readonly && !account.tools.runs_containers() {

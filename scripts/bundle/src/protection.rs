@@ -30,7 +30,7 @@ enum ProtectionError {
     NoText { secret: String, file: String },
     #[error("secret '{secret}' comes from elsewhere already; '--remove' gives the program up, with all its secrets")]
     AnotherKind { secret: String },
-    #[error("the volume '{path}' lies in another, or the other way round")]
+    #[error("'{path}' cannot be a volume or mount point beside another that it lies in, or that is the same")]
     Nested { path: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
@@ -48,8 +48,8 @@ impl Concern for ProtectionError {
 /// No variable of a program may be longer, in bytes.
 const LONGEST: usize = 64 * 1024;
 
-/// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets and
-/// volumes stay in any case.
+/// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets,
+/// volumes and mount points stay in any case.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The image, as docker names it; on sim-native a directory, the image unpacked
@@ -71,6 +71,9 @@ pub struct Options {
     /// A directory whose files are sealed when they are on disk, and cannot be put back to an earlier state
     #[arg(long, value_name = "PATH", value_parser = volume)]
     pub volume: Vec<String>,
+    /// Where whoever starts it may have a directory of the host seen, which is not measured
+    #[arg(long, value_name = "PATH", value_parser = volume)]
+    pub mount_point: Vec<String>,
     /// What everybody may start with 'start.rs NAME --open', without a code; with the same secrets and volumes
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     pub open: Option<Words>,
@@ -117,9 +120,10 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let recorded = known.as_ref().map(|program| program.image.clone());
     let image = options.image.clone().or(recorded);
     let image = image.ok_or_else(|| ProtectionError::NoImage { program: name.to_owned() })?;
-    let mut volumes = known.as_ref().map_or_else(Vec::new, |program| program.volumes.clone());
-    volumes.extend(options.volume.iter().filter(|path| !volumes.contains(path)).cloned().collect::<Vec<_>>());
-    check_nested(&volumes)?;
+    let volumes = with_more(known.as_ref().map(|program| &program.volumes), &options.volume);
+    let mount_points = with_more(known.as_ref().map(|program| &program.mount_points), &options.mount_point);
+    let mounted = [&volumes[..], &mount_points].concat();
+    check_nested(&mounted)?;
     let user = UserImage::look(&account.tools, &image, &volumes)?;
     if !user.user.is_empty() {
         step(format!("the image's USER '{}' is not taken over: the program runs as whoever starts it", user.user));
@@ -145,7 +149,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     };
     let secrets = take_secrets(account, name, options, known.as_ref())?;
     environment.retain(|variable, _| !secrets.contains_key(variable));
-    let texts = command.iter().chain(&open).chain(environment.values()).chain(&volumes).chain([&pwd]);
+    let texts = command.iter().chain(&open).chain(environment.values()).chain(&mounted).chain([&pwd]);
     if let Some(what) = texts.into_iter().find(|text| text.contains('$') || text.contains(char::is_control)) {
         return Err(ProtectionError::NotExpressible { what: what.clone() }.into());
     }
@@ -153,7 +157,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     step(format!("making image '{image}' ready"));
     let image_id = user.made_ready(account, &tag(account, name))?;
     step("measuring the program");
-    let executable = Executable { path: &command[0], with_files: true };
+    let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
     let remembered = account.state.programs.get(name);
     let volume_version = remembered.map_or(1, |program| program.volume_version) + u32::from(options.new_volumes);
@@ -170,6 +174,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         secrets,
         volumes,
         volume_version,
+        mount_points,
         removed,
         pending,
         own,
@@ -210,6 +215,16 @@ fn with_places(mut command: Vec<String>, more: Option<u8>) -> Result<Vec<String>
         }
         _ => Ok(command),
     }
+}
+
+fn with_more(known: Option<&Vec<String>>, more: &[String]) -> Vec<String> {
+    let mut all = known.cloned().unwrap_or_default();
+    for path in more {
+        if !all.contains(path) {
+            all.push(path.clone());
+        }
+    }
+    all
 }
 
 fn check_nested(volumes: &[String]) -> Result<(), Failure> {

@@ -112,6 +112,8 @@ pub struct Program {
     /// The paths at which the program sees its volumes.
     pub volumes: Vec<String>,
     pub volume_version: u32,
+    /// Where else something of the host's may be mounted.
+    pub mount_points: Vec<String>,
     /// What it owned is given up, and nobody may start it.
     pub removed: bool,
     /// Whether CAS may not hold all this yet.
@@ -155,6 +157,11 @@ impl Program {
     /// How many arguments the caller gives.
     pub fn arguments(&self) -> usize {
         self.command.iter().filter(|word| word.starts_with("@@")).count()
+    }
+
+    /// Where something is mounted, or may be.
+    pub fn mounted(&self) -> Vec<String> {
+        [&self.volumes[..], &self.mount_points].concat()
     }
 
     /// What CAS calls a volume.

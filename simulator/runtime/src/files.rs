@@ -3,7 +3,8 @@
 //!
 //! What counts is each path, and the content and permission bits of a file or the target of a link, in the order of the paths'
 //! bytes. Directories, owners and times do not count: a container engine makes mount points, and unpacking an image sets times.
-//! What an engine puts into a container, and what is mounted into it, is not the image's and is passed over.
+//! What an engine puts into a container is not the image's and is passed over. Something else may be mounted where the caller
+//! says so, which counts, and nowhere else: an interpreter might find code there.
 //!
 //! Natively what is measured is what runs: each file is read once, and what is read goes into the measurement and into the copy
 //! that becomes the program's root. In a container the files are measured in place.
@@ -44,8 +45,13 @@ const NEVER: [&str; 10] = [
 /// As many as the kernel follows.
 const MOST_LINKS: usize = 40;
 
-/// The directories to be measured: paths of the image, none below another.
-pub struct Selection(Vec<PathBuf>);
+/// What is to be measured.
+pub struct Selection {
+    /// Paths of the image, none below another.
+    directories: Vec<PathBuf>,
+    /// Where something may be mounted. Whatever the image has there is not measured.
+    mount_points: Vec<PathBuf>,
+}
 
 /// Why the files cannot be measured.
 #[derive(Debug, thiserror::Error)]
@@ -83,11 +89,19 @@ pub fn directory(path: PathBuf) -> Result<PathBuf, &'static str> {
 }
 
 impl Selection {
-    /// Selects the directories, each as [`directory`] returns it. One below another makes no difference.
-    pub fn new(mut directories: Vec<PathBuf>) -> Selection {
-        directories.sort();
-        directories.dedup_by(|inner, outer| inner.starts_with(outer));
-        Selection(directories)
+    /// Selects the directories and the mount points, each as [`directory`] returns it. One below another makes no difference.
+    pub fn new(directories: Vec<PathBuf>, mount_points: Vec<PathBuf>) -> Selection {
+        let outermost = |mut paths: Vec<PathBuf>| {
+            paths.sort();
+            paths.dedup_by(|inner, outer| inner.starts_with(outer));
+            paths
+        };
+        Selection { directories: outermost(directories), mount_points: outermost(mount_points) }
+    }
+
+    /// Whether something may be mounted there.
+    pub fn is_mount_point(&self, path: &Path) -> bool {
+        self.mount_points.iter().any(|point| point == path)
     }
 }
 
@@ -97,15 +111,17 @@ pub fn measure(root: &OwnedFd, path: &Path, selection: &Selection, copy: Option<
     let own = |source| Error::Unreadable { path: OWN.into(), source };
     let mut measurement = Measurement::start("scone-sim measurement 2").map_err(own)?;
     measurement.add(path.as_os_str().as_bytes());
-    measurement.add(&(selection.0.len() as u64).to_be_bytes());
-    for directory in &selection.0 {
-        measurement.add(directory.as_os_str().as_bytes());
+    for paths in [&selection.directories, &selection.mount_points] {
+        measurement.add(&(paths.len() as u64).to_be_bytes());
+        for path in paths {
+            measurement.add(path.as_os_str().as_bytes());
+        }
     }
     // In front of paths, which start with '/', names of settings cannot be taken for one.
     measurement.add_settings();
 
-    let mut found = Found::new(root)?;
-    for directory in &selection.0 {
+    let mut found = Found::new(root, selection)?;
+    for directory in &selection.directories {
         let directory = found.resolve(directory)?;
         found.take_all_below(directory)?;
     }
@@ -130,15 +146,21 @@ enum Entry {
 /// What is to be measured, by absolute path, in the order in which it is.
 struct Found<'a> {
     root: &'a OwnedFd,
+    selection: &'a Selection,
     /// The mount that the image is on. (Device numbers would not tell: overlay file systems give their files various ones.)
     mount: u64,
     entries: BTreeMap<Vec<u8>, Entry>,
 }
 
 impl Found<'_> {
-    fn new(root: &OwnedFd) -> Result<Found<'_>, Error> {
+    fn new<'a>(root: &'a OwnedFd, selection: &'a Selection) -> Result<Found<'a>, Error> {
         let mount = look(root, "").map_err(unreadable(b"/"))?.stx_mnt_id;
-        Ok(Found { root, mount, entries: BTreeMap::new() })
+        Ok(Found { root, selection, mount, entries: BTreeMap::new() })
+    }
+
+    /// Whether what is there is not the image's.
+    fn is_passed_over(&self, path: &[u8]) -> bool {
+        NEVER.iter().any(|never| never.as_bytes() == path) || self.selection.is_mount_point(&show(path))
     }
 
     /// Follows `path` through the image as the kernel would, and takes in the links on the way. Returns where it leads.
@@ -153,7 +175,7 @@ impl Found<'_> {
                 continue;
             }
             let next = [&at, &b"/"[..], &part].concat();
-            if is_never_measured(&next) {
+            if self.is_passed_over(&next) {
                 return Err(refused(&next, "is never measured: it is not the image's"));
             }
             let entry = open(self.root, &next, OFlags::PATH, ResolveFlags::empty()).map_err(unreadable(&next))?;
@@ -191,12 +213,12 @@ impl Found<'_> {
             let opened = opened.map_err(unreadable(&directory))?;
             for name in entries(&opened).map_err(unreadable(&directory))? {
                 let path = [&directory, &b"/"[..], &name].concat();
-                if is_never_measured(&path) {
+                if self.is_passed_over(&path) {
                     continue;
                 }
                 let seen = look(&opened, &name[..]).map_err(unreadable(&path))?;
                 if seen.stx_mnt_id != self.mount {
-                    continue;
+                    return Err(refused(&path, "is mounted, and is no --mount-point"));
                 }
                 let entry = match kind(&seen) {
                     FileType::RegularFile => Entry::File,
@@ -328,10 +350,6 @@ fn look(directory: impl AsFd, name: impl rustix::path::Arg) -> Result<Statx, Err
 
 fn kind(seen: &Statx) -> FileType {
     FileType::from_raw_mode(seen.stx_mode.into())
-}
-
-fn is_never_measured(path: &[u8]) -> bool {
-    NEVER.iter().any(|never| never.as_bytes() == path)
 }
 
 /// The parts of a path, the last one first.

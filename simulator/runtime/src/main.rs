@@ -61,10 +61,13 @@ struct Args {
     #[arg(long, value_name = "HOSTDIR:PATH", value_parser = parse_bind, requires = "rootfs")]
     bind: Vec<(PathBuf, PathBuf)>,
     /// Measure, beside PROGRAM, all files below DIR, an absolute path of the image (`/`: the whole image). PROGRAM may then be
-    /// dynamically linked. May be given more than once. Natively the program sees nothing else of the image, and executes
-    /// nothing from a --bind
+    /// dynamically linked. May be given more than once. Natively the program sees nothing else of the image
     #[arg(long, value_name = "DIR", value_parser = PathBufValueParser::new().try_map(files::directory))]
     fs_dir: Vec<PathBuf>,
+    /// With --fs-dir: have something mounted at PATH, which is then not measured; that it may be counts. Nothing is executed
+    /// from it natively. May be given more than once
+    #[arg(long, value_name = "PATH", requires = "fs_dir", value_parser = PathBufValueParser::new().try_map(files::directory))]
+    mount_point: Vec<PathBuf>,
     /// The program as the image has it. Its arguments count if it runs unprotected, or where the policy takes them (@@N)
     #[arg(value_name = "PROGRAM", trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     command: Vec<OsString>,
@@ -174,7 +177,13 @@ fn load(args: &Args, path: &Path, to_run: bool) -> Result<(Option<Image>, Progra
         let program = Program::open(root, path).map_err(starting(loading))?;
         return Ok((image, program));
     }
-    let selection = Selection::new(args.fs_dir.clone());
+    let selection = Selection::new(args.fs_dir.clone(), args.mount_point.clone());
+    // The sealed sides of the volumes are never measured.
+    let unnamed = |path: &&PathBuf| !path.starts_with("/.sealed") && !selection.is_mount_point(path);
+    if let Some(path) = args.bind.iter().map(|(_, path)| path).find(unnamed) {
+        let cause = format!("'{}' is bound, and is no --mount-point", path.display());
+        return Err(Failure::while_starting(loading, vec![cause]));
+    }
     let program = match &mut image {
         Some(image) if to_run => {
             let root = image.replace().map_err(starting("Making the program's root failed"))?;

@@ -218,6 +218,9 @@ fn the_measurement_is_what_the_page_says() {
         b"/bin/sh".to_vec(),
         1_u64.to_be_bytes().to_vec(),
         b"/".to_vec(),
+        2_u64.to_be_bytes().to_vec(),
+        b"/app/empty".to_vec(),
+        b"/out".to_vec(),
     ];
     let settings = [b"SCONE_HEAP".to_vec(), b"64M".to_vec()];
     let files = measured.into_iter().flat_map(|(name, parts)| [vec![name], parts].concat());
@@ -226,7 +229,9 @@ fn the_measurement_is_what_the_page_says() {
         expected.update(&(part.len() as u64).to_be_bytes());
         expected.update(&part);
     }
-    let mut command = image.command(&ALL, "/bin/sh");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_scone-run"));
+    command.arg("--rootfs").arg(image.0.path()).args(["--fs-dir", "/", "--mount-point", "/out"]);
+    command.args(["--mount-point", "/app/empty", "/bin/sh"]);
     command.env("SCONE_HASH", "1").env("SCONE_HEAP", "64M").env_remove("SCONE_STACK").env_remove("SCONE_ALLOW_DLOPEN");
     let output = command.output().unwrap();
     assert_eq!(text(&output.stdout).trim_end(), hex(expected.finish().as_ref()), "{}", text(&output.stderr));
@@ -385,6 +390,14 @@ fn from_what_the_caller_binds_nothing_is_executed() {
     fs::write(host.path().join("script"), "echo read\n").unwrap();
     let bind = ["--bind".to_owned(), format!("{}:/app/bound", host.path().display())];
     let script = "/app/bound/sh -c 'echo executed'; . /app/bound/script; echo x >/app/bound/written";
+    // An interpreter might find code there, so whoever measures says where something may be bound.
+    for named in ["/app", "/app/bound/more", "/bound"] {
+        let output = image.runs(&ALL, &[&bind[..], &["--mount-point".to_owned(), named.to_owned()]].concat(), script);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(134), ""), "{named}");
+        let error = text(&output.stderr);
+        assert!(error.contains("Caused by: '/app/bound' is bound, and is no --mount-point"), "{error}");
+    }
+    let bind = [&bind[..], &["--mount-point".to_owned(), "/app/bound".to_owned()]].concat();
     let output = image.runs(&ALL, &bind, script);
     assert_eq!(text(&output.stdout), "read\n");
     assert!(text(&output.stderr).contains("Permission denied"), "{}", text(&output.stderr));
@@ -517,7 +530,7 @@ fn in_a_container_the_same_image_measures_the_same_and_runs_protected() {
         }
         command.args(["--tmpfs=/app/volume:mode=1777", "--mount"]);
         command.arg(format!("type=bind,src={},dst=/.sealed/app/volume", sealed.display()));
-        command.args(more).arg(&imported.0).args(["--fs-dir", "/", "/bin/sh"]);
+        command.args(more).arg(&imported.0).args(["--fs-dir", "/", "--mount-point", "/app/volume", "/bin/sh"]);
         command
     };
     let hash = |mut command: Command| {
@@ -525,14 +538,21 @@ fn in_a_container_the_same_image_measures_the_same_and_runs_protected() {
         assert!(output.status.success(), "{}", text(&output.stderr));
         text(&output.stdout).trim_end().to_owned()
     };
-    let natively = hash(image.command_of(&image.path("scone-run"), &ALL, "/bin/sh"));
+    let mut natively = Command::new(image.path("scone-run"));
+    natively.arg("--rootfs").arg(image.0.path()).args(["--fs-dir", "/", "--mount-point", "/app/volume", "/bin/sh"]);
+    let natively = hash(natively);
     assert_eq!(hash(run(&[])), natively);
-    // What is mounted is not the image's: neither is it measured, nor is what it covers.
-    let covered = format!("--mount=type=bind,src={DASH},dst=/app/data");
-    assert_ne!(hash(run(&[&covered])), natively);
+    // Nothing is mounted over a file, or where there was none, that was not named.
+    for place in ["/app/data", "/app/more"] {
+        let mut mounted = run(&[&format!("--mount=type=bind,src={DASH},dst={place}")]);
+        let output = mounted.env("SCONE_HASH", "1").output().unwrap();
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(134), ""), "{place}");
+        let error = text(&output.stderr);
+        assert!(error.contains(&format!("'{place}' is mounted, and is no --mount-point")), "{error}");
+    }
     let output = run(&[&format!("--mount=type=bind,src={DASH},dst=/bin/sh")]).env("SCONE_HASH", "1").output().unwrap();
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(134), ""));
-    assert!(text(&output.stderr).contains("'/bin/sh' is mounted: it is not the image's"), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("'/bin/sh' is mounted, and is no --mount-point"), "{}", text(&output.stderr));
 
     create_session(&cas, "other", &"0".repeat(64), "");
     create_session(&cas, "s", &natively, "");

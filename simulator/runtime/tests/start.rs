@@ -324,7 +324,7 @@ impl Host {
         command.arg("--rootfs").arg(self.path("image"));
         command.args(["--bind", &bind("volume", "/.sealed/root/single_run"), "--bind", &bind("out", "/out")]);
         if self.all_files {
-            command.args(["--fs-dir", "/"]);
+            command.args(["--fs-dir", "/", "--mount-point", "/out"]);
         }
         if let Some(user) = self.user {
             command.uid(user).gid(user);
