@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{self, Child, Stdio};
 use std::thread;
 
-use crate::support::{Bundle, Platform, ROOTLESS, User, copy, repository, root_has, run};
+use crate::support::{Bundle, Platform, ROOTLESS, User, copy, image, phone, repository, root_has, run, run_with_input};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -179,6 +179,39 @@ fn an_account_lives(engine: &Engine, no_image: &str) {
     bundle.gen_qr(&["--output", "new.svg"]).expect(0);
     assert_ne!(bundle.scan("new.svg").secret, first.secret);
     assert!(engine.finding("ok    volume").ends_with("it is the one CAS knows, in its latest state"));
+    a_program_starts(engine, &bundle.scan("new.svg"));
+}
+
+/// A program of the user's is protected and started, with a volume.
+fn a_program_starts(engine: &Engine, alice: &phone::Account) {
+    let bundle = &engine.bundle;
+    let directory = bundle.root.join("image");
+    fs::create_dir(&directory).expect("a directory");
+    image::shell(&directory, "n=$(cat /data/n 2>/dev/null); echo \"$n$1\" | tee /data/n; exit 7");
+    image::add(&directory, &["/usr/bin/tee"]);
+    image::readable(&directory);
+    bundle.give_away(&directory);
+    let mut import = bundle.command("sh");
+    let script = "tar -C image -c . | docker import --change 'CMD [\"sh\", \"/app/service.sh\"]' --change 'ENV PATH=/bin:/usr/bin' - localhost/shell:1";
+    run({
+        import.args(["-c", script]);
+        import
+    })
+    .expect(0);
+    let image = ["--image", "localhost/shell:1", "--args", "1", "--volume", "/data"];
+    bundle.script("protect", &[&["shell"], &image[..]].concat()).expect(0);
+    let again = bundle.script("protect", &[&["shell"], &image[..]].concat()).expect(0);
+    assert!(again.stdout.starts_with("already protected"), "{again:?}");
+    let start = |code: &str| {
+        let options = ["shell", "--otp-file", "-", "--", "x"];
+        run_with_input(bundle.script_command("start", &options), code)
+    };
+    start("000000").expect(5);
+    for expected in ["x\n", "xx\n"] {
+        bundle.wait(30);
+        let started = start(&alice.code_at(bundle.now()));
+        assert_eq!((started.code, started.stdout.as_str()), (Some(7), expected), "{started:?}");
+    }
 }
 
 #[test]
@@ -211,8 +244,9 @@ fn an_engine_need_not_see_the_temporary_directory() {
     let blind = "exec unshare --mount sh -c 'mount -t tmpfs none \"$TMPDIR\" && exec \"$@\"' sh";
     let engine = Engine::podman(User::Caller, blind);
     engine.build();
-    engine.bundle.enrol("default");
+    let alice = engine.bundle.enrol("default");
     assert!(engine.finding("ok    volume").ends_with("it is the one CAS knows, in its latest state"));
+    a_program_starts(&engine, &alice);
 }
 
 #[test]

@@ -21,6 +21,7 @@ case $1 in
   secret) echo "$SECRET" ;;
   count) n=$(cat /data/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n >/data/n; echo $n ;;
   complain) echo 'all is lost' >&2; exit 7 ;;
+  scratch) echo x >/tmp/x && cat /tmp/x && ! echo y >/app/y ;;
   leave) echo 'left' >/out/left ;;
   terminal) [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && stty size; read -r line; echo "you said $line"; exit 9 ;;
   resized) trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.1; done ;;
@@ -168,6 +169,10 @@ fn runs_as_its_policy_says(platform: Platform) {
     for n in 1..=2 {
         assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, format!("{n}\n"));
     }
+    // What it writes elsewhere than to a volume is in memory, if it can.
+    let scratch = shell.start(&["--", "scratch"]).expect(0);
+    assert_eq!(scratch.stdout, "x\n");
+    assert!(scratch.stderr.contains("/app/y: Read-only file system"), "{scratch:?}");
     // The code's own input is no program's.
     let from_stdin = ["shell", "--otp-file", "-", "--", "echo"];
     let echoed = run_with_input(shell.bundle.script_command("start", &from_stdin), &format!("{}\n", shell.code()));

@@ -21,6 +21,8 @@ pub(crate) const OUTPUT: &str = "/out";
 /// Reads what only the program may know from a FIFO.
 const ENTRY: &str = "/entry";
 const FIFO: &str = "/environment";
+/// Where a program may write, in memory; podman mounts something there in any case.
+pub(crate) const SCRATCH: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
 
 #[derive(Debug, thiserror::Error)]
 enum ImageError {
@@ -56,7 +58,7 @@ impl Executable<'_> {
     /// What the runtime is told.
     fn arguments(&self) -> Vec<String> {
         let selection = self.files.map(|mounted| {
-            let mounted = mounted.iter().map(String::as_str).chain([FIFO]);
+            let mounted = mounted.iter().map(String::as_str).chain(SCRATCH).chain([FIFO]);
             ["--fs-dir=/".to_owned()].into_iter().chain(mounted.map(|path| format!("--mount-point={path}")))
         });
         selection.into_iter().flatten().chain([self.path.to_owned()]).collect()
@@ -234,6 +236,9 @@ impl Tools {
                 args.push(format!("--tmpfs={inside}:mode=1777").into());
             }
             args.push(mount(host, &format!("{}{inside}", self.facts.sealed), false));
+        }
+        if start.executable.files.is_some() && !self.facts.runtime.is_empty() {
+            args.extend(SCRATCH.map(|path| format!("--tmpfs={path}:mode=1777").into()));
         }
         args.extend(start.mounts.iter().map(|each| mount(&each.host, &each.inside, each.is_readonly)));
         args.extend(start.label.iter().map(|label| format!("--label={label}").into()));

@@ -17,7 +17,7 @@ use crate::tool::Running;
 
 #[derive(Debug, thiserror::Error)]
 enum HandoverError {
-    #[error("cannot make a FIFO in '{directory}': {cause}")]
+    #[error("nothing can be made in '{directory}' for a container: {cause}")]
     NotMade { directory: String, cause: io::Error },
     #[error("cannot hand over to the container what it is to run: {0}")]
     NotGiven(io::Error),
@@ -31,41 +31,55 @@ impl Concern for HandoverError {
 
 const PREFIX: &str = ".starting-";
 
-/// A FIFO of one start, gone when this is dropped.
-pub(crate) struct Handover {
+/// A directory below `state/`, gone when this is dropped: an engine, or its client, may see no temporary one.
+pub(crate) struct Aside {
     directory: TempDir,
     /// Tells it from one that a killed run left.
     _lock: File,
 }
 
-impl Handover {
-    /// Makes the FIFO below `state/`: an engine may see no temporary directory.
-    pub fn prepare(root: &Path) -> Result<Handover, Failure> {
+impl Aside {
+    pub fn make(root: &Path) -> Result<Aside, Failure> {
         let state = root.join("state");
-        let make = || -> io::Result<Handover> {
+        let make = || -> io::Result<Aside> {
             remove_left(&state)?;
             // `tempfile` makes it 0700.
             let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&state)?;
             let lock = File::open(directory.path())?;
             lock.try_lock()?;
-            let handover = Handover { directory, _lock: lock };
-            mknodat(CWD, handover.fifo(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0)?;
-            Ok(handover)
+            Ok(Aside { directory, _lock: lock })
         };
         loop {
             match make() {
                 // Another run took it for one that was left, before it was locked.
                 Err(cause) if matches!(cause.kind(), NotFound | WouldBlock) && state.exists() => {}
-                made => {
-                    let directory = state.display().to_string();
-                    return Ok(made.map_err(|cause| HandoverError::NotMade { directory, cause })?);
-                }
+                made => return Ok(made.map_err(|cause| not_made(&state, cause))?),
             }
         }
     }
 
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+}
+
+fn not_made(directory: &Path, cause: io::Error) -> HandoverError {
+    HandoverError::NotMade { directory: directory.display().to_string(), cause }
+}
+
+/// A FIFO of one start, gone when this is dropped.
+pub(crate) struct Handover(Aside);
+
+impl Handover {
+    pub fn prepare(root: &Path) -> Result<Handover, Failure> {
+        let handover = Handover(Aside::make(root)?);
+        let made = mknodat(CWD, handover.fifo(), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0);
+        made.map_err(|cause| not_made(handover.0.path(), cause.into()))?;
+        Ok(handover)
+    }
+
     pub fn fifo(&self) -> PathBuf {
-        self.directory.path().join("environment")
+        self.0.path().join("environment")
     }
 
     /// Waits until the entry is there to read, also after an interruption: an engine's client that is ended while it starts a

@@ -5,10 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use tempfile::TempDir;
 
 use crate::account::Account;
 use crate::failure::{Concern, Exit, Failure};
+use crate::handover::Aside;
 use crate::platform::Tools;
 use crate::state::State;
 
@@ -30,8 +30,6 @@ enum UserImageError {
     Absent { image: String, program: String },
     #[error("image '{image}' cannot be made ready: {reason}")]
     NotMade { image: String, reason: String },
-    #[error("no temporary directory can be made: {0}")]
-    NoDirectory(std::io::Error),
 }
 
 impl Concern for UserImageError {
@@ -162,7 +160,7 @@ impl UserImage {
             None => {
                 let from = Copy::of(tools, ours, &account.state.image)?;
                 let to = Copy::of(tools, &self.id, &self.name)?;
-                let between = TempDir::new().map_err(UserImageError::NoDirectory)?;
+                let between = Aside::make(&tools.root)?;
                 for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
                     if to.holds(path)? {
                         return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
@@ -235,7 +233,7 @@ impl Copy<'_> {
     }
 
     fn holds(&self, path: &str) -> Result<bool, Failure> {
-        let away = TempDir::new().map_err(UserImageError::NoDirectory)?;
+        let away = Aside::make(&self.tools.root)?;
         Ok(self.copy(self.inside(path), away.path().join("file"))?.success())
     }
 }

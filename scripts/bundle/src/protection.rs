@@ -6,7 +6,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::account::Account;
-use crate::container::{self, Executable};
+use crate::container::{self, Executable, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::UserImage;
 use crate::state::{Program, Secret};
@@ -123,7 +123,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let volumes = with_more(known.as_ref().map(|program| &program.volumes), &options.volume);
     let mount_points = with_more(known.as_ref().map(|program| &program.mount_points), &options.mount_point);
     let mounted = [&volumes[..], &mount_points].concat();
-    check_nested(&mounted)?;
+    check_nested(&[&mounted[..], &SCRATCH.map(str::to_owned)].concat())?;
     let user = UserImage::look(&account.tools, &image, &volumes)?;
     if !user.user.is_empty() {
         step(format!("the image's USER '{}' is not taken over: the program runs as whoever starts it", user.user));

@@ -64,8 +64,8 @@ struct Args {
     /// dynamically linked. May be given more than once. Natively the program sees nothing else of the image
     #[arg(long, value_name = "DIR", value_parser = PathBufValueParser::new().try_map(files::directory))]
     fs_dir: Vec<PathBuf>,
-    /// With --fs-dir: have something mounted at PATH, which is then not measured; that it may be counts. Nothing is executed
-    /// from it natively. May be given more than once
+    /// With --fs-dir: have something mounted at PATH, which is then not measured; that it may be counts. Natively nothing is
+    /// executed from it, and where nothing is bound there, it is an empty directory in memory. May be given more than once
     #[arg(long, value_name = "PATH", requires = "fs_dir", value_parser = PathBufValueParser::new().try_map(files::directory))]
     mount_point: Vec<PathBuf>,
     /// The program as the image has it. Its arguments count if it runs unprotected, or where the policy takes them (@@N)
@@ -184,6 +184,7 @@ fn load(args: &Args, path: &Path, to_run: bool) -> Result<(Option<Image>, Progra
         let cause = format!("'{}' is bound, and is no --mount-point", path.display());
         return Err(Failure::while_starting(loading, vec![cause]));
     }
+    image = image.map(|image| image.with_scratch(&args.mount_point));
     let program = match &mut image {
         Some(image) if to_run => {
             let root = image.replace().map_err(starting("Making the program's root failed"))?;

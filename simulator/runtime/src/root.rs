@@ -44,6 +44,8 @@ pub struct Image {
     /// The unpacked image, by descriptor: its path gets covered.
     pub directory: OwnedFd,
     binds: Vec<(OwnedFd, PathBuf)>,
+    /// Where the program may write and nothing is kept, unless a volume is there.
+    scratch: Vec<PathBuf>,
     /// All that may be executed is in `directory`.
     is_copy: bool,
 }
@@ -59,7 +61,14 @@ impl Image {
         let binds = binds.iter().map(|(from, to)| Ok((open(from, OFlags::PATH)?, to.clone())));
         let binds = binds.collect::<Result<_, Error>>()?;
         let directory = open(path, OFlags::RDONLY | OFlags::DIRECTORY)?;
-        Ok(Image { path: path.to_owned(), directory, binds, is_copy: false })
+        Ok(Image { path: path.to_owned(), directory, binds, scratch: Vec::new(), is_copy: false })
+    }
+
+    /// Where nothing is bound of these, an empty file system in memory will be.
+    pub fn with_scratch(self, mount_points: &[PathBuf]) -> Image {
+        let is_bound = |path: &&PathBuf| self.binds.iter().any(|(_, to)| to == *path);
+        let scratch = mount_points.iter().filter(|path| !is_bound(path)).cloned().collect();
+        Image { scratch, ..self }
     }
 
     /// Puts an empty directory in memory into the place of the unpacked image, to be filled with a copy of what is measured, and
@@ -89,7 +98,9 @@ impl Image {
         let new = self.mount_memory()?;
         let fixed = [Path::new("/dev"), Path::new("/proc")];
         let mut points = Vec::new();
-        for path in fixed.iter().chain(volumes) {
+        let scratch: Vec<&Path> = self.scratch.iter().map(PathBuf::as_path).collect();
+        let scratch: Vec<&Path> = scratch.into_iter().filter(|path| !volumes.contains(path)).collect();
+        for path in fixed.iter().chain(volumes).chain(&scratch) {
             points.push(Point { path: relative(path)?, directory: true });
         }
         for (from, to) in &self.binds {
@@ -109,10 +120,12 @@ impl Image {
                 forbid_execution(&to)?;
             }
         }
-        for volume in volumes {
-            let at = new.join(relative(volume)?);
-            mount("tmpfs", &at, "tmpfs", MEMORY | MountFlags::NOEXEC, Some(c"mode=0700"))
-                .map_err(failed(format!("mount '{}'", volume.display())))?;
+        for (path, options) in
+            volumes.iter().map(|path| (path, c"mode=0700")).chain(scratch.iter().map(|path| (path, c"mode=1777")))
+        {
+            let at = new.join(relative(path)?);
+            mount("tmpfs", &at, "tmpfs", MEMORY | MountFlags::NOEXEC, Some(options))
+                .map_err(failed(format!("mount '{}'", path.display())))?;
         }
         for (path, content, mode) in files {
             let at = new.join(relative(path)?);

@@ -404,6 +404,19 @@ fn from_what_the_caller_binds_nothing_is_executed() {
     assert_eq!(fs::read_to_string(host.path().join("written")).unwrap(), "x\n");
 }
 
+#[test]
+fn a_mount_point_where_nothing_is_bound_is_an_empty_directory_in_memory() {
+    let Some(image) = Image::new() else { return };
+    let script = "echo x >/app/scratch/x; read a </app/scratch/x; echo $a; echo y >/app/y";
+    let point = ["--mount-point".to_owned(), "/app/scratch".to_owned()];
+    fs::create_dir(image.path("app/scratch")).unwrap();
+    fs::write(image.path("app/scratch/x"), "the image's\n").unwrap();
+    let output = image.runs(&ALL, &point, script);
+    assert_eq!(text(&output.stdout), "x\n", "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("/app/y: Read-only file system"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(image.path("app/scratch/x")).unwrap(), "the image's\n");
+}
+
 /// A session whose service runs the image's script in the image's shell, if the measurement is this.
 fn create_session(cas: &Cas, name: &str, mrenclave: &str, injected: &str) {
     cas.create_session(&format!(
