@@ -160,25 +160,29 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     if answers.findings.iter().any(|finding| finding.result == Verdict::Wrong) {
         return answers.findings;
     }
-    let (mut otpqr, mut reset) = (None, None);
+    let (mut otpqr, mut ask_for_codes) = (None, Vec::new());
     for session in Session::all(&account.state) {
         answers.look("policies", &format!("'{}'", session.name(account)), || {
             let (finding, versions) = checks::policy(account, &session)?;
             match session {
                 Session::Otpqr => otpqr = versions,
-                Session::Reset => reset = versions,
+                Session::Reset | Session::Person(_) => ask_for_codes.push(versions),
                 _ => {}
             }
             Ok(finding)
         });
     }
     if account.state.pending.is_some() {
-        answers.findings.push(match reset {
-            Some(versions) if versions.secret == account.state.secret_version => {
-                Finding::ok("codes", "the current codes still work")
+        let secrets: Option<Vec<u32>> = ask_for_codes.into_iter().map(|held| Some(held?.secret)).collect();
+        let is_old = |secret: &u32| *secret == account.state.secret_version;
+        answers.findings.push(match secrets.as_deref() {
+            Some(secrets) if secrets.iter().all(is_old) => Finding::ok("codes", "the current codes still work"),
+            Some(secrets) if secrets.iter().any(is_old) => {
+                let finding = "the old codes are dead for some, but programs still take them";
+                Finding::wrong("codes", finding, account.state.finishing(&account.name))
             }
             Some(_) => Finding::ok("codes", "session 2 has switched: the old codes are dead"),
-            None => Finding::unknown("codes", "which codes live: session 2 does not say"),
+            None => Finding::unknown("codes", "which codes live: session 2, or a program's, does not say"),
         });
     }
     // SCONE's does not tell the time.

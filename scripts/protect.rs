@@ -105,7 +105,12 @@ fn protect(args: &Args) -> Result<String, Failure> {
     account.check_cas()?;
     let before = account.state.programs.get(name).cloned();
     let after = if args.remove {
-        program::known(&account, name).map(|program| Program { removed: true, ..program.clone() })?
+        // Whatever comes back under that name begins with empty volumes.
+        let removed = |program: &Program| {
+            let volume_version = program.volume_version + 1;
+            Program { removed: true, volume_version, ..program.clone() }
+        };
+        program::known(&account, name).map(removed)?
     } else {
         describe(&mut account, name, &args.program)?
     };
@@ -162,12 +167,23 @@ fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut af
         // Whoever may start it loses that first.
         ([Some(person), own, Some(Session::Otpqr)], " --remove")
     } else {
-        // Session 1 exports the code's secret.
-        ([Some(Session::Otpqr), own, Some(person)], "")
+        // Refused, nothing was changed. Session 1 exports the code's secret: then it can be started.
+        ([own, Some(person), Some(Session::Otpqr)], "")
     };
     let sessions: Vec<Session> = sessions.into_iter().flatten().collect();
     let again = account.script("protect", &format!(" {name}{option}   # goes on once that is mended"));
-    let has_changed = policy::upload_each(account, &lock, &sessions, &again)?;
+    let uploaded = policy::upload_each(account, &lock, &sessions, &again);
+    let versions = |program: &Program| (program.own.clone(), program.person.clone());
+    let has_begun = versions(&account.state.programs[name]) != before.map_or((None, None), versions);
+    if uploaded.as_ref().is_err_and(Failure::is_refusal) && !has_begun && !was_pending {
+        // CAS said no, and holds what it held.
+        match before {
+            Some(before) => account.state.programs.insert(name.to_owned(), before.clone()),
+            None => account.state.programs.remove(name),
+        };
+        account.record(&lock)?;
+    }
+    let has_changed = uploaded?;
     if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
         program.pending = false;
         account.record(&lock)?;

@@ -185,7 +185,7 @@ fn runs_as_its_policy_says(platform: Platform) {
     shell
         .start(&["--mount", &elsewhere, "--", "leave"])
         .expect(2)
-        .saying("has nothing of this host's mounted at '/app/out'");
+        .saying("nothing of this host's may be mounted at '/app/out'");
     shell.start(&["--mount", &mount, "--", "leave"]).expect(0);
     assert_eq!(fs::read_to_string(shell.bundle.root.join("out/left")).expect("what it left"), "left\n");
 
@@ -686,7 +686,8 @@ fn a_volume_is_one_program_s_at_a_time() {
     out.read_line(&mut line).expect("a line");
     assert_eq!(line, "ready\n");
     shell.bundle.wait(30);
-    shell.start(&["--", "count"]).expect(3).saying("a volume is in use: ");
+    shell.start(&["--", "count"]).expect(3).saying("a volume of program 'shell' is in use: ");
+    assert!(!shell.start(&["--", "count"]).stderr.contains("scone-run"), "nothing was started");
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a signal");
     assert_eq!(child.wait().expect("its end").code(), Some(3));
     assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");

@@ -149,6 +149,11 @@ impl Account {
         self.file.lock()
     }
 
+    /// Makes sure that what was read of it still holds.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        self.file.check_unchanged()
+    }
+
     /// Writes the state down: a fact is recorded before it is used.
     pub fn record(&mut self, lock: &Lock) -> Result<(), Failure> {
         self.file.write(&self.state, lock)

@@ -126,7 +126,14 @@ impl Tools {
     /// ignores `SCONE_HASH`, simply runs, and what it prints must not pass for a measurement.
     pub fn measure(&self, image_id: &str, executable: Executable) -> Result<String, Failure> {
         let args: Vec<String> = if self.runs_containers() {
-            let fixed = ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"].map(str::to_owned);
+            let mut fixed =
+                ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"].map(str::to_owned).to_vec();
+            if executable.files.is_some() {
+                // As it is started: what its user cannot read is measured as that.
+                fixed.extend(["--cap-drop=ALL".to_owned(), "--userns=host".to_owned(), "--read-only".to_owned()]);
+                fixed.push(format!("--user={}", self.user_in_container()?));
+                fixed.extend(self.of_podman()?);
+            }
             let (program, rest) = self.in_container(executable);
             let runs = [format!("--entrypoint={program}"), image_id.to_owned()];
             fixed.into_iter().chain(runs).chain(rest).collect()
@@ -209,13 +216,13 @@ impl Tools {
         if !self.runs_containers() {
             return Ok(false);
         }
-        Ok(!self.containers(&label(output))?.is_empty())
+        Ok(!self.containers(&label(output), "{{.ID}}")?.is_empty())
     }
 
-    /// The containers that run with this label.
-    pub fn containers(&self, label: &str) -> Result<Vec<String>, Failure> {
-        let filter = format!("--filter=label={label}");
-        let finished = self.engine.run_through(&["ps", "--quiet", "--no-trunc", &filter].map(OsString::from))?;
+    /// The containers that run with this label, in this format.
+    pub fn containers(&self, label: &str, format: &str) -> Result<Vec<String>, Failure> {
+        let (filter, format) = (format!("--filter=label={label}"), format!("--format={format}"));
+        let finished = self.engine.run_through(&["ps", &filter, &format].map(OsString::from))?;
         if !finished.success() {
             return Err(engine::no_answer(finished.reason()));
         }
@@ -239,6 +246,7 @@ impl Tools {
         }
         if start.executable.files.is_some() && !self.facts.runtime.is_empty() {
             args.extend(SCRATCH.map(|path| format!("--tmpfs={path}:mode=1777").into()));
+            args.extend(self.of_podman()?.map(OsString::from));
         }
         args.extend(start.mounts.iter().map(|each| mount(&each.host, &each.inside, each.is_readonly)));
         args.extend(start.label.iter().map(|label| format!("--label={label}").into()));

@@ -43,6 +43,12 @@ impl Tools {
         Ok(format!("{user}:{group}"))
     }
 
+    /// What podman alone needs: else it mounts files of its own over `/etc/passwd` and `/etc/group`, which are measured.
+    pub(crate) fn of_podman(&self) -> Result<Option<String>, Failure> {
+        let is_podman = self.engine_info()?["host"]["security"].is_object();
+        Ok(is_podman.then(|| "--passwd=false".to_owned()))
+    }
+
     /// What `docker info` says. Podman takes some time for it, so it is asked once.
     fn engine_info(&self) -> Result<&Value, Failure> {
         if let Some(info) = self.engine_info.get() {

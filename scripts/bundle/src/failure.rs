@@ -101,6 +101,11 @@ impl Failure {
         self.exit == Exit::Refused
     }
 
+    /// Whether it stopped the run part-way.
+    pub fn is_part_way(&self) -> bool {
+        self.exit == Exit::PartWay
+    }
+
     /// For a report: what is wrong, and the first command that helps.
     pub fn into_finding(self) -> (String, Option<String>) {
         (self.message, self.hints.into_iter().next())

@@ -2,6 +2,8 @@
 //! the user's, with the entry and the runtime added.
 
 use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -9,8 +11,10 @@ use serde::Deserialize;
 use crate::account::Account;
 use crate::failure::{Concern, Exit, Failure};
 use crate::handover::Aside;
+use crate::interrupt;
 use crate::platform::Tools;
-use crate::state::State;
+use crate::state::{Program, State};
+use crate::tool::{Finished, Streams};
 
 #[derive(Debug, thiserror::Error)]
 enum UserImageError {
@@ -113,7 +117,7 @@ impl UserImage {
     }
 
     /// The absolute path of the program that a command's first word names, as an engine would find it.
-    pub fn find(&self, tools: &Tools, program: Option<&String>) -> Result<String, Failure> {
+    pub fn find(&self, account: &Account, program: Option<&String>) -> Result<String, Failure> {
         let image = || self.name.clone();
         let program = program.ok_or_else(|| UserImageError::NoProgram { image: image() })?;
         let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
@@ -122,8 +126,8 @@ impl UserImage {
         } else {
             path.split(':').filter(|place| place.starts_with('/')).map(|place| join(place, program)).collect()
         };
-        let found = if tools.runs_containers() {
-            let copy = Copy::of(tools, &self.id, &self.name)?;
+        let found = if account.tools.runs_containers() {
+            let copy = Copy::of(account, &self.id, &self.name)?;
             let mut found = None;
             for candidate in candidates {
                 if found.is_none() && copy.holds(&candidate)? {
@@ -132,53 +136,55 @@ impl UserImage {
             }
             found
         } else {
-            let there =
-                |path: &String| std::fs::metadata(format!("{}{path}", self.id)).is_ok_and(|file| file.is_file());
+            let there = |path: &String| fs::metadata(format!("{}{path}", self.id)).is_ok_and(|file| file.is_file());
             let is_link = |path: &String| Path::new(&format!("{}{path}", self.id)).is_symlink();
             candidates.into_iter().find(|path| there(path) || is_link(path))
         };
         found.ok_or_else(|| UserImageError::Absent { image: image(), program: program.clone() }.into())
     }
 
-    /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is
-    /// the simulator's with the runtime, added. Made once for an image; `tag` keeps it from being pruned.
-    pub fn made_ready(&self, account: &Account, tag: &str) -> Result<String, Failure> {
-        let tools = &account.tools;
-        if !tools.runs_containers() {
-            return Ok(self.id.clone());
-        }
-        let State { image_id: ours, .. } = &account.state;
-        let labels = [format!("otpqr.base={}", self.id), format!("otpqr.added={ours}")];
-        let [base, added] = labels.each_ref().map(|label| format!("--filter=label={label}"));
-        let known = tools.docker(["images", "--no-trunc", "--quiet", &base, &added])?;
-        let known = known.stdout.lines().next().map(str::to_owned);
-        let image = match known.filter(|known| !known.is_empty()) {
-            Some(known) => {
-                self.succeed(tools.docker(["tag", &known, tag])?)?;
-                known
-            }
-            None => {
-                let from = Copy::of(tools, ours, &account.state.image)?;
-                let to = Copy::of(tools, &self.id, &self.name)?;
-                let between = Aside::make(&tools.root)?;
-                for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
-                    if to.holds(path)? {
-                        return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
-                    }
-                    let file = between.path().join(&path[1..]);
-                    self.succeed(from.copy(from.inside(path), &file)?)?;
-                    self.succeed(to.copy(&file, to.inside(path))?)?;
-                }
-                let changes = labels.map(|label| format!("--change=LABEL {}", label.replacen('=', "=\"", 1) + "\""));
-                let [base, added] = &changes;
-                self.succeed(tools.docker(["commit", base, added, &to.id, tag])?)?;
-                tag.to_owned()
-            }
-        };
-        tools.image_id(&image)
+    /// The first of these paths from which the image's programs are looked for.
+    pub fn on_path(&self, paths: &[String]) -> Option<String> {
+        let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
+        paths.iter().find(|mounted| path.split(':').any(|place| Path::new(place).starts_with(mounted))).cloned()
     }
 
-    fn succeed(&self, finished: crate::tool::Finished) -> Result<(), Failure> {
+    /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is
+    /// the simulator's with the runtime, added. `known`: what was made before, and of what; `tag` keeps it from being pruned.
+    pub fn made_ready(
+        &self,
+        account: &Account,
+        tag: &str,
+        known: Option<&Program>,
+    ) -> Result<(String, [String; 2]), Failure> {
+        let tools = &account.tools;
+        let State { image: our_name, image_id: ours, .. } = &account.state;
+        let made_of = [self.id.clone(), ours.clone()];
+        if !tools.runs_containers() {
+            return Ok((self.id.clone(), made_of));
+        }
+        // Not searched for by what others can write into an image, too.
+        if let Some(known) = known.filter(|known| known.made_of == made_of)
+            && tools.has_image(&known.image_id)?
+        {
+            self.succeed(tools.docker(["tag", &known.image_id, tag])?)?;
+            return Ok((known.image_id.clone(), made_of));
+        }
+        let (from, to) = (Copy::of(account, ours, our_name)?, Copy::of(account, &self.id, &self.name)?);
+        let between = Aside::make(&tools.root)?;
+        for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
+            if to.holds(path)? {
+                return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
+            }
+            let file = between.path().join(&path[1..]);
+            self.succeed(from.copy(from.inside(path), &file)?)?;
+            self.succeed(to.copy(&file, to.inside(path))?)?;
+        }
+        self.succeed(tools.docker(["commit", &to.name, tag])?)?;
+        Ok((tools.image_id(tag)?, made_of))
+    }
+
+    fn succeed(&self, finished: Finished) -> Result<(), Failure> {
         if finished.success() {
             return Ok(());
         }
@@ -193,7 +199,7 @@ fn join(directory: &str, name: &str) -> String {
 }
 
 impl Tools {
-    fn docker<const N: usize>(&self, args: [&str; N]) -> Result<crate::tool::Finished, Failure> {
+    fn docker<const N: usize>(&self, args: [&str; N]) -> Result<Finished, Failure> {
         self.engine.run(&args.map(OsString::from), &[])
     }
 
@@ -210,38 +216,81 @@ impl Tools {
 /// A container that is never started: what of an image can be looked at, and added to.
 struct Copy<'a> {
     tools: &'a Tools,
-    id: String,
+    image: String,
+    /// Its own, and the container's: what a killed run left is found by it.
+    aside: Aside,
+    name: String,
 }
 
 impl Copy<'_> {
-    fn of<'a>(tools: &'a Tools, image_id: &str, image: &str) -> Result<Copy<'a>, Failure> {
-        // Some images have no command, and docker demands one.
-        let made = tools.docker(["create", "--network=none", "--log-driver=none", image_id, "/entry"])?;
-        if !made.success() {
-            let (image, reason) = (image.to_owned(), made.reason());
-            return Err(UserImageError::NotMade { image, reason }.into());
-        }
-        Ok(Copy { tools, id: made.stdout.trim().to_owned() })
+    fn of<'a>(account: &'a Account, image_id: &str, image: &str) -> Result<Copy<'a>, Failure> {
+        let tools = &account.tools;
+        let prefix = format!("otpqr-copy-{}", account.state.namespace.replace(['/', '~'], "-"));
+        remove_left(tools, &prefix)?;
+        let aside = Aside::make(&tools.root)?;
+        let directory = aside.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let copy = Copy { tools, image: image.to_owned(), aside, name: format!("{prefix}{directory}") };
+        // Some images have no command, and docker demands one. Interrupted, its client would leave the container behind.
+        let name = format!("--name={}", copy.name);
+        let create = ["create", &name, "--network=none", "--log-driver=none", image_id, "/entry"];
+        let made = tools.engine.run_through(&create.map(OsString::from))?;
+        interrupt::check()?;
+        if made.success() { Ok(copy) } else { Err(copy.not_made(made.reason())) }
+    }
+
+    fn not_made(&self, reason: String) -> Failure {
+        UserImageError::NotMade { image: self.image.clone(), reason }.into()
     }
 
     fn inside(&self, path: &str) -> OsString {
-        format!("{}:{path}", self.id).into()
+        format!("{}:{path}", self.name).into()
     }
 
-    fn copy(&self, from: impl Into<OsString>, to: impl Into<OsString>) -> Result<crate::tool::Finished, Failure> {
+    fn copy(&self, from: impl Into<OsString>, to: impl Into<OsString>) -> Result<Finished, Failure> {
         self.tools.engine.run(&["cp".into(), from.into(), to.into()], &[])
     }
 
+    /// Whether the image has something there, be it a link. (Packed, to be thrown away: docker's client would follow links on
+    /// this host.)
     fn holds(&self, path: &str) -> Result<bool, Failure> {
-        let away = Aside::make(&self.tools.root)?;
-        Ok(self.copy(self.inside(path), away.path().join("file"))?.success())
+        let said = self.aside.path().join("said");
+        let streams = || -> io::Result<Streams> {
+            let null = || OpenOptions::new().read(true).write(true).open("/dev/null");
+            Ok(Streams { stdin: null()?, stdout: null()?, stderr: File::create(&said)?, is_apart: false })
+        };
+        let streams = streams().map_err(|cause| self.not_made(cause.to_string()))?;
+        let args = ["cp".into(), self.inside(path), "-".into()];
+        let finished = self.tools.engine.start_with(&args, &[], streams)?.finish()?;
+        if finished.success() {
+            return Ok(true);
+        }
+        let said = fs::read_to_string(&said).map_err(|cause| self.not_made(cause.to_string()))?;
+        // Docker's words, and podman's.
+        let is_absent = ["Could not find the file", "no such file", "could not be found", "not found"];
+        if is_absent.iter().any(|words| said.to_lowercase().contains(&words.to_lowercase())) {
+            return Ok(false);
+        }
+        Err(self.not_made(Finished { stderr: said, ..finished }.reason()))
     }
+}
+
+/// Removes the containers of runs that were killed: those whose directory is gone.
+fn remove_left(tools: &Tools, prefix: &str) -> Result<(), Failure> {
+    let (filter, format) = (format!("--filter=name={prefix}"), "--format={{.Names}}");
+    let found = tools.docker(["ps", "--all", &filter, format])?;
+    for name in found.stdout.lines() {
+        let directory = name.strip_prefix(prefix).map(|directory| tools.root.join("state").join(directory));
+        if directory.is_some_and(|directory| !directory.exists()) {
+            tools.docker(["rm", "--force", "--volumes", name])?;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Copy<'_> {
     fn drop(&mut self) {
-        let remove = ["rm", "--force", "--volumes", &self.id].map(OsString::from);
-        // What cannot be removed was never started, and docker lists it.
+        let remove = ["rm", "--force", "--volumes", &self.name].map(OsString::from);
+        // What cannot be removed now, the next run removes.
         let _ = self.tools.engine.run_through(&remove);
     }
 }

@@ -1,9 +1,12 @@
 //! The policies: rendered from `templates/`, uploaded with the `scone` command line, compared with what CAS holds.
 
+use std::env;
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 
+use rustix::process::geteuid;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tempfile::NamedTempFile;
@@ -70,7 +73,10 @@ impl Session {
 
     /// In the order in which they are first uploaded.
     pub fn all(state: &State) -> Vec<Session> {
-        let programs = state.programs.keys().flat_map(|name| Session::of_program(name));
+        // Of one that was removed, a CAS that was wiped since holds nothing.
+        let is_there = |program: &Program| !program.removed || program.own.is_some() || program.person.is_some();
+        let programs = state.programs.iter().filter(|(_, program)| is_there(program));
+        let programs = programs.flat_map(|(name, _)| Session::of_program(name));
         Session::OF_ACCOUNT.into_iter().chain(programs).collect()
     }
 
@@ -80,7 +86,8 @@ impl Session {
 
     /// Those that ask for a code of the account's secret, besides session 2.
     pub fn dependent(state: &State) -> Vec<Session> {
-        state.programs.keys().cloned().map(Session::Person).collect()
+        let there = state.programs.iter().filter(|(_, program)| !program.removed);
+        there.map(|(name, _)| Session::Person(name.clone())).collect()
     }
 
     fn template(&self) -> &'static str {
@@ -208,16 +215,16 @@ pub fn deceives(c: char) -> bool {
 /// Makes sure that a session's policy can be rendered whole: what came from a file is in CAS alone.
 pub fn at_hand(account: &Account, session: &Session) -> Result<(), Failure> {
     let Session::Program(program) = session else { return Ok(()) };
-    let secrets = account.state.programs.get(program).into_iter().flat_map(|program| &program.secrets);
-    let missing = secrets.filter(|(_, from)| from.is_given()).map(|(secret, _)| secret);
-    match missing.into_iter().find(|secret| !account.given.contains_key(&(program.clone(), (*secret).clone()))) {
-        None => Ok(()),
-        Some(secret) => {
-            let again = account.script("protect", &format!(" {program} --secret {secret}=FILE"));
-            let (program, secret) = (program.clone(), secret.clone());
-            Err(Failure::from(PolicyError::NotAtHand { program, secret }).hint(again))
-        }
-    }
+    // One that was removed has none in its policy.
+    let there = account.state.programs.get(program).filter(|program| !program.removed);
+    let given = there.into_iter().flat_map(|program| &program.secrets).filter(|(_, from)| from.is_given());
+    let missing: Vec<(&String, &Secret)> =
+        given.filter(|(secret, _)| !account.given.contains_key(&(program.clone(), (*secret).clone()))).collect();
+    let Some((secret, _)) = missing.first() else { return Ok(()) };
+    let options: String = missing.iter().map(|(secret, from)| format!(" --secret {secret}={}", from.file())).collect();
+    let again = account.script("protect", &format!(" {program}{options}"));
+    let (program, secret) = (program.clone(), (*secret).clone());
+    Err(Failure::from(PolicyError::NotAtHand { program, secret }).hint(again))
 }
 
 /// Renders a session's policy as it is uploaded next. Strict: a value the template names and we do not give is an error.
@@ -321,11 +328,27 @@ fn run_on(
     Ok(Ok(hash.to_owned()))
 }
 
+/// Held as long as it is needed: it may hold secrets from files, so what a killed run left is destroyed by the next one.
 fn write(text: &str) -> io::Result<NamedTempFile> {
-    let mut file = tempfile::Builder::new().prefix("otpqr-policy-").suffix(".yml").tempfile()?;
-    file.write_all(text.as_bytes())?;
-    Ok(file)
+    for left in fs::read_dir(env::temp_dir()).into_iter().flatten().flatten() {
+        let is_ours = left.file_name().as_encoded_bytes().starts_with(PREFIX.as_bytes())
+            && left.metadata().is_ok_and(|found| found.is_file() && found.uid() == geteuid().as_raw());
+        if is_ours && File::open(left.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            // Another run may remove the same one.
+            let _ = fs::remove_file(left.path());
+        }
+    }
+    loop {
+        let mut file = tempfile::Builder::new().prefix(PREFIX).suffix(".yml").tempfile()?;
+        // Another run may have taken it for one that was left.
+        if file.as_file().try_lock().is_ok() && file.path().exists() {
+            file.write_all(text.as_bytes())?;
+            return Ok(file);
+        }
+    }
 }
+
+const PREFIX: &str = "otpqr-policy-";
 
 /// What a session's active version replaced, as CAS shows it.
 enum Shown {

@@ -1,8 +1,9 @@
 //! A start of a protected program: what it needs, its run as if its caller had started it, or as a service that goes on alone.
 
+use std::cell::Cell;
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, IsTerminal, Read, Seek, SeekFrom};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, IsTerminal, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::account::Account;
@@ -35,7 +37,9 @@ enum ProgramError {
     NothingOpen { program: String },
     #[error("what was measured of image '{image}', for program '{program}', is not there any more")]
     AnotherImage { program: String, image: String },
-    #[error("the policy of program '{program}' has nothing of this host's mounted at '{path}'")]
+    #[error(
+        "nothing of this host's may be mounted at '{path}': it is no '--mount-point' that program '{program}' was protected with"
+    )]
     NoMountPoint { program: String, path: String },
     #[error("'{directory}' is no directory that can be mounted")]
     NoDirectory { directory: String },
@@ -51,8 +55,6 @@ enum ProgramError {
     LogOpen { file: String },
     #[error("'sed', which masks the code in the log, was not found")]
     NoSed,
-    #[error("what runs cannot be found out: {0}")]
-    NotKnown(io::Error),
     #[error("program '{program}' cannot be stopped: {reason}")]
     NotStopped { program: String, reason: String },
     #[error("the start was refused: {reason}")]
@@ -71,6 +73,16 @@ enum ProgramError {
     Host { reason: String },
     #[error("the program could not be started: {reason}")]
     NotStarted { reason: String },
+    #[error("the program ran, and was broken off: {reason}")]
+    BrokenOff { reason: String },
+    #[error("a roll-forward of account '{account}' was begun but not finished: old codes may still start its programs")]
+    RollForwardBegun { account: String },
+    #[error(
+        "a volume of program '{program}' is in use: it runs already, or what a killed run of 'start' left still does"
+    )]
+    InUse { program: String },
+    #[error("another start of '{program}' as a service is under way")]
+    Starting { program: String },
     #[error("the program ended at once, with status {status}: see the log '{log}'")]
     EndedAtOnce { status: String, log: String },
 }
@@ -83,7 +95,7 @@ impl Concern for ProgramError {
                 Exit::Usage
             }
             Refused { .. } | AnotherProgram { .. } | Volume { .. } => Exit::Refused,
-            NotStopped { .. } | EndedAtOnce { .. } => Exit::Other,
+            NotStopped { .. } | EndedAtOnce { .. } | BrokenOff { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
     }
@@ -126,7 +138,9 @@ fn parse_mount(text: &str) -> Result<Mount, String> {
         }
     }
     match (host, inside) {
-        (Some(host), Some(inside)) if is_bind && inside.starts_with('/') && !inside.contains([':', '"']) => {
+        (Some(host), Some(inside)) if is_bind && inside.starts_with('/') => {
+            // As protect.rs has it: without what a path can do without.
+            let inside = Path::new(&inside).components().collect::<PathBuf>().to_string_lossy().into_owned();
             Ok(Mount { host, inside, is_readonly })
         }
         _ => Err("must be type=bind,src=DIR,dst=PATH, PATH being absolute".to_owned()),
@@ -195,6 +209,12 @@ impl<'a> Launch<'a> {
         let name = options.program.as_str();
         check_program(account, options, is_open)?;
         let (mounts, publish) = check_surroundings(account, options)?;
+        if let Some(command) = account.state.finishing(&account.name) {
+            // Unless it is under way.
+            account.lock()?;
+            let account = account.name.clone();
+            return Err(Failure::from(ProgramError::RollForwardBegun { account }).hint(command));
+        }
         account.check_cas()?;
         check_image(account, name)?;
         account.check_policies()?;
@@ -213,7 +233,32 @@ impl<'a> Launch<'a> {
             }
             launch.volumes.push((host, path.clone()));
         }
+        launch.check_volumes()?;
         Ok(launch)
+    }
+
+    /// Makes sure that no other runtime has a volume open: it would say so when the code is spent.
+    fn check_volumes(&self) -> Result<(), Failure> {
+        for (host, _) in &self.volumes {
+            let opened = File::open(host);
+            let opened =
+                opened.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
+            if let Err(TryLockError::WouldBlock) = opened.try_lock() {
+                let failure = Failure::from(ProgramError::InUse { program: self.name.to_owned() });
+                if !self.account.tools.runs_containers() {
+                    return Err(failure);
+                }
+                let filter = format!("docker ps --filter label={}", label(self.account, self.name));
+                return Err(failure.hint(filter));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure, when a code was typed, that everything still is as it was when that was asked for: nothing is held meanwhile.
+    fn check_again(&self) -> Result<(), Failure> {
+        self.account.check_unchanged()?;
+        self.check_volumes()
     }
 
     fn start<'b>(&'b self, options: &'b [OsString], label: String) -> Start<'b> {
@@ -281,7 +326,7 @@ impl<'a> Launch<'a> {
         let has_terminal = at_terminal() && input == Input::Callers;
         let (options, container) =
             self.container(if has_terminal { &["--interactive", "--tty"] } else { &["--interactive"] });
-        let start = self.start(&options, label(self.account, self.name, "program"));
+        let start = self.start(&options, label(self.account, self.name));
         let get_ready = || {
             let streams = if tools.runs_containers() { Relay::of_container } else { Relay::natively };
             let (relay, streams) = streams(input)?;
@@ -303,14 +348,24 @@ impl<'a> Launch<'a> {
                 let _ = program.signal(signal);
             }
         };
+        let mut broken_off = None;
         let finished = self.present(source, &get_ready, &mut |(relay, ready): (Relay, Ready), code| {
+            self.check_again()?;
             let running = ready.hand_over(&self.config_id(code))?;
-            relay.run(running, code, &mut forward)
+            let finished = relay.run(running, code, &mut forward)?;
+            if finished.stderr.is_empty() || Answer::is_of_start(&finished) {
+                return Ok(finished);
+            }
+            broken_off = Some(finished.whole_reason());
+            Ok(Finished { stderr: String::new(), ..finished })
         })?;
-        if finished.stderr.is_empty() && finished.code.is_some_and(|code| (0..=255).contains(&code)) {
-            return Ok(finished.code.map_or(1, |code| code as u8));
+        if let Some(reason) = broken_off {
+            return Err(ProgramError::BrokenOff { reason }.into());
         }
-        Err(self.explain(&finished))
+        match finished.code.map(u8::try_from) {
+            Some(Ok(code)) if finished.stderr.is_empty() => Ok(code),
+            _ => Err(self.explain(&finished)),
+        }
     }
 
     /// Starts it as a service, which goes on when this ends. What it prints goes to `log`.
@@ -318,7 +373,7 @@ impl<'a> Launch<'a> {
         let tools = &self.account.tools;
         let log = Log::open(log)?;
         let (options, container) = self.container(&[]);
-        let start = self.start(&options, label(self.account, self.name, "service"));
+        let start = self.start(&options, label(self.account, self.name));
         let get_ready = || {
             let (streams, masking) = log.streams()?;
             let ready = tools.get_ready(&start, Some(streams))?;
@@ -330,7 +385,18 @@ impl<'a> Launch<'a> {
         };
         let mut service = None;
         let finished = self.present(source, &get_ready, &mut |(masking, ready): (_, Ready), code| {
+            self.check_again()?;
+            let mut record = Record::open(self.account, self.name)?;
+            let starting = || ProgramError::Starting { program: self.name.to_owned() };
+            let Held::Free = record.hold()? else { return Err(starting().into()) };
+            if tools.runs_containers() {
+                record.write(&container)?;
+            }
             let running = ready.hand_over(&self.config_id(code))?;
+            let process = running.id().filter(|_| !tools.runs_containers());
+            if let Some(process) = process {
+                record.write(&process.to_string())?;
+            }
             step("waiting whether it goes on running");
             let handed_over = Instant::now();
             while handed_over.elapsed() < SETTLED && !running.has_ended() && !interrupt::is_interrupted() {
@@ -338,18 +404,16 @@ impl<'a> Launch<'a> {
             }
             if running.has_ended() {
                 let ended = running.finish_through()?;
-                return Ok(Finished { stderr: log.rest(masking)?, ..ended });
+                let said = log.rest(masking)?;
+                let gave_up = ended.code == Some(134) && said.contains("[SCONE|FATAL]");
+                return Ok(Finished { stderr: if gave_up { said } else { String::new() }, ..ended });
             }
-            service = running.id();
+            service = Some(process.map_or_else(|| Service::Container(container.clone()), Service::Process));
             Ok(Finished { code: Some(0), stdout: String::new(), stderr: String::new() })
         })?;
         match service {
-            Some(_) if tools.runs_containers() => Ok(Service::Container(container)),
-            Some(process) => {
-                Process::record(self.account, self.name, process)?;
-                Ok(Service::Process(process))
-            }
-            None if finished.stderr.contains("[SCONE|FATAL]") => Err(self.explain(&finished)),
+            Some(service) => Ok(service),
+            None if Answer::is_of_start(&finished) => Err(self.explain(&finished)),
             None => {
                 let status = finished.code.map_or("of a signal".to_owned(), |code| code.to_string());
                 Err(ProgramError::EndedAtOnce { status, log: log.path.display().to_string() }.into())
@@ -439,8 +503,7 @@ fn check_surroundings(account: &Account, options: &Options) -> Result<(Vec<Mount
     for mount in &options.mount {
         if !program.mount_points.contains(&mount.inside) {
             let (program, path) = (options.program.clone(), mount.inside.clone());
-            let protect = account.script("protect", &format!(" {program} --mount-point {path}"));
-            return Err(Failure::from(ProgramError::NoMountPoint { program, path }).hint(protect));
+            return Err(ProgramError::NoMountPoint { program, path }.into());
         }
         let unusable = || ProgramError::NoDirectory { directory: mount.host.display().to_string() };
         let host = mount.host.canonicalize().ok().filter(|path| path.is_dir()).ok_or_else(unusable)?;
@@ -461,105 +524,124 @@ fn check_surroundings(account: &Account, options: &Options) -> Result<(Vec<Mount
 }
 
 /// By what a program's containers are found.
-fn label(account: &Account, name: &str, what: &str) -> String {
-    format!("otpqr.{what}={}/{name}/{}", account.state.namespace, account.name)
+fn label(account: &Account, name: &str) -> String {
+    format!("otpqr.program={}/{name}/{}", account.state.namespace, account.name)
 }
 
 /// The service that runs, if there is one.
 pub fn running(account: &Account, name: &str) -> Result<Option<Service>, Failure> {
+    let mut record = Record::open(account, name)?;
+    let found = record.read()?;
     if account.tools.runs_containers() {
-        let found = account.tools.containers(&label(account, name, "service"))?;
-        return Ok(found.into_iter().next().map(Service::Container));
+        let running = account.tools.containers(&label(account, name), "{{.Names}}")?;
+        return Ok(running.contains(&found).then_some(Service::Container(found)));
     }
-    Ok(Process::find(account, name).map_err(ProgramError::NotKnown)?.map(|process| Service::Process(process.id)))
+    // The service holds it, too.
+    Ok(match record.hold()? {
+        Held::Free => None,
+        Held::ByAnother => found.parse().ok().map(Service::Process),
+    })
 }
 
 /// Ends the service, if it runs. Whether it did.
 pub fn stop(account: &Account, name: &str) -> Result<bool, Failure> {
     let not_stopped = |reason: String| ProgramError::NotStopped { program: name.to_owned(), reason };
-    if account.tools.runs_containers() {
-        let found = account.tools.containers(&label(account, name, "service"))?;
-        for container in &found {
+    match running(account, name)? {
+        None => Ok(false),
+        Some(Service::Container(container)) => {
             let grace = format!("--time={}", GRACE.as_secs());
-            let stopped = account.tools.engine.run_through(&["stop", &grace, container].map(OsString::from))?;
-            if !stopped.success() {
-                return Err(not_stopped(stopped.reason()).into());
-            }
+            let stopped = account.tools.engine.run_through(&["stop", &grace, &container].map(OsString::from))?;
+            if stopped.success() { Ok(true) } else { Err(not_stopped(stopped.reason()).into()) }
         }
-        return Ok(!found.is_empty());
+        Some(Service::Process(process)) => {
+            end(process).map_err(|cause| not_stopped(cause.to_string()))?;
+            Ok(true)
+        }
     }
-    let found = Process::find(account, name).map_err(ProgramError::NotKnown)?;
-    let Some(process) = found else { return Ok(false) };
-    process.end().map_err(|cause| not_stopped(cause.to_string()))?;
-    Ok(true)
 }
 
-/// A service on this host. A file names it, and when it was started: its number may be another's by now.
-struct Process {
-    file: PathBuf,
-    id: u32,
-    handle: std::os::fd::OwnedFd,
+/// Has a process end that holds a service's record, or has ended meanwhile.
+fn end(process: u32) -> io::Result<()> {
+    let pid = i32::try_from(process).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidData)?;
+    let handle = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(()),
+        handle => handle?,
+    };
+    for signal in [Signal::TERM, Signal::KILL] {
+        pidfd_send_signal(&handle, signal)?;
+        let patience = Timespec { tv_sec: GRACE.as_secs() as i64, tv_nsec: 0 };
+        if poll(&mut [PollFd::new(&handle, PollFlags::IN)], Some(&patience))? > 0 {
+            return Ok(());
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
 }
 
-impl Process {
-    fn file(account: &Account, name: &str) -> PathBuf {
-        account.root.join("state/running").join(format!("{}.{name}", account.name))
-    }
+/// What service runs: a container's name, or a process. Whoever starts one holds the record, and so does a process on this host as
+/// long as it runs: the number in it may be another's by then.
+struct Record {
+    path: PathBuf,
+    file: File,
+}
 
-    fn record(account: &Account, name: &str, id: u32) -> Result<(), Failure> {
-        let file = Process::file(account, name);
-        let record = || -> io::Result<()> {
-            let directory = file.parent().unwrap_or(Path::new("."));
-            DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-            fs::write(&file, format!("{id} {}\n", started(id)?))
+enum Held {
+    Free,
+    ByAnother,
+}
+
+impl Record {
+    fn open(account: &Account, name: &str) -> Result<Record, Failure> {
+        let directory = account.root.join("state/running");
+        let path = directory.join(format!("{}.{name}", account.name));
+        let open = || -> io::Result<File> {
+            DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false).mode(0o600);
+            options.custom_flags(OFlags::NOFOLLOW.bits() as i32).open(&path)
         };
-        Ok(record().map_err(|cause| ProgramError::NotMade { directory: file.display().to_string(), cause })?)
+        match open() {
+            Ok(file) => Ok(Record { path, file }),
+            Err(cause) => Err(ProgramError::NotMade { directory: path.display().to_string(), cause }.into()),
+        }
     }
 
-    fn find(account: &Account, name: &str) -> io::Result<Option<Process>> {
-        let file = Process::file(account, name);
-        let text = match fs::read_to_string(&file) {
-            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
-            text => text?,
+    fn failed(&self, cause: io::Error) -> Failure {
+        ProgramError::NotMade { directory: self.path.display().to_string(), cause }.into()
+    }
+
+    /// Takes it, and has the programs that are started from now on hold it, too.
+    fn hold(&mut self) -> Result<Held, Failure> {
+        match self.file.try_lock() {
+            Err(TryLockError::WouldBlock) => return Ok(Held::ByAnother),
+            Err(TryLockError::Error(cause)) => return Err(self.failed(cause)),
+            Ok(()) => {}
+        }
+        fcntl_setfd(&self.file, FdFlags::empty()).map_err(|cause| self.failed(cause.into()))?;
+        Ok(Held::Free)
+    }
+
+    fn read(&mut self) -> Result<String, Failure> {
+        let mut text = String::new();
+        self.file.read_to_string(&mut text).map_err(|cause| self.failed(cause))?;
+        Ok(text.trim_end().to_owned())
+    }
+
+    fn write(&mut self, service: &str) -> Result<(), Failure> {
+        let write = || -> io::Result<()> {
+            self.file.set_len(0)?;
+            (&self.file).seek(SeekFrom::Start(0))?;
+            (&self.file).write_all(format!("{service}\n").as_bytes())
         };
-        let named = text.trim_end().split_once(' ');
-        let named = named.and_then(|(id, when)| Some((id.parse::<u32>().ok()?, when.parse::<u64>().ok()?)));
-        let Some((id, when)) = named else { return Ok(None) };
-        let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) else { return Ok(None) };
-        // From here on the handle means one process; then it is seen whether that is the one.
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(handle) if started(id).is_ok_and(|found| found == when) => Ok(Some(Process { file, id, handle })),
-            _ => Ok(None),
-        }
+        write().map_err(|cause| self.failed(cause))
     }
-
-    fn end(self) -> io::Result<()> {
-        for (signal, patience) in [(Signal::TERM, GRACE), (Signal::KILL, GRACE)] {
-            pidfd_send_signal(&self.handle, signal)?;
-            let patience = Timespec { tv_sec: patience.as_secs() as i64, tv_nsec: 0 };
-            if poll(&mut [PollFd::new(&self.handle, PollFlags::IN)], Some(&patience))? > 0 {
-                return fs::remove_file(self.file);
-            }
-        }
-        Err(io::ErrorKind::TimedOut.into())
-    }
-}
-
-/// When a process was started, in clock ticks since the host was (proc_pid_stat(5), field 22).
-fn started(id: u32) -> io::Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat"))?;
-    // The program's name, in parentheses, may hold anything.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let started = fields.split_whitespace().nth(19).and_then(|field| field.parse().ok());
-    started.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// Where a service's output goes. Only its user can read it, and the code is masked.
 struct Log {
     path: PathBuf,
     file: File,
-    /// What it held before.
-    length: u64,
+    /// What it held before the last start.
+    length: Cell<u64>,
 }
 
 impl Log {
@@ -570,10 +652,11 @@ impl Log {
         let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
         let file = options.custom_flags(flags.bits() as i32).open(path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?;
-        if !found.is_file() || is_open_to_others(found.mode()) {
+        let is_ours = found.uid() == rustix::process::geteuid().as_raw();
+        if !found.is_file() || !is_ours || is_open_to_others(found.mode()) {
             return Err(ProgramError::LogOpen { file: path.display().to_string() }.into());
         }
-        Ok(Log { path: path.to_owned(), file, length: found.len() })
+        Ok(Log { path: path.to_owned(), file, length: Cell::new(found.len()) })
     }
 
     /// Streams that end in the log, and what masks the code on the way: it ends when they do.
@@ -581,6 +664,7 @@ impl Log {
         static SED: std::sync::OnceLock<Option<Tool>> = std::sync::OnceLock::new();
         let sed = SED.get_or_init(|| Tool::find("sed", None)).as_ref().ok_or(ProgramError::NoSed)?;
         let made = || -> io::Result<(Streams, Streams)> {
+            self.length.set(self.file.metadata()?.len());
             let null = || File::open("/dev/null");
             let (said, says) = io::pipe()?;
             let says = File::from(std::os::fd::OwnedFd::from(says));
@@ -594,7 +678,7 @@ impl Log {
         };
         let failed = |cause| ProgramError::NoLog { file: self.path.display().to_string(), cause };
         let (streams, masking) = made().map_err(failed)?;
-        let args = ["--unbuffered", "s/@[0-9]\\{6\\}/@******/g"].map(OsString::from);
+        let args = ["-u", "s/@[0-9]\\{6\\}/@******/g"].map(OsString::from);
         Ok((streams, sed.start_with(&args, &[], masking)?))
     }
 
@@ -604,7 +688,7 @@ impl Log {
         let failed = |cause| ProgramError::NoLog { file: self.path.display().to_string(), cause };
         let mut said = Vec::new();
         let mut file = &self.file;
-        file.seek(SeekFrom::Start(self.length)).and_then(|_| file.read_to_end(&mut said)).map_err(failed)?;
+        file.seek(SeekFrom::Start(self.length.get())).and_then(|_| file.read_to_end(&mut said)).map_err(failed)?;
         Ok(String::from_utf8_lossy(&said).into_owned())
     }
 }
@@ -642,12 +726,5 @@ mod tests {
         assert_eq!(is_same("8080:8080/tcp"), Ok(true));
         assert_eq!(is_same("80:8080"), Ok(false));
         assert_eq!(is_same("127.0.0.1:8080:8080"), Ok(false));
-    }
-
-    #[test]
-    fn a_process_is_known_by_when_it_was_started() {
-        let own = started(std::process::id()).unwrap();
-        assert_eq!(started(std::process::id()).unwrap(), own);
-        assert!(started(u32::MAX).is_err());
     }
 }

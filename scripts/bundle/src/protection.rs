@@ -22,7 +22,7 @@ enum ProtectionError {
     TwoWays,
     #[error("secret '{secret}' cannot be read from '{file}': {cause}")]
     NotRead { secret: String, file: String, cause: io::Error },
-    #[error("secret '{secret}' in '{file}' is empty, or longer than 64 KiB")]
+    #[error("secret '{secret}' in '{file}' is empty, or longer than 4096 bytes")]
     Length { secret: String, file: String },
     #[error(
         "secret '{secret}' in '{file}' is no line of printable ASCII without '$': 'base64:{file}' has the program find it in base64"
@@ -32,6 +32,10 @@ enum ProtectionError {
     AnotherKind { secret: String },
     #[error("'{path}' cannot be a volume or mount point beside another that it lies in, or that is the same")]
     Nested { path: String },
+    #[error("what '--open' starts takes no arguments: '@@N' has no place in it")]
+    OpenTakesNone,
+    #[error("programs are looked for in '{path}': nothing of the host's can be mounted there")]
+    OnPath { path: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
 }
@@ -46,7 +50,7 @@ impl Concern for ProtectionError {
 }
 
 /// No variable of a program may be longer, in bytes.
-const LONGEST: usize = 64 * 1024;
+const LONGEST: usize = 4096;
 
 /// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets,
 /// volumes and mount points stay in any case.
@@ -94,6 +98,9 @@ fn words(text: &str) -> Result<Words, String> {
 fn variable(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("must be NAME=…")?;
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
+    if name.starts_with("otp_secret_") {
+        return Err("'otp_secret_…' is what policies call the codes' secret");
+    }
     if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit()) {
         Ok((name.to_owned(), value.to_owned()))
     } else {
@@ -107,10 +114,12 @@ fn volume(text: &str) -> Result<String, &'static str> {
     let is_plain = parts.next() == Some(Component::RootDir)
         && parts.as_path() != Path::new("")
         && parts.all(|part| matches!(part, Component::Normal(_)));
-    if is_plain && !text.contains([':', ',', '"']) {
+    // What every root has of its own.
+    let is_taken = ["/proc", "/sys", "/dev", "/.sealed", "/environment", "/entry", "/scone-run"];
+    if is_plain && !text.contains([':', ',', '"']) && !is_taken.iter().any(|taken| path.starts_with(taken)) {
         Ok(path.components().collect::<PathBuf>().to_string_lossy().into_owned())
     } else {
-        Err("must be an absolute path below '/', without '..' and ':'")
+        Err("must be an absolute path below '/', without '..' and ':', and not what every root has of its own")
     }
 }
 
@@ -147,6 +156,12 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         (None, Some(program)) => program.open.clone(),
         (None, None) => Vec::new(),
     };
+    if open.iter().any(|word| word.contains("@@")) {
+        return Err(ProtectionError::OpenTakesNone.into());
+    }
+    if let Some(path) = user.on_path(&mounted) {
+        return Err(ProtectionError::OnPath { path }.into());
+    }
     let secrets = take_secrets(account, name, options, known.as_ref())?;
     environment.retain(|variable, _| !secrets.contains_key(variable));
     let texts = command.iter().chain(&open).chain(environment.values()).chain(&mounted).chain([&pwd]);
@@ -155,7 +170,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     }
 
     step(format!("making image '{image}' ready"));
-    let image_id = user.made_ready(account, &tag(account, name))?;
+    let (image_id, made_of) = user.made_ready(account, &tag(account, name), known.as_ref())?;
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
@@ -166,6 +181,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     Ok(Program {
         image,
         image_id,
+        made_of,
         mrenclave,
         command,
         open,
@@ -195,7 +211,7 @@ pub fn owned(program: &Program) -> impl PartialEq + '_ {
 }
 
 fn with_program(account: &Account, image: &UserImage, words: &[String]) -> Result<Vec<String>, Failure> {
-    let program = image.find(&account.tools, words.first())?;
+    let program = image.find(account, words.first())?;
     Ok([program].into_iter().chain(words.iter().skip(1).cloned()).collect())
 }
 
@@ -251,6 +267,8 @@ fn take_secrets(
             ("drawn", _) => (Secret::Drawn, None),
             ("p256", _) => (Secret::P256, None),
             (_, Some(file)) => (Secret::Base64, Some(file)),
+            // What is known to be in base64 need not be called that again.
+            (file, None) if secrets.get(secret) == Some(&Secret::Base64) => (Secret::Base64, Some(file)),
             (file, None) => (Secret::Text, Some(file)),
         };
         if secrets.get(secret).is_some_and(|known| *known != kind) {
@@ -271,14 +289,14 @@ fn read(secret: &str, file: &str, kind: Secret) -> Result<Vec<u8>, Failure> {
         Ok(value) => value,
         Err(cause) => return Err(ProtectionError::NotRead { secret, file, cause }.into()),
     };
+    // As an editor leaves it.
+    if kind == Secret::Text && value.ends_with(b"\n") {
+        value.pop();
+    }
     if value.is_empty() || value.len() > LONGEST {
         return Err(ProtectionError::Length { secret, file }.into());
     }
     if kind == Secret::Text {
-        // As an editor leaves it.
-        if value.ends_with(b"\n") {
-            value.pop();
-        }
         // `scone` takes what follows a '$' for a variable.
         if value.iter().any(|&byte| !(b' '..=b'~').contains(&byte) || byte == b'$') {
             return Err(ProtectionError::NoText { secret, file }.into());
@@ -309,7 +327,7 @@ mod tests {
 
     #[test]
     fn a_volume_is_a_plain_path_and_none_lies_in_another() {
-        for bad in ["", "data", "/", "/a/../b", "/a:b", "/a,b"] {
+        for bad in ["", "data", "/", "/a/../b", "/a:b", "/a,b", "/proc/x", "/environment"] {
             assert!(volume(bad).is_err(), "{bad}");
         }
         assert_eq!(volume("/data/"), Ok("/data".to_owned()));
@@ -322,6 +340,7 @@ mod tests {
         for bad in ["", "A", "=b", "1A=b", "A-B=c", r"\@\@A=b"] {
             assert!(variable(bad).is_err(), "{bad}");
         }
+        assert!(variable("otp_secret_2=drawn").is_err());
         assert_eq!(variable("_A1=b=c"), Ok(("_A1".to_owned(), "b=c".to_owned())));
     }
 }

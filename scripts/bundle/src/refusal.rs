@@ -51,6 +51,10 @@ const WORDS: &[(&str, Answer)] = &[
 /// What SCONE's runtime reports where CAS said no.
 const REFUSALS: &[&str] = &["Attestation failed", "CAS did not take the volume's new tag"];
 
+/// What SCONE's runtime reports where the program never ran.
+const NOT_STARTED: &[&str] =
+    &["Could not initialize enclave state", "Could not create enclave", "Cannot sign production enclave"];
+
 /// otpqr's exit codes, and docker's own.
 const CODES: &[(i32, Answer)] = &[
     (10, Answer::MarkerPresent),
@@ -79,6 +83,11 @@ impl Answer {
         }
         let known = CODES.iter().find(|(code, _)| finished.code == Some(*code));
         known.map_or(Answer::Ended, |(_, answer)| *answer)
+    }
+
+    /// Whether SCONE's runtime says that it did not start the program, rather than what became of it.
+    pub fn is_of_start(finished: &Finished) -> bool {
+        NOT_STARTED.iter().any(|words| finished.stderr.contains(words))
     }
 
     /// Whether CAS or the volume refused.

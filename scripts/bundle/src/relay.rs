@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -18,7 +19,7 @@ use signal_hook::iterator::Signals;
 
 use crate::code::Code;
 use crate::failure::{Concern, Exit, Failure};
-use crate::tool::{Finished, Running, Streams};
+use crate::tool::{Finished, Running, Streams, visible};
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {
@@ -117,11 +118,11 @@ impl Relay {
         let mut said = Vec::new();
         // A pseudoterminal ends with an error.
         let _ = self.said.read_to_end(&mut said);
-        String::from_utf8_lossy(&said).replace('\r', "")
+        readable(&said)
     }
 
-    /// Passes everything on until the program has ended. `forward` sends it a signal. What the runtime said last is in the result's
-    /// standard error, and was not shown.
+    /// Passes everything on until the program has ended. `forward` sends it a signal. If that was the runtime's doing, why is in the
+    /// result's standard error, and was not shown.
     pub fn run(
         mut self,
         program: Running,
@@ -136,7 +137,13 @@ impl Relay {
         drop(raw);
         passed_on.map_err(RelayError::Broken)?;
         let finished = program.finish_through()?;
-        Ok(Finished { stderr: finished.stderr + &filter.last_words(), ..finished })
+        let last = filter.last.take().map_or_else(Vec::new, |last| last.said);
+        // A program may say what it likes.
+        if finished.code != Some(GAVE_UP) {
+            self.show(&last);
+            return Ok(finished);
+        }
+        Ok(Finished { stderr: readable(&last), ..finished })
     }
 
     fn pass_on(
@@ -183,7 +190,7 @@ impl Relay {
                     }
                 }
             } else {
-                // What may be the beginning of a code, and was not.
+                // What may be the beginning of a code, or the runtime's last words, and was not.
                 let shown = filter.release();
                 self.show(&shown);
             }
@@ -199,8 +206,8 @@ impl Relay {
                 }
             }
         }
-        let shown = filter.release();
-        self.show(&shown);
+        let held = std::mem::take(&mut filter.held);
+        self.show(&held);
         Ok(())
     }
 
@@ -260,8 +267,10 @@ impl Drop for Raw {
 
 /// With this SCONE's runtime begins to say why it gives up.
 const FATAL: &[u8] = b"[SCONE|FATAL]";
-/// It says no more than this, in bytes.
-const MOST: usize = 64 * 1024;
+/// And with this it ends then.
+const GAVE_UP: i32 = 134;
+/// It ends so soon after it.
+const SOON: Duration = Duration::from_secs(1);
 
 /// Masks a code, and keeps the runtime's last words back.
 struct Filter {
@@ -269,7 +278,13 @@ struct Filter {
     code: Option<Vec<u8>>,
     /// What may be the beginning of a code or of last words.
     held: Vec<u8>,
-    last: Option<Vec<u8>>,
+    last: Option<Last>,
+}
+
+/// What may be the runtime's last words.
+struct Last {
+    said: Vec<u8>,
+    since: Instant,
 }
 
 impl Filter {
@@ -280,15 +295,14 @@ impl Filter {
     /// What can be shown, now that this was said.
     fn take(&mut self, said: &[u8]) -> Vec<u8> {
         if let Some(last) = &mut self.last {
-            last.extend_from_slice(said);
-            mask(last, self.code.as_deref());
-            // That was no runtime.
-            return if last.len() > MOST { self.last.take().unwrap_or_default() } else { Vec::new() };
+            last.said.extend_from_slice(said);
+            mask(&mut last.said, self.code.as_deref());
+            return self.give_up_waiting();
         }
         self.held.extend_from_slice(said);
         mask(&mut self.held, self.code.as_deref());
-        if let Some(at) = find(&self.held, FATAL) {
-            self.last = Some(self.held.split_off(at));
+        if let Some(at) = at_line_start(&self.held, FATAL) {
+            self.last = Some(Last { said: self.held.split_off(at), since: Instant::now() });
             return std::mem::take(&mut self.held);
         }
         let may_begin = |word: &[u8]| (1..word.len()).rev().find(|&length| self.held.ends_with(&word[..length]));
@@ -300,13 +314,21 @@ impl Filter {
 
     /// What was held and turned out to be nothing.
     fn release(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.held)
+        let mut released = self.give_up_waiting();
+        released.append(&mut self.held);
+        released
     }
 
-    fn last_words(mut self) -> String {
-        let last = self.last.take().unwrap_or_default();
-        String::from_utf8_lossy(&last).replace('\r', "")
+    /// Whoever goes on after the last words was no runtime.
+    fn give_up_waiting(&mut self) -> Vec<u8> {
+        let last = self.last.take_if(|last| last.since.elapsed() > SOON);
+        last.map_or_else(Vec::new, |last| last.said)
     }
+}
+
+/// It goes to a terminal.
+fn readable(said: &[u8]) -> String {
+    visible(&String::from_utf8_lossy(said).replace('\r', ""))
 }
 
 fn mask(text: &mut [u8], code: Option<&[u8]>) {
@@ -314,6 +336,11 @@ fn mask(text: &mut [u8], code: Option<&[u8]>) {
     while let Some(at) = find(text, code) {
         text[at + 1..at + code.len()].fill(b'*');
     }
+}
+
+fn at_line_start(text: &[u8], word: &[u8]) -> Option<usize> {
+    let is_there = |at: &usize| text[*at..].starts_with(word) && (*at == 0 || text[at - 1] == b'\n');
+    (0..text.len()).find(is_there)
 }
 
 fn find(text: &[u8], word: &[u8]) -> Option<usize> {
@@ -347,7 +374,8 @@ mod tests {
             filter.take(b"56\r\n"),
         ];
         assert_eq!(shown.concat(), b"result\n");
-        assert_eq!(filter.last_words(), "[SCONE|FATAL] it failed\nservice ID n@123456\n".replace("123456", "******"));
+        let last = readable(&filter.last.take().unwrap().said);
+        assert_eq!(last, "[SCONE|FATAL] it failed\nservice ID n@******\n");
 
         let mut filter = self::filter();
         assert_eq!([filter.take(b"[SCONE|WARN]"), filter.release()].concat(), b"[SCONE|WARN]");

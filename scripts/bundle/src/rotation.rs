@@ -216,7 +216,10 @@ impl Rotation {
         let (both, new) = (to.both_versions(&self.account.state), to.new_versions());
         let switching = match code {
             Some(_) => "switching session 2 to the new volume",
-            None => "switching: from here on the old codes are dead",
+            None if Session::dependent(&self.account.state).is_empty() => {
+                "switching: from here on the old codes are dead"
+            }
+            None => "switching session 2, and then the programs",
         };
         self.upload(&lock, to, 0, &Session::Otpqr, &both, "declaring the new beside the old")?;
         self.upload(&lock, to, 1, &Session::Reset, &new, switching)?;
@@ -272,12 +275,31 @@ impl Rotation {
         if to.keeps_secret(&self.account.state) {
             return Ok(());
         }
-        for session in Session::dependent(&self.account.state) {
+        let dependent = Session::dependent(&self.account.state);
+        for session in &dependent {
             step(format!("switching '{}'", session.name(&self.account)));
-            upload(&mut self.account, &session, new)?;
+            match upload(&mut self.account, session, new) {
+                Ok(_) => {}
+                // What CAS does not take must not keep old codes alive elsewhere. Here they die with the last upload: CAS then finds
+                // nothing where the session imports the old secret from.
+                Err(failure) if failure.is_refusal() || failure.is_part_way() => self.leave(session, failure),
+                Err(failure) => return Err(failure),
+            }
             self.account.record(lock)?;
         }
+        if !dependent.is_empty() {
+            step("from here on the old codes are dead");
+        }
         Ok(())
+    }
+
+    /// The program that a session is about is left as it is: nobody can start it until it is protected again.
+    fn leave(&mut self, session: &Session, failure: Failure) {
+        let Some(name) = session.program() else { return };
+        step(format!("'{name}' cannot be started until it is protected again: {}", failure.into_finding().0));
+        if let Some(program) = self.account.state.programs.get_mut(name) {
+            program.pending = true;
+        }
     }
 
     fn record(&mut self, lock: &Lock, pending: Option<&Pending>) -> Result<(), Failure> {
@@ -388,7 +410,7 @@ impl Rotation {
         let mut report = self.report(&old_label, "CAS has lost the old ones");
         for (name, program) in self.account.state.programs.iter().filter(|(_, program)| !program.removed) {
             let given = program.secrets.iter().filter(|(_, from)| from.is_given());
-            let given: String = given.map(|(secret, _)| format!(" --secret {secret}=FILE")).collect();
+            let given: String = given.map(|(secret, from)| format!(" --secret {secret}={}", from.file())).collect();
             let protect = self.account.script("protect", &format!(" {name}{given}"));
             report += &format!("\nprotect again, with new secrets: {}", hint::pasteable(&protect));
         }

@@ -100,6 +100,8 @@ pub struct Program {
     /// As the user names it, and as the engine identifies what it is run from.
     pub image: String,
     pub image_id: String,
+    /// The image, and the account's, that the latter was made of.
+    pub made_of: [String; 2],
     pub mrenclave: String,
     /// The program and its arguments; `@@N` is the caller's N-th.
     pub command: Vec<String>,
@@ -138,6 +140,16 @@ pub enum Secret {
 }
 
 impl Secret {
+    /// How protect.rs is told of it.
+    pub fn file(self) -> &'static str {
+        match self {
+            Secret::Drawn => "drawn",
+            Secret::P256 => "p256",
+            Secret::Text => "FILE",
+            Secret::Base64 => "base64:FILE",
+        }
+    }
+
     /// It was read from a file, and is in CAS alone.
     pub fn is_given(self) -> bool {
         matches!(self, Secret::Text | Secret::Base64)
@@ -256,7 +268,11 @@ impl State {
                     program_name(name).is_ok()
                         && is_sha256(&program.mrenclave)
                         && counts(program.volume_version)
-                        && [&program.image, &program.image_id].into_iter().all(|text| plain(text))
+                        && [&program.image, &program.image_id]
+                            .into_iter()
+                            .chain(&program.made_of)
+                            .all(|text| plain(text))
+                        && program.mounted().iter().all(|path| path.starts_with('/') && plain(path))
                         && program.command.first().is_some_and(|path| path.starts_with('/'))
                 }),
                 "'programs' has something in it that no script writes",
@@ -398,12 +414,19 @@ impl StateFile {
             TryLockError::WouldBlock => StateError::Busy { file: file.clone() },
             TryLockError::Error(cause) => failed(cause),
         })?;
+        self.check_unchanged()?;
+        Ok(Lock(lock))
+    }
+
+    /// Makes sure that the file is as it was when it was read, or last written here.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        let file = self.path.display().to_string();
         let found = match fs::read(&self.path) {
             Ok(content) => Some(content),
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => None,
-            Err(cause) => return Err(failed(cause).into()),
+            Err(cause) => return Err(StateError::Unreadable { file, cause }.into()),
         };
-        if found == self.content { Ok(Lock(lock)) } else { Err(StateError::Changed { file }.into()) }
+        if found == self.content { Ok(()) } else { Err(StateError::Changed { file }.into()) }
     }
 
     /// Replaces the file as a whole: temporary file, fsync, rename, fsync of the directory.

@@ -99,14 +99,14 @@ impl Tool {
     }
 
     /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is itself a
-    /// SCONE program, and nobody but the one service started here may see a code.
+    /// SCONE program, and nobody but the one service started here may see a code. With `SCONE_HASH` it would not run at all.
     fn expression(&self, args: &[OsString], environment: &[(&str, &str)], streams: Option<Streams>) -> Expression {
         let mut command = duct::cmd(&self.path, args);
         for (name, value) in environment {
             command = command.env(name, value);
         }
         // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
-        command = command.env_remove("SCONE_CONFIG_ID");
+        command = command.env_remove("SCONE_CONFIG_ID").env_remove("SCONE_HASH");
         let command = match streams {
             None => command.stdin_null().stdout_capture().stderr_capture(),
             Some(streams) => command.stdin_file(streams.stdin).stdout_file(streams.stdout).stderr_file(streams.stderr),
@@ -244,7 +244,7 @@ fn mask(stderr: &str) -> String {
 }
 
 /// What it says may be a stranger's words, CAS's say, and goes to a terminal: it moves no cursor there and hides nothing.
-fn visible(stderr: &str) -> String {
+pub(crate) fn visible(stderr: &str) -> String {
     let kept = |c: char| matches!(c, '\n' | '\t') || !(c.is_control() || deceives(c));
     stderr.chars().map(|c| if kept(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }

@@ -139,6 +139,8 @@ enum Entry {
     Link(Vec<u8>),
     /// Is yet to be read.
     File,
+    /// A directory that this user, and so the program, cannot read.
+    Closed,
     /// Has been read: the program, with its permission bits.
     Program(Vec<u8>, u32),
 }
@@ -210,13 +212,26 @@ impl Found<'_> {
         let mut ahead = vec![directory];
         while let Some(directory) = ahead.pop() {
             let opened = open(self.root, &directory, OFlags::RDONLY | OFlags::DIRECTORY, ResolveFlags::NO_XDEV);
-            let opened = opened.map_err(unreadable(&directory))?;
+            let opened = match opened {
+                Err(Errno::ACCESS) => {
+                    self.entries.insert(directory, Entry::Closed);
+                    continue;
+                }
+                opened => opened.map_err(unreadable(&directory))?,
+            };
             for name in entries(&opened).map_err(unreadable(&directory))? {
                 let path = [&directory, &b"/"[..], &name].concat();
-                if self.is_passed_over(&path) {
+                if NEVER.iter().any(|never| never.as_bytes() == path) {
                     continue;
                 }
                 let seen = look(&opened, &name[..]).map_err(unreadable(&path))?;
+                if self.selection.is_mount_point(&show(&path)) {
+                    // What is there would be hidden, and not be measured.
+                    if seen.stx_mnt_id == self.mount && holds_a_file(&opened, &name)? {
+                        return Err(refused(&path, "has files in it: it cannot be a --mount-point"));
+                    }
+                    continue;
+                }
                 if seen.stx_mnt_id != self.mount {
                     return Err(refused(&path, "is mounted, and is no --mount-point"));
                 }
@@ -286,12 +301,46 @@ fn add(
             measurement.add(target);
             copy.map_or(Ok(()), |copy| symlinkat(&target[..], copy, name)).map_err(|error| not_kept(error.into()))
         }
-        Entry::File => {
-            let (file, length, mode) = open_file(root, path)?;
-            add_file(measurement, path, (file, length, mode), copy)
+        Entry::File => match open_file(root, path) {
+            Err(Error::Unreadable { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                add_closed(measurement, path);
+                Ok(())
+            }
+            opened => add_file(measurement, path, opened?, copy),
+        },
+        Entry::Closed => {
+            add_closed(measurement, path);
+            Ok(())
         }
         Entry::Program(content, mode) => add_file(measurement, path, (&content[..], content.len() as u64, *mode), copy),
     }
+}
+
+/// Who cannot read it measures that: nor can the program, which is run by the same user.
+fn add_closed(measurement: &mut Measurement, path: &[u8]) {
+    measurement.add(path);
+    measurement.add(b"closed");
+}
+
+/// Whether anything but directories is there, or below.
+fn holds_a_file(directory: &OwnedFd, name: &[u8]) -> Result<bool, Error> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+    let opened = match openat2(
+        directory,
+        name,
+        flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_XDEV,
+    ) {
+        Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(true),
+        opened => opened.map_err(unreadable(name))?,
+    };
+    for inner in entries(&opened).map_err(unreadable(name))? {
+        if holds_a_file(&opened, &inner)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn add_file(

@@ -13,6 +13,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::thread;
@@ -409,12 +410,47 @@ fn a_mount_point_where_nothing_is_bound_is_an_empty_directory_in_memory() {
     let Some(image) = Image::new() else { return };
     let script = "echo x >/app/scratch/x; read a </app/scratch/x; echo $a; echo y >/app/y";
     let point = ["--mount-point".to_owned(), "/app/scratch".to_owned()];
-    fs::create_dir(image.path("app/scratch")).unwrap();
-    fs::write(image.path("app/scratch/x"), "the image's\n").unwrap();
+    fs::create_dir_all(image.path("app/scratch/inner")).unwrap();
+    // What the image has there would be hidden, and go unmeasured.
+    fs::write(image.path("app/scratch/inner/x"), "the image's\n").unwrap();
+    let output = image.runs(&ALL, &point, script);
+    assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(134), ""));
+    let error = text(&output.stderr);
+    assert!(error.contains("'/app/scratch' has files in it: it cannot be a --mount-point"), "{error}");
+    fs::remove_file(image.path("app/scratch/inner/x")).unwrap();
     let output = image.runs(&ALL, &point, script);
     assert_eq!(text(&output.stdout), "x\n", "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("/app/y: Read-only file system"), "{}", text(&output.stderr));
-    assert_eq!(fs::read_to_string(image.path("app/scratch/x")).unwrap(), "the image's\n");
+    assert!(!image.path("app/scratch/x").exists());
+}
+
+#[test]
+fn what_its_user_cannot_read_is_measured_as_that_and_is_not_there() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: only root can become another user");
+        return;
+    }
+    let Some(image) = Image::new() else { return };
+    let readable = image.hash(&ALL);
+    fs::write(image.path("app/private"), "root's\n").unwrap();
+    fs::create_dir(image.path("app/closed")).unwrap();
+    fs::write(image.path("app/closed/x"), "root's\n").unwrap();
+    let as_user = |hash: &str, script: &[&str]| {
+        set_mode(image.0.path(), 0o755);
+        let mut command = image.command(&ALL, "/bin/sh");
+        command.uid(65_534).gid(65_534).args(script).env("SCONE_HASH", hash);
+        command.output().unwrap()
+    };
+    let hash = || text(&as_user("1", &[]).stdout);
+    let before = hash();
+    set_mode(&image.path("app/private"), 0o600);
+    set_mode(&image.path("app/closed"), 0o700);
+    let closed = hash();
+    assert!(before.len() == 65 && closed.len() == 65 && before != closed, "{before}{closed}");
+    assert_ne!(readable.len(), 0);
+    let output =
+        as_user("0", &["-c", "read a </app/data; echo $a; read b </app/private; read c </app/closed/x; echo $b$c"]);
+    assert_eq!(text(&output.stdout), "data\n\n", "{}", text(&output.stderr));
 }
 
 /// A session whose service runs the image's script in the image's shell, if the measurement is this.
