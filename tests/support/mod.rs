@@ -8,6 +8,7 @@ pub mod attacker;
 pub mod image;
 pub mod phone;
 pub mod program;
+pub mod protected;
 pub mod watched;
 
 use std::collections::BTreeMap;
