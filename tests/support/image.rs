@@ -72,6 +72,12 @@ for x in '1', 'one':
     python
 }
 
+/// The web service (programs/web).
+pub fn web(at: &Path) {
+    python(at, "import hmac, http.server, os, signal, socketserver, threading");
+    add_app(at, "web/service.py");
+}
+
 fn add_app(image: &Path, program: &str) {
     let program = repository().join("programs").join(program);
     fs::create_dir(image.join("app")).expect("a directory");
