@@ -4,11 +4,12 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
-use crate::support::image::python_is_there;
+use crate::support::image::{Tag, python_is_there};
 use crate::support::program::Program;
 use crate::support::protected::Protected;
-use crate::support::{Outcome, Platform, docker_is_there, image, phone};
+use crate::support::{Outcome, Platform, docker_is_there, image, phone, run};
 
 const SESSION: &str = include_str!("../simulator/cas/tests/session/2fa-demo.yml");
 const MEASUREMENT: &str = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
@@ -89,12 +90,33 @@ fn in_a_container_a_code_starts_it_and_nothing_but_x_is_the_callers() {
     }
 }
 
-/// The calculator as its README has it.
+/// As its README has it.
+const COMMAND: &str = "python3 /app/my_service.py -a 4 -b 12 -x @@1";
+
 fn protected(platform: Platform) -> Protected {
     let calculator = Protected::new("calculator", platform, scripts!(), |at| drop(image::calculator(at)));
-    let command = "python3 /app/my_service.py -a 4 -b 12 -x @@1";
-    calculator.protect(&["--command", command]).expect(0);
+    calculator.protect(&["--command", COMMAND]).expect(0);
     calculator
+}
+
+/// As the README has it, for the platform that knows no image but a directory.
+#[test]
+fn an_image_of_the_engine_s_that_was_unpacked_is_protected_natively() {
+    if !(python_is_there() && docker_is_there()) {
+        return;
+    }
+    let calculator = Protected::new("calculator", Platform::SimNative, scripts!(), |at| {
+        let files = at.with_extension("files");
+        fs::create_dir(&files).expect("a directory");
+        image::calculator(&files);
+        let tag = Tag::import(&files, "calculator", &["CMD [\"python3\"]"]);
+        let mut unpack = Command::new("sh");
+        unpack.args(["-ec", "id=$(docker create \"$0\"); docker export \"$id\" | tar -x; docker rm \"$id\"", &tag.0]);
+        unpack.current_dir(at);
+        run(unpack).expect(0);
+    });
+    calculator.protect(&["--command", COMMAND]).expect(0);
+    assert_eq!(calculator.start(&["--", "42"]).expect(0).stdout, "180\n");
 }
 
 fn as_it_ships_x_is_the_callers_and_nothing_else(platform: Platform) {
