@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::program::{start_by_hand, start_service_by_hand};
+use crate::support::program::{by_hand, service_by_hand};
 use crate::support::protected::Protected;
 use crate::support::{Bundle, Platform, User, copy, docker_is_there, image, run, works};
 
@@ -74,9 +74,8 @@ fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     for (path, content) in signer.bundle.written() {
         assert!(!String::from_utf8_lossy(&content).contains("PRIVATE KEY"), "{}", path.display());
     }
-    let unprotected =
-        start_by_hand(&signer.bundle, &image_id(&signer), &["/bin/signer", "sign", "/in/release.tar"], &[]);
-    unprotected.expect(11).saying("SIGNER_KEY is not set");
+    let unprotected = by_hand(&signer.bundle, &image_id(&signer), &["/bin/signer", "sign", "/in/release.tar"], &[]);
+    run(unprotected).expect(11).saying("SIGNER_KEY is not set");
 }
 
 fn the_key_survives_an_update_and_a_roll_forward(platform: Platform) {
@@ -120,8 +119,8 @@ fn who_copies_disk_and_state_has_nothing(platform: Platform) {
     thief.script("start", &["signer", "--open"]).expect(3).saying("is not the one this account was created on");
     let service = format!("{}/signer/default/program@{code}", signer.bundle.known("default", &["namespace"]));
     let words = ["/bin/signer", "sha256:0000000000000000000000000000000000000000000000000000000000000000"];
-    let refused = start_service_by_hand(&thief, &image_id(&signer), &service, &words, &[]);
-    refused.expect(134).saying("Session or service does not exist");
+    let start = service_by_hand(&thief, &image_id(&signer), &service, &words, &[]);
+    run(start).expect(134).saying("Session or service does not exist");
 
     // With an account of the thief's own it is a signer with another key.
     thief.enrol("thief");

@@ -10,9 +10,9 @@ use super::{Bundle, Outcome, Platform, User, phone, run};
 const ANOTHER: &str =
     "otpauth://totp/Other:bob?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Other&algorithm=SHA1&digits=6&period=30";
 
-/// Starts the runtime by hand. `image` is a directory, or in a container the engine's name of it; it is measured as a whole. `words`
-/// are the program's path and its arguments.
-pub fn start_by_hand(bundle: &Bundle, image: &str, words: &[&str], environment: &[(&str, &str)]) -> Outcome {
+/// The runtime by hand. `image` is a directory, or in a container the engine's name of it; it is measured as a whole. `words` are the
+/// program's path and its arguments.
+pub fn by_hand(bundle: &Bundle, image: &str, words: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = match bundle.platform {
         Platform::SimNative => {
             let mut command = bundle.command(bundle.root.join("simulator/bin/scone-run"));
@@ -28,17 +28,17 @@ pub fn start_by_hand(bundle: &Bundle, image: &str, words: &[&str], environment: 
         }
     };
     command.args(["--fs-dir", "/"]).args(words).envs(environment.iter().copied());
-    run(command)
+    command
 }
 
 /// The same for `session/service[@code]` of the bundle's CAS.
-pub fn start_service_by_hand(
+pub fn service_by_hand(
     bundle: &Bundle,
     image: &str,
     config_id: &str,
     words: &[&str],
     environment: &[(&str, &str)],
-) -> Outcome {
+) -> Command {
     let (cas, key) = (status(bundle, "enclave"), status(bundle, "key"));
     let evidence_key = bundle.scone_sim(["evidence-key"]).expect(0).stdout;
     let needed = [
@@ -47,7 +47,7 @@ pub fn start_service_by_hand(
         ("SCONE_SIM_CAS_KEY", &key),
         ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
     ];
-    start_by_hand(bundle, image, words, &[&needed, environment].concat())
+    by_hand(bundle, image, words, &[&needed, environment].concat())
 }
 
 /// What `scone-sim status` prints.
@@ -92,8 +92,8 @@ impl Program {
     }
 
     pub fn measurement(&self) -> String {
-        let measured = start_by_hand(&self.bundle, self.image(), &[&self.path], &[("SCONE_HASH", "1")]);
-        measured.expect(0).stdout.trim().to_owned()
+        let measure = by_hand(&self.bundle, self.image(), &[&self.path], &[("SCONE_HASH", "1")]);
+        run(measure).expect(0).stdout.trim().to_owned()
     }
 
     /// Uploads a policy.
@@ -106,7 +106,7 @@ impl Program {
     /// Starts `session/service[@code]`. `arguments` are the caller's, and so is more of the `environment`, to no avail.
     pub fn start(&self, config_id: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
         let words = [&[self.path.as_str()], arguments].concat();
-        start_service_by_hand(&self.bundle, self.image(), config_id, &words, environment)
+        run(service_by_hand(&self.bundle, self.image(), config_id, &words, environment))
     }
 
     /// Asserts that the service starts with `code` and with nothing else, and prints that as a table. Returns what it printed when

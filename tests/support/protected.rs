@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::image::Tag;
-use super::program::start_service_by_hand;
-use super::{Bundle, Outcome, Platform, User, phone, run_with_input};
+use super::program::service_by_hand;
+use super::{Bundle, Outcome, Platform, User, phone, run, run_with_input};
 
 /// The program, the bundle it is protected in, and the authenticator of whoever may start it.
 pub struct Protected {
@@ -61,7 +61,7 @@ impl Protected {
         let [namespace, image, path] = [&state["namespace"], &known["image_id"], &known["command"][0]]
             .map(|value| value.as_str().expect("a text"));
         let words = [&[path], arguments].concat();
-        start_service_by_hand(&self.bundle, image, &format!("{namespace}/{service}"), &words, environment)
+        run(service_by_hand(&self.bundle, image, &format!("{namespace}/{service}"), &words, environment))
     }
 
     /// Starts it with a code that is good; so is that of the next start.
