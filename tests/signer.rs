@@ -8,8 +8,16 @@ use crate::support::program::{by_hand, service_by_hand};
 use crate::support::protected::Protected;
 use crate::support::{Bundle, Platform, User, copy, docker_is_there, image, run, works};
 
-const PROTECTED: &[&str] =
-    &["--secret", "SIGNER_KEY=p256", "--command", "/bin/signer sign @@1", "--open", "/bin/signer public"];
+const PROTECTED: &[&str] = &[
+    "--secret",
+    "SIGNER_KEY=p256",
+    "--command",
+    "/bin/signer sign @@1",
+    "--open",
+    "/bin/signer public",
+    "--mount-point",
+    "/in",
+];
 
 /// The program sees the directory `files` of the caller's.
 const SIGN: &[&str] = &["--mount", "type=bind,src=files,dst=/in", "--", "/in/release.tar"];
@@ -51,6 +59,9 @@ fn verifies(signer: &Protected, file: &str, signature: &str, public_key: &str) -
 
 fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     let signer = signer(platform);
+    // Where a program's files are, nothing of the caller's is mounted.
+    let elsewhere = ["--mount", "type=bind,src=files,dst=/bin", "--", "/bin/release.tar"];
+    signer.start_with("123456", &elsewhere).expect(2).saying("has nothing of this host's mounted at '/bin'");
     let signature = signer.starts_with_a_code_alone(SIGN).stdout;
 
     // A key that the caller brings is not the policy's.

@@ -197,7 +197,7 @@ fn what_was_done_to_its_volume_or_its_files_is_noticed(platform: Platform) {
         let service = protected.directory.join("app/service.py");
         let text = fs::read_to_string(&service).expect("the service");
         fs::write(&service, text.replace("hmac.compare_digest", "all_may_pass or ")).expect("a change");
-        refused(3, "is not the one in the policies");
+        refused(3, "is not there any more");
         let code = protected.alice.code_at(protected.bundle.now());
         let by_hand = protected.start_by_hand(&format!("web/default/program@{code}"), &["/app/service.py"], &[]);
         by_hand.expect(134).saying("Unexpected enclave measurement");

@@ -10,8 +10,8 @@ use super::{Bundle, Outcome, Platform, User, phone, run};
 const ANOTHER: &str =
     "otpauth://totp/Other:bob?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Other&algorithm=SHA1&digits=6&period=30";
 
-/// The runtime by hand. `image` is a directory, or in a container the engine's name of it; it is measured as a whole. `words` are the
-/// program's path and its arguments.
+/// The runtime by hand. `image` is a directory, or in a container the engine's name of it; it is measured as a whole. `words` are more
+/// options of the runtime's, the program's path and its arguments.
 pub fn by_hand(bundle: &Bundle, image: &str, words: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = match bundle.platform {
         Platform::SimNative => {

@@ -7,6 +7,9 @@ use super::image::Tag;
 use super::program::service_by_hand;
 use super::{Bundle, Outcome, Platform, User, phone, run, run_with_input};
 
+/// Where something may be mounted counts, and here something is in any program's case: scratch in memory, and the FIFO of the entry.
+const ALWAYS_MOUNTED: [&str; 4] = ["/run", "/tmp", "/var/tmp", "/environment"];
+
 /// The program, the bundle it is protected in, and the authenticator of whoever may start it.
 pub struct Protected {
     pub bundle: Bundle,
@@ -60,7 +63,12 @@ impl Protected {
         let known = &state["programs"][self.name];
         let [namespace, image, path] = [&state["namespace"], &known["image_id"], &known["command"][0]]
             .map(|value| value.as_str().expect("a text"));
-        let words = [&[path], arguments].concat();
+        let mounted =
+            ["volumes", "mount_points"].map(|key| known[key].as_sequence().expect("a list")).into_iter().flatten();
+        let mounted = mounted.map(|path| path.as_str().expect("a path")).chain(ALWAYS_MOUNTED);
+        let options: Vec<String> = mounted.map(|path| format!("--mount-point={path}")).collect();
+        let words: Vec<&str> =
+            options.iter().map(String::as_str).chain([path]).chain(arguments.iter().copied()).collect();
         run(service_by_hand(&self.bundle, image, &format!("{namespace}/{service}"), &words, environment))
     }
 

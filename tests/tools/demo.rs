@@ -240,7 +240,7 @@ impl Demo {
     fn protect_a_signer(&self, first: &Account) -> Step {
         self.heading("6. What it is all for: a program that takes a code to start, here a signer");
         let (image, _tag) = self.signers_image()?;
-        let options = ["--secret", "SIGNER_KEY=p256", "--open", "/bin/signer public"];
+        let options = ["--mount-point", "/in", "--secret", "SIGNER_KEY=p256", "--open", "/bin/signer public"];
         let command = ["signer", "--image", &image, "--command", "/bin/signer sign @@1"];
         let protected = self.script("protect", &[&command[..], &options].concat())?;
         self.right(
