@@ -17,7 +17,7 @@ sim bin programs: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
-demo: warm sim $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
+demo: warm sim programs $(if $(DOCKER),image) ## the whole flow, step by step, attacks included: what to look at first
 	cargo run --locked --quiet --example demo -- $(if $(DOCKER),,--platform sim-native)
 
 # Tests wait for containers, codes and one another: more of them at a time than there are cores.

@@ -1,13 +1,15 @@
 //! The service of SCONE's demonstration of one-time passwords (programs/calculator): Python, with a and b in the policy and x from
-//! its caller. The demonstration's own session file, as it is printed there, but for the session's name and the measurement.
+//! its caller. First the demonstration's own session file, as it is printed there, but for the session's name and the measurement:
+//! it holds its secret in clear and tolerates a program that can be debugged. Then the calculator as it ships, which does neither.
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::image::{Tag, python_is_there};
 use crate::support::program::Program;
-use crate::support::{Outcome, Platform, docker_is_there, image, phone, repository, run, works};
+use crate::support::protected::Protected;
+use crate::support::{Outcome, Platform, docker_is_there, image, phone, run};
 
 const SESSION: &str = include_str!("../simulator/cas/tests/session/2fa-demo.yml");
 const MEASUREMENT: &str = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
@@ -15,39 +17,8 @@ const MEASUREMENT: &str = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a
 const ENTRY: &str =
     "otpauth://totp/Demo:alice?secret=BASE32SECRET3232BASE32SECRET3232&issuer=Demo&algorithm=SHA1&digits=6&period=30";
 
-/// This host's Python with what the service imports, and the service.
-fn unpacked_image(at: &Path) -> PathBuf {
-    let ask = |script: &str| {
-        let mut python = Command::new("python3");
-        // Without what a site adds.
-        python.args(["-I", "-S", "-c", script]);
-        run(python).expect(0).stdout
-    };
-    let python = PathBuf::from(ask("import os, sys; print(os.path.realpath(sys.executable))").trim());
-    // Some is imported only when the arguments are looked at, or found wanting.
-    let imported = "
-import argparse, sys
-parser = argparse.ArgumentParser()
-parser.add_argument('-x', type=int)
-for x in '1', 'one':
-    try:
-        parser.parse_args(['-x', x])
-    except SystemExit:
-        pass
-[print(module.__file__) for module in sys.modules.values() if getattr(module, '__file__', 0)]";
-    image::add(at, &[&python.display().to_string()]);
-    for file in ask(imported).lines() {
-        image::add_file(at, Path::new(file));
-    }
-    fs::create_dir(at.join("app")).expect("a directory");
-    fs::copy(repository().join("programs/calculator/my_service.py"), at.join("app/my_service.py"))
-        .expect("the service");
-    image::readable(at);
-    python
-}
-
 fn calculator(platform: Platform) -> Program {
-    Program::new("calculator", platform, &["--fs-dir", "/"], unpacked_image)
+    Program::new("calculator", platform, image::calculator)
 }
 
 /// Starts the service as somebody who has the code, or none.
@@ -75,10 +46,6 @@ fn a_code_and_x_are_all_that_the_caller_brings(calculator: &Program) {
     // SCONE says the same of a missing one, after the code was spent.
     calculator.bundle.wait(30);
     calculates(calculator, &code(), &[]).expect(134).saying("An argument is missing");
-}
-
-fn python_is_there() -> bool {
-    works("python3", &["-c", "import argparse"], "apt-get install python3")
 }
 
 #[test]
@@ -120,5 +87,79 @@ fn natively_a_code_starts_it_and_nothing_but_x_is_the_callers() {
 fn in_a_container_a_code_starts_it_and_nothing_but_x_is_the_callers() {
     if python_is_there() && docker_is_there() {
         a_code_and_x_are_all_that_the_caller_brings(&calculator(Platform::Sim));
+    }
+}
+
+/// As its README has it.
+const COMMAND: &str = "python3 /app/my_service.py -a 4 -b 12 -x @@1";
+
+fn protected(platform: Platform) -> Protected {
+    let calculator = Protected::new("calculator", platform, scripts!(), |at| drop(image::calculator(at)));
+    calculator.protect(&["--command", COMMAND]).expect(0);
+    calculator
+}
+
+/// As the README has it, for the platform that knows no image but a directory.
+#[test]
+fn an_image_of_the_engine_s_that_was_unpacked_is_protected_natively() {
+    if !(python_is_there() && docker_is_there()) {
+        return;
+    }
+    let calculator = Protected::new("calculator", Platform::SimNative, scripts!(), |at| {
+        let files = at.with_extension("files");
+        fs::create_dir(&files).expect("a directory");
+        image::calculator(&files);
+        let tag = Tag::import(&files, "calculator", &["CMD [\"python3\"]"]);
+        let mut unpack = Command::new("sh");
+        unpack.args(["-ec", "id=$(docker create \"$0\"); docker export \"$id\" | tar -x; docker rm \"$id\"", &tag.0]);
+        unpack.current_dir(at);
+        run(unpack).expect(0);
+    });
+    calculator.protect(&["--command", COMMAND]).expect(0);
+    assert_eq!(calculator.start(&["--", "42"]).expect(0).stdout, "180\n");
+}
+
+fn as_it_ships_x_is_the_callers_and_nothing_else(platform: Platform) {
+    let calculator = protected(platform);
+
+    // The policy has no secret in it, and makes no exception.
+    let namespace = calculator.bundle.known("default", &["namespace"]);
+    for session in ["otpqr", "calculator", "calculator/default"] {
+        let policy = calculator.bundle.scone(["session", "read", &format!("{namespace}/{session}")]).expect(0).stdout;
+        assert!(policy.contains("mode: hardware") && !policy.contains("tolerate"), "{session}: {policy}");
+        assert!(!policy.contains(&calculator.alice.secret), "{session}: {policy}");
+    }
+
+    assert_eq!(calculator.starts_with_a_code_alone(&["--", "42"]).stdout, "180\n");
+
+    // Too many arguments, or none: nothing is started, so the code of the last start would still be good.
+    let code = calculator.alice.code_at(calculator.bundle.now());
+    for arguments in [&["1", "-a", "1000"][..], &[]] {
+        let options = [&["--"], arguments].concat();
+        calculator.start_with(&code, &options).expect(2).saying("takes 1 arguments");
+    }
+    assert_eq!(calculator.start_with(&code, &["--", "1"]).expect(0).stdout, "16\n");
+    calculator.bundle.wait(30);
+    // One argument stays one. What the program says of it is the caller's to read, and so is its exit code.
+    calculator.start(&["--", "1 -a 1000"]).expect(2).saying("invalid int value");
+    // The caller's environment does not reach it, and the policy's command is not the caller's, not even without our scripts.
+    let code = calculator.alice.code_at(calculator.bundle.now());
+    let service = format!("calculator/default/program@{code}");
+    let environment = [("PYTHONINSPECT", "1"), ("PYTHONPATH", "/out")];
+    let started = calculator.start_by_hand(&service, &["1", "-a", "1000"], &environment).expect(0);
+    assert_eq!(started.stdout, "16\n");
+}
+
+#[test]
+fn natively_as_it_ships_x_is_the_callers_and_nothing_else() {
+    if python_is_there() {
+        as_it_ships_x_is_the_callers_and_nothing_else(Platform::SimNative);
+    }
+}
+
+#[test]
+fn in_a_container_as_it_ships_x_is_the_callers_and_nothing_else() {
+    if python_is_there() && docker_is_there() {
+        as_it_ships_x_is_the_callers_and_nothing_else(Platform::Sim);
     }
 }

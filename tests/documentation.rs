@@ -5,10 +5,12 @@
 //! A runbook is rehearsed in its own bundle. What must have happened before a step (an account, a catastrophe) is in an HTML
 //! comment, as lines that begin with `$`: a rehearsal runs them, a reader does not see them. Where a script asks a person, the
 //! rehearsal answers by options, which follow the opening "```console" and are not seen by a reader either. `phone` is the
-//! operator's authenticator: a named pipe, from which each reader gets one code.
+//! operator's authenticator: a named pipe, from which each reader gets one code. A program's page finds the program's image, unpacked,
+//! in a directory of its name, and a free port in the place of [`PORT`].
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -18,10 +20,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat};
 
-use crate::support::{Bundle, Platform, User, copy, phone, repository, run};
+use crate::support::{Bundle, Platform, User, copy, image, phone, repository, run, works};
 
 /// Where the bundle is, according to the pages.
 const ROOT: &str = "/srv/otpqr";
+
+/// Where a service listens, according to the pages.
+const PORT: &str = "8080";
 
 /// How a block of commands begins.
 const CONSOLE: &str = "```console";
@@ -97,6 +102,8 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
     let page = fs::read_to_string(repository().join(name)).unwrap_or_else(|cause| panic!("{name}: {cause}"));
     let (mut holds, mut rest) = (String::new(), page.as_str());
     let mut wrong = Vec::new();
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a free port");
+    let port = &free.port().to_string();
     for Shown { line, command, answers, output } in shown(&page) {
         // The recipe of the tests has built already; here it is enough that the target exists.
         let makes = command.strip_prefix("make ");
@@ -107,7 +114,10 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
             }
             None => {
                 bash.current_dir(checkout).env_remove("OTPQR_ROOT").env_remove("RUST_SCRIPT_BASE_PATH");
-                bash.args(["-c", &format!("{{ {command}{answers}\n}} 2>&1")])
+                // What follows a `--` is the program's.
+                let at = command.find(" -- ").unwrap_or(command.len());
+                let (before, after) = command.split_at(at);
+                bash.args(["-c", &format!("{{ {before}{answers}{after}\n}} 2>&1").replace(PORT, port)])
             }
         };
         let answered = run(bash);
@@ -116,6 +126,7 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
             continue;
         };
         let answer = answered.stdout.replace(checkout.to_str().expect("a path in UTF-8"), ROOT);
+        let answer = answer.replace(port, PORT);
         let (before, after) = rest.split_once(&format!("$ {command}\n{output}")).expect("commands come in order");
         let right = shape(&answer) == shape(&output);
         holds.push_str(&format!("{before}$ {command}\n{}", if right { &output } else { &answer }));
@@ -210,11 +221,18 @@ fn current_step() -> u64 {
 
 /// Rehearses a page in its own bundle, with the compiled scripts: the same sources, without a compilation for each bundle.
 fn rehearse_page(name: &str) {
+    rehearse_page_with(name, |_| ());
+}
+
+/// The same, with `fill` putting into the bundle what the reader has.
+fn rehearse_page_with(name: &str, fill: impl FnOnce(&Path)) {
     let bundle = Bundle::new("bundle", Platform::SimNative, User::Caller, false);
     let scripts: &[(&str, &str)] = scripts!();
     let named: Vec<_> = scripts.iter().map(|(name, path)| (format!("{name}.rs"), *path)).collect();
     bundle.install(&named.iter().map(|(name, path)| (name.as_str(), *path)).collect::<Vec<_>>());
+    fill(&bundle.root);
     let _phone = Phone::lying_in(&bundle.root);
+    let _service = Service(&bundle);
     rehearse(name, &bundle, &bundle.root);
 }
 
@@ -246,7 +264,52 @@ runbooks! {
 }
 
 /// The pages with console blocks that are no runbooks. README.md's are run by rust-script, as its reader does.
-const OTHER_PAGES: &[&str] = &["CONTRIBUTING.md", "README.md", "docs/simulator.md"];
+const OTHER_PAGES: &[&str] =
+    &["CONTRIBUTING.md", "README.md", "docs/simulator.md", PROGRAMS[0], PROGRAMS[1], PROGRAMS[2]];
+
+/// The pages of the programs whose start needs a code.
+const PROGRAMS: &[&str] = &["programs/calculator/README.md", "programs/signer/README.md", "programs/web/README.md"];
+
+/// What a page starts and does not come to stop, because it is not true.
+struct Service<'a>(&'a Bundle);
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.0.script("start.rs", &["web", "--stop"]);
+        }
+    }
+}
+
+/// Rehearses a program's page.
+fn rehearse_program(name: &str, fill: impl FnOnce(&Path)) {
+    rehearse_page_with(&format!("programs/{name}/README.md"), |root| {
+        let image = root.join(name);
+        fs::create_dir(&image).expect("a directory");
+        fill(&image);
+    });
+}
+
+#[test]
+fn every_console_block_of_the_calculators_page_prints_what_it_shows() {
+    if image::python_is_there() {
+        rehearse_program("calculator", |image| drop(image::calculator(image)));
+    }
+}
+
+#[test]
+fn every_console_block_of_the_signers_page_prints_what_it_shows() {
+    if works("openssl", &["version"], "apt-get install openssl") {
+        rehearse_program("signer", image::signer);
+    }
+}
+
+#[test]
+fn every_console_block_of_the_web_services_page_prints_what_it_shows() {
+    if image::python_is_there() && works("curl", &["--version"], "apt-get install curl") {
+        rehearse_program("web", image::web);
+    }
+}
 
 #[test]
 fn every_console_block_of_the_simulators_page_prints_what_it_shows() {
@@ -301,7 +364,8 @@ fn pages() -> Vec<(String, String)> {
         names.filter(|name| name.ends_with(".md")).map(|name| format!("{directory}/{name}")).collect::<Vec<_>>()
     };
     let directories = ["docs", "docs/reference", "docs/runbooks", "state"].map(markdown).concat();
-    let names = ["CONTRIBUTING.md", "README.md", "SECURITY.md"].map(str::to_owned).into_iter().chain(directories);
+    let names = ["CONTRIBUTING.md", "README.md", "SECURITY.md"].iter().chain(PROGRAMS).map(|name| (*name).to_owned());
+    let names = names.chain(directories);
     names.map(|name| (name.clone(), fs::read_to_string(repository().join(name)).expect("a page"))).collect()
 }
 

@@ -25,3 +25,4 @@ mod scripts_alone;
 mod signer;
 mod terminal;
 mod threat_model;
+mod web;

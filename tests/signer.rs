@@ -1,49 +1,46 @@
-//! The signer (programs/signer) as CAS gives it its key: whoever signs needs a code, whoever verifies needs nothing. What it
+//! The signer (programs/signer) as its README protects it: whoever signs needs a code, whoever verifies needs nothing. What it
 //! signs, and what it refuses to, its own tests say.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::program::Program;
-use crate::support::{Platform, docker_is_there, phone, repository, run, works};
+use crate::support::program::{by_hand, service_by_hand};
+use crate::support::protected::Protected;
+use crate::support::{Bundle, Platform, User, copy, docker_is_there, image, run, works};
 
-/// CAS draws the key. Who may sign has this secret in an authenticator; anybody may have the public key.
-const POLICY: &str = r#"
-name: signing
-version: "0.3.10"
-predecessor: PREDECESSOR
-services:
-  - name: sign
-    image_name: signer
-    command: [/bin/signer, sign, "@@1"]
-    pwd: /
-    attestation: [mrenclave: [MEASUREMENT]]
-    environment: {SIGNER_KEY: "$$SCONE::signing_key:pkcs8:pem$$"}
-    one_time_password_shared_secret: BASE32SECRET3232BASE32SECRET3232
-  - name: public
-    image_name: signer
-    command: /bin/signer public
-    pwd: /
-    attestation: [mrenclave: [MEASUREMENT]]
-    environment: {SIGNER_KEY: "$$SCONE::signing_key:pkcs8:pem$$"}
-images: [{name: signer}]
-secrets: [{name: signing_key, kind: private-key, key_type: P-256, migrate: true}]
-security: {attestation: {mode: hardware}}
-"#;
-const ENTRY: &str = "otpauth://totp/Signer:alice?secret=BASE32SECRET3232BASE32SECRET3232&issuer=Signer&algorithm=SHA1&digits=6&period=30";
+const PROTECTED: &[&str] = &[
+    "--secret",
+    "SIGNER_KEY=p256",
+    "--command",
+    "/bin/signer sign @@1",
+    "--open",
+    "/bin/signer public",
+    "--mount-point",
+    "/in",
+];
 
-fn image(at: &Path) -> PathBuf {
-    let built = repository().join("programs/bin/signer");
-    assert!(built.exists(), "the signer is not built: make programs");
-    fs::create_dir_all(at.join("bin")).expect("a directory");
-    fs::copy(built, at.join("bin/signer")).expect("the signer");
-    fs::create_dir(at.join("in")).expect("a directory");
-    PathBuf::from("/bin/signer")
+/// The program sees the directory `files` of the caller's.
+const SIGN: &[&str] = &["--mount", "type=bind,src=files,dst=/in", "--", "/in/release.tar"];
+
+/// A protected signer, and files to sign.
+fn signer(platform: Platform) -> Protected {
+    let signer = Protected::new("signer", platform, scripts!(), image::signer);
+    let files = signer.bundle.root.join("files");
+    fs::create_dir(&files).expect("a directory");
+    fs::write(files.join("release.tar"), "what is released").expect("a file");
+    fs::write(files.join("altered.tar"), "what is released!").expect("a file");
+    signer.protect(PROTECTED).expect(0);
+    signer
+}
+
+/// The public key, as anybody gets it.
+fn public_key(signer: &Protected) -> String {
+    signer.start_without_code(&["--open"]).expect(0).stdout
 }
 
 /// As anybody verifies: with openssl, the file, the signature as it was printed, and the public key.
-fn verifies(directory: &Path, file: &str, signature: &str, public_key: &str) -> bool {
+fn verifies(signer: &Protected, file: &str, signature: &str, public_key: &str) -> bool {
+    let directory = &signer.bundle.root.join("files");
     fs::write(directory.join("signature.b64"), signature).expect("a file");
     fs::write(directory.join("public.pem"), public_key).expect("a file");
     let openssl = |arguments: &[&str]| {
@@ -61,35 +58,87 @@ fn verifies(directory: &Path, file: &str, signature: &str, public_key: &str) -> 
 }
 
 fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
-    let mut signer = Program::new("signer", platform, &[], image);
-    let files = signer.bundle.root.join("files");
-    fs::create_dir(&files).expect("a directory");
-    fs::write(files.join("release.tar"), "what is released").expect("a file");
-    fs::write(files.join("altered.tar"), "what is released!").expect("a file");
-    signer.bind = Some((files.clone(), "/in"));
-    let policy = POLICY.replace("MEASUREMENT", &signer.measurement());
-    let first = signer.upload(&policy.replace("PREDECESSOR", "~"));
-
-    let alice = phone::parse_key_uri(ENTRY).expect("an entry");
-    let signature = signer.starts_with_a_code_alone("signing/sign", &["/in/release.tar"], &alice);
+    let signer = signer(platform);
+    // Where a program's files are, nothing of the caller's is mounted.
+    let elsewhere = ["--mount", "type=bind,src=files,dst=/bin", "--", "/bin/release.tar"];
+    signer.start_with("123456", &elsewhere).expect(2).saying("has nothing of this host's mounted at '/bin'");
+    let signature = signer.starts_with_a_code_alone(SIGN).stdout;
 
     // A key that the caller brings is not the policy's.
-    let public = |environment: &[(&str, &str)]| signer.start("signing/public", &[], environment).expect(0).stdout;
-    let public_key = public(&[("SIGNER_KEY", "mine")]);
-    assert!(!verifies(&files, "altered.tar", &signature, &public_key));
-    assert!(verifies(&files, "release.tar", &signature, &public_key));
+    let public_key = public_key(&signer);
+    let brought = signer.start_by_hand("signer/open", &[], &[("SIGNER_KEY", "mine")]).expect(0).stdout;
+    assert_eq!(brought, public_key);
+    assert!(!verifies(&signer, "altered.tar", &signature, &public_key));
+    assert!(verifies(&signer, "release.tar", &signature, &public_key));
 
-    // Nobody but the program has the key: not who reads the policy, not who starts it without CAS.
-    let read = signer.bundle.scone(["session", "read", "signing"]).expect(0).stdout;
-    assert!(read.contains("signing_key") && !read.contains("PRIVATE KEY"), "{read}");
-    signer.start_unprotected(&["sign", "/in/release.tar"], &[]).expect(11).saying("SIGNER_KEY is not set");
+    // What is open is the public key alone.
+    signer.start_without_code(&["--open", "--", "/in/release.tar"]).expect(2).saying("takes 0 arguments");
+    let more = signer.start_by_hand("signer/open", &["sign", "/in/release.tar"], &[]).expect(0).stdout;
+    assert_eq!(more, public_key);
 
-    // The key survives an update.
-    signer.upload(&policy.replace("PREDECESSOR", &first).replace("pwd: /\n", "pwd: /bin\n"));
-    assert_eq!(public(&[]), public_key);
-    let service = format!("signing/sign@{}", alice.code_at(signer.bundle.now()));
-    let again = signer.start(&service, &["/in/release.tar"], &[]).expect(0).stdout;
-    assert!(verifies(&files, "release.tar", &again, &public_key));
+    // Nobody but the program has the key: not who reads policies and state, not who starts it without CAS.
+    let namespace = signer.bundle.known("default", &["namespace"]);
+    for session in ["signer", "signer/default"] {
+        let read = signer.bundle.scone(["session", "read", &format!("{namespace}/{session}")]).expect(0).stdout;
+        assert!(read.contains("SIGNER_KEY") && !read.contains("PRIVATE KEY"), "{read}");
+    }
+    for (path, content) in signer.bundle.written() {
+        assert!(!String::from_utf8_lossy(&content).contains("PRIVATE KEY"), "{}", path.display());
+    }
+    let unprotected = by_hand(&signer.bundle, &image_id(&signer), &["/bin/signer", "sign", "/in/release.tar"], &[]);
+    run(unprotected).expect(11).saying("SIGNER_KEY is not set");
+}
+
+fn the_key_survives_an_update_and_a_roll_forward(platform: Platform) {
+    let mut signer = signer(platform);
+    let public_key = public_key(&signer);
+
+    let updated = signer.bundle.script("protect", &["signer", "--env", "MODE=careful"]).expect(0).stdout;
+    assert!(updated.starts_with("updated: 'signer'"), "{updated}");
+    assert_eq!(self::public_key(&signer), public_key);
+    let signature = signer.start(SIGN).expect(0).stdout;
+    assert!(verifies(&signer, "release.tar", &signature, &public_key));
+
+    signer.bundle.script("roll_forward", &["--yes"]).expect(0);
+    let old = signer.alice.code_at(signer.bundle.now());
+    signer.refuses("before roll_forward", &old, "One-time Password is invalid", SIGN);
+    signer.bundle.gen_qr(&["--output", "new.svg"]).expect(0);
+    signer.alice = signer.bundle.scan("new.svg");
+    assert_eq!(self::public_key(&signer), public_key);
+    let signature = signer.start(SIGN).expect(0).stdout;
+    assert!(!verifies(&signer, "altered.tar", &signature, &public_key));
+    assert!(verifies(&signer, "release.tar", &signature, &public_key));
+}
+
+/// What the state says of the image that it is started from.
+fn image_id(signer: &Protected) -> String {
+    let state = signer.bundle.state("default");
+    state["programs"]["signer"]["image_id"].as_str().expect("an ID").to_owned()
+}
+
+/// The thief has the disk - state, image, volumes - and a CAS; and the codes, for that matter.
+fn who_copies_disk_and_state_has_nothing(platform: Platform) {
+    let signer = signer(platform);
+    let public_key = public_key(&signer);
+    let thief = Bundle::of_test(platform, User::Caller);
+    thief.install(scripts!());
+    copy(&signer.bundle.root.join("state"), &thief.root.join("state"));
+    signer.bundle.scone_sim(["down"]).expect(0);
+
+    // The thief's CAS is not the one that was pinned, and does not know the policies.
+    let code = signer.alice.code_at(signer.bundle.now());
+    thief.script("start", &["signer", "--open"]).expect(3).saying("is not the one this account was created on");
+    let service = format!("{}/signer/default/program@{code}", signer.bundle.known("default", &["namespace"]));
+    let words = ["/bin/signer", "sha256:0000000000000000000000000000000000000000000000000000000000000000"];
+    let start = service_by_hand(&thief, &image_id(&signer), &service, &words, &[]);
+    run(start).expect(134).saying("Session or service does not exist");
+
+    // With an account of the thief's own it is a signer with another key.
+    thief.enrol("thief");
+    let image = signer.bundle.state("default")["programs"]["signer"]["image"].as_str().expect("an image").to_owned();
+    thief.script("protect", &[&["signer", "--account", "thief", "--image", &image], PROTECTED].concat()).expect(0);
+    let stolen = thief.script("start", &["signer", "--account", "thief", "--open"]).expect(0).stdout;
+    assert!(stolen.contains("PUBLIC KEY") && stolen != public_key, "{stolen}");
 }
 
 fn openssl_is_there() -> bool {
@@ -107,5 +156,31 @@ fn natively_who_signs_needs_a_code_and_who_verifies_needs_none() {
 fn in_a_container_who_signs_needs_a_code_and_who_verifies_needs_none() {
     if openssl_is_there() && docker_is_there() {
         who_signs_needs_a_code_and_who_verifies_needs_none(Platform::Sim);
+    }
+}
+
+#[test]
+fn natively_the_key_survives_an_update_and_a_roll_forward() {
+    if openssl_is_there() {
+        the_key_survives_an_update_and_a_roll_forward(Platform::SimNative);
+    }
+}
+
+#[test]
+fn in_a_container_the_key_survives_an_update_and_a_roll_forward() {
+    if openssl_is_there() && docker_is_there() {
+        the_key_survives_an_update_and_a_roll_forward(Platform::Sim);
+    }
+}
+
+#[test]
+fn natively_who_copies_disk_and_state_has_nothing() {
+    who_copies_disk_and_state_has_nothing(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_who_copies_disk_and_state_has_nothing() {
+    if docker_is_there() {
+        who_copies_disk_and_state_has_nothing(Platform::Sim);
     }
 }

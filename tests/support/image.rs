@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{run, run_with_input};
+use super::{repository, run, run_with_input, works};
 
 /// Adds programs of this host, with the libraries that they need. Where a program is a link, the link is added, too.
 pub fn add(image: &Path, programs: &[&str]) {
@@ -25,6 +25,74 @@ pub fn add(image: &Path, programs: &[&str]) {
             symlink(&real, named).expect("a link");
         }
     }
+}
+
+/// Adds this host's Python with the modules that `script` imports, as `python3` where images have it. Returns where Python itself is.
+pub fn python(image: &Path, script: &str) -> PathBuf {
+    let ask = |script: &str| {
+        let mut python = Command::new("python3");
+        // Without what a site adds.
+        python.args(["-I", "-S", "-c", script]);
+        run(python).expect(0).stdout
+    };
+    let python = PathBuf::from(ask("import os, sys; print(os.path.realpath(sys.executable))").trim());
+    add(image, &[&python.display().to_string()]);
+    let listed = "import sys
+[print(module.__file__) for module in list(sys.modules.values()) if getattr(module, '__file__', 0)]";
+    for file in ask(&format!("{script}\n{listed}")).lines() {
+        if file.ends_with(".so") { add(image, &[file]) } else { add_file(image, Path::new(file)) }
+    }
+    let named = image.join("usr/bin/python3");
+    if !named.exists() {
+        fs::create_dir_all(image.join("usr/bin")).expect("a directory");
+        symlink(&python, named).expect("a link");
+    }
+    python
+}
+
+/// Whether this host has a Python for images.
+pub fn python_is_there() -> bool {
+    works("python3", &["-c", "import argparse, http.server"], "apt-get install python3")
+}
+
+/// The calculator (programs/calculator). Returns where Python is.
+pub fn calculator(at: &Path) -> PathBuf {
+    // Some is imported only when the arguments are looked at, or found wanting.
+    let imports = "
+import argparse
+parser = argparse.ArgumentParser()
+parser.add_argument('-x', type=int)
+for x in '1', 'one':
+    try:
+        parser.parse_args(['-x', x])
+    except SystemExit:
+        pass";
+    let python = python(at, imports);
+    add_app(at, "calculator/my_service.py");
+    python
+}
+
+/// The web service (programs/web).
+pub fn web(at: &Path) {
+    python(at, "import hmac, http.server, os, signal, socketserver, threading");
+    add_app(at, "web/service.py");
+}
+
+fn add_app(image: &Path, program: &str) {
+    let program = repository().join("programs").join(program);
+    fs::create_dir(image.join("app")).expect("a directory");
+    fs::copy(&program, image.join("app").join(program.file_name().expect("a name"))).expect("the program");
+    readable(image);
+}
+
+/// The signer (programs/signer), and a directory for what it is to sign.
+pub fn signer(at: &Path) {
+    let built = repository().join("programs/bin/signer");
+    assert!(built.exists(), "the signer is not built: make programs");
+    fs::create_dir_all(at.join("bin")).expect("a directory");
+    fs::copy(built, at.join("bin/signer")).expect("the signer");
+    fs::create_dir(at.join("in")).expect("a directory");
+    readable(at);
 }
 
 /// Adds a file of this host at the same path.

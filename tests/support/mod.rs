@@ -8,6 +8,7 @@ pub mod attacker;
 pub mod image;
 pub mod phone;
 pub mod program;
+pub mod protected;
 pub mod watched;
 
 use std::collections::BTreeMap;
@@ -581,8 +582,31 @@ impl Drop for HeldCas {
     }
 }
 
+impl Bundle {
+    /// Gives up what `protect` left in the engine.
+    fn untag_programs(&self) {
+        for entry in fs::read_dir(self.root.join("state")).into_iter().flatten().flatten() {
+            let state =
+                fs::read_to_string(entry.path()).ok().filter(|_| entry.path().extension() == Some("yml".as_ref()));
+            let state: Option<Value> = state.and_then(|state| serde_yaml::from_str(&state).ok());
+            let Some(Value::Mapping(programs)) = state.as_ref().and_then(|state| state.get("programs")) else {
+                continue;
+            };
+            for name in programs.keys().filter_map(Value::as_str) {
+                let namespace = state.as_ref().and_then(|state| state["namespace"].as_str()).unwrap_or_default();
+                let tag = format!("otpqr-program:{}.{name}", namespace.replace(['/', '~'], "-"));
+                // A program that was removed has none.
+                let _ = Command::new("docker").args(["image", "rm", &tag]).output();
+            }
+        }
+    }
+}
+
 impl Drop for Bundle {
     fn drop(&mut self) {
+        if self.platform == Platform::Sim {
+            self.untag_programs();
+        }
         let down = run(self.simulator(["down"]));
         if down.code != Some(0) && !std::thread::panicking() {
             panic!("the simulated CAS does not stop: {}", down.text());

@@ -4,38 +4,76 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::{Bundle, Outcome, Platform, User, mount, phone, run};
+use super::{Bundle, Outcome, Platform, User, phone, run};
 
 /// An authenticator's entry of somebody who may start something else.
 const ANOTHER: &str =
     "otpauth://totp/Other:bob?secret=GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ&issuer=Other&algorithm=SHA1&digits=6&period=30";
+
+/// The runtime by hand. `image` is a directory, or in a container the engine's name of it; it is measured as a whole. `words` are more
+/// options of the runtime's, the program's path and its arguments.
+pub fn by_hand(bundle: &Bundle, image: &str, words: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = match bundle.platform {
+        Platform::SimNative => {
+            let mut command = bundle.command(bundle.root.join("simulator/bin/scone-run"));
+            command.args(["--rootfs", image]);
+            command
+        }
+        Platform::Sim => {
+            let mut command = bundle.command("docker");
+            command.args(["run", "--rm", "--log-driver=none", "--network=host", "--read-only", "--cap-drop=ALL"]);
+            command.args(environment.iter().flat_map(|(name, _)| ["-e", *name]));
+            command.args(["--entrypoint=/scone-run", image]);
+            command
+        }
+    };
+    command.args(["--fs-dir", "/"]).args(words).envs(environment.iter().copied());
+    command
+}
+
+/// The same for `session/service[@code]` of the bundle's CAS.
+pub fn service_by_hand(
+    bundle: &Bundle,
+    image: &str,
+    config_id: &str,
+    words: &[&str],
+    environment: &[(&str, &str)],
+) -> Command {
+    let (cas, key) = (status(bundle, "enclave"), status(bundle, "key"));
+    let evidence_key = bundle.scone_sim(["evidence-key"]).expect(0).stdout;
+    let needed = [
+        ("SCONE_CONFIG_ID", config_id),
+        ("SCONE_CAS_ADDR", &cas),
+        ("SCONE_SIM_CAS_KEY", &key),
+        ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
+    ];
+    by_hand(bundle, image, words, &[&needed, environment].concat())
+}
+
+/// What `scone-sim status` prints.
+fn status(bundle: &Bundle, field: &str) -> String {
+    let status = bundle.scone_sim(["status"]).expect(0).stdout;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "));
+    line.expect("a field of the status").to_owned()
+}
 
 /// The program, its image, and the bundle whose CAS knows it.
 pub struct Program {
     pub bundle: Bundle,
     /// The image, unpacked.
     pub image: PathBuf,
-    path: PathBuf,
-    /// What the runtime is told of what it measures.
-    selection: &'static [&'static str],
+    path: String,
     /// The container engine's name of the image; `None`: it is run natively.
     tag: Option<String>,
-    /// A directory of the host, and where the program sees it.
-    pub bind: Option<(PathBuf, &'static str)>,
 }
 
 impl Program {
     /// `fill` puts the image's files into a directory, and returns the program's path in it.
-    pub fn new(
-        name: &str,
-        platform: Platform,
-        selection: &'static [&'static str],
-        fill: impl FnOnce(&Path) -> PathBuf,
-    ) -> Program {
+    pub fn new(name: &str, platform: Platform, fill: impl FnOnce(&Path) -> PathBuf) -> Program {
         let bundle = Bundle::of_test(platform, User::Caller);
         let image = bundle.root.join("image");
         fs::create_dir(&image).expect("a directory");
-        let path = fill(&image);
+        let path = fill(&image).display().to_string();
         let tag = (platform == Platform::Sim).then(|| {
             fs::copy(bundle.root.join("simulator/bin/rootfs/scone-run"), image.join("scone-run")).expect("the runtime");
             let tag = format!("otpqr-{name}:{}", std::process::id());
@@ -44,65 +82,31 @@ impl Program {
             run(import).expect(0);
             tag
         });
-        let program = Program { bundle, image, path, selection, tag, bind: None };
-        let (client, key) = (program.status("client"), program.status("key"));
-        program.bundle.scone(["cas", "attest", &client, "-c", &key]).expect(0);
-        program
+        let (client, key) = (status(&bundle, "client"), status(&bundle, "key"));
+        bundle.scone(["cas", "attest", &client, "-c", &key]).expect(0);
+        Program { bundle, image, path, tag }
     }
 
-    /// What `scone-sim status` prints.
-    fn status(&self, field: &str) -> String {
-        let status = self.bundle.scone_sim(["status"]).expect(0).stdout;
-        let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "));
-        line.expect("a field of the status").to_owned()
-    }
-
-    fn start_in(&self, environment: &[(&str, &str)], arguments: &[&str]) -> Outcome {
-        let mut command = match &self.tag {
-            None => {
-                let mut command = self.bundle.command(self.bundle.root.join("simulator/bin/scone-run"));
-                command.arg("--rootfs").arg(&self.image);
-                if let Some((host, inside)) = &self.bind {
-                    command.arg("--bind").arg(format!("{}:{inside}", host.display()));
-                }
-                command
-            }
-            Some(tag) => {
-                let mut command = self.bundle.command("docker");
-                command.args(["run", "--rm", "--log-driver=none", "--network=host", "--read-only", "--cap-drop=ALL"]);
-                command.args(environment.iter().flat_map(|(name, _)| ["-e", *name]));
-                command.args(self.bind.iter().map(|(host, inside)| mount(host, inside)));
-                command.args(["--entrypoint=/scone-run", tag]);
-                command
-            }
-        };
-        command.args(self.selection).arg(&self.path).args(arguments).envs(environment.iter().copied());
-        run(command)
+    fn image(&self) -> &str {
+        self.tag.as_deref().unwrap_or_else(|| self.image.to_str().expect("a path in UTF-8"))
     }
 
     pub fn measurement(&self) -> String {
-        self.start_in(&[("SCONE_HASH", "1")], &[]).expect(0).stdout.trim().to_owned()
+        let measure = by_hand(&self.bundle, self.image(), &[&self.path], &[("SCONE_HASH", "1")]);
+        run(measure).expect(0).stdout.trim().to_owned()
     }
 
-    /// Uploads a policy. Returns its hash.
-    pub fn upload(&self, policy: &str) -> String {
+    /// Uploads a policy.
+    pub fn upload(&self, policy: &str) {
         let file = self.bundle.root.join("session.yml");
         fs::write(&file, policy).expect("a policy");
-        let uploaded = self.bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
-        uploaded.stdout.trim().to_owned()
+        self.bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
     }
 
     /// Starts `session/service[@code]`. `arguments` are the caller's, and so is more of the `environment`, to no avail.
     pub fn start(&self, config_id: &str, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
-        let (cas, key) = (self.status("enclave"), self.status("key"));
-        let evidence_key = self.bundle.scone_sim(["evidence-key"]).expect(0).stdout;
-        let needed = [
-            ("SCONE_CONFIG_ID", config_id),
-            ("SCONE_CAS_ADDR", &cas),
-            ("SCONE_SIM_CAS_KEY", &key),
-            ("SCONE_SIM_EVIDENCE_KEY", evidence_key.trim_end()),
-        ];
-        self.start_in(&[&needed, environment].concat(), arguments)
+        let words = [&[self.path.as_str()], arguments].concat();
+        run(service_by_hand(&self.bundle, self.image(), config_id, &words, environment))
     }
 
     /// Asserts that the service starts with `code` and with nothing else, and prints that as a table. Returns what it printed when
@@ -132,11 +136,6 @@ impl Program {
         refuses("used", &right, used);
         self.bundle.wait(30);
         started.stdout
-    }
-
-    /// Without CAS: as a program that nothing protects.
-    pub fn start_unprotected(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Outcome {
-        self.start_in(environment, arguments)
     }
 }
 

@@ -13,7 +13,9 @@ use bundle::interrupt;
 use clap::{Parser, ValueEnum};
 
 use support::attacker::{Line, OtherImage, delete_files, holds_a_file, put_back};
+use support::image::{self, Tag};
 use support::phone::{self, Account};
+use support::program::service_by_hand;
 use support::{Bundle, ByHand, Outcome, Platform, User, copy, repository, run, run_with_input};
 
 #[derive(Parser)]
@@ -80,6 +82,7 @@ fn demonstrate(platform: Platform) -> Step {
     demo.attack_the_program()?;
     demo.attack_while_running()?;
     demo.add_authenticator(&first)?;
+    demo.protect_a_signer(&first)?;
     demo.roll_forward(&first)?;
     demo.bundle_is_gone()
 }
@@ -234,8 +237,108 @@ impl Demo {
         self.right(&reused, 5, "already used", "Each code is accepted once - also when an attacker saw it.")
     }
 
+    fn protect_a_signer(&self, first: &Account) -> Step {
+        self.heading("6. What it is all for: a program that takes a code to start, here a signer");
+        let (image, _tag) = self.signers_image()?;
+        let options = ["--mount-point", "/in", "--secret", "SIGNER_KEY=p256", "--open", "/bin/signer public"];
+        let command = ["signer", "--image", &image, "--command", "/bin/signer sign @@1"];
+        let protected = self.script("protect", &[&command[..], &options].concat())?;
+        self.right(
+            &protected,
+            0,
+            "protected: 'signer'",
+            "Measured, and put behind the account's codes. CAS drew the key, and gives it to this program alone.",
+        )?;
+
+        let files = self.bundle.root.join("files");
+        self.shell(&format!("mkdir '{0}' && echo 'what is released' >'{0}/release.txt'", files.display()), || {
+            fs::create_dir(&files).expect("a directory");
+            fs::write(files.join("release.txt"), "what is released\n").expect("a file");
+        })?;
+        let sign = ["--mount", &format!("type=bind,src={},dst=/in", files.display()), "--", "/in/release.txt"];
+        let refused = self.signs_by_hand()?;
+        self.right(
+            &refused,
+            134,
+            "An One-time Password is required",
+            "Without a code, and without our scripts: nothing.",
+        )?;
+        let wrong = if first.code_at(self.bundle.now()) == "000000" { "000001" } else { "000000" };
+        let refused = self.start(wrong, &sign)?;
+        self.right(&refused, 5, "One-time Password is invalid", "A wrong code: nothing.")?;
+        // That of this step may have been spent.
+        let code = first.code_at(self.bundle.now() + 30);
+        let signed = self.start(&code, &sign)?;
+        self.right(&signed, 0, "", "A code of the phone's, one signature.")?;
+        let again = self.start(&code, &sign)?;
+        self.right(&again, 5, "already used", "The same code again: nothing.")?;
+        let public = self.script("start", &["signer", "--open"])?;
+        self.right(&public, 0, "PUBLIC KEY", "The public key is everybody's, without a code.")?;
+        self.verify(&files, &signed.stdout, &public.stdout)
+    }
+
+    /// As `protect` is told of it: a directory, or in the engine a name, which is gone when the tag is dropped.
+    fn signers_image(&self) -> Step<(String, Option<Tag>)> {
+        let directory = self.bundle.root.join("signer");
+        let path = directory.display();
+        self.shell(&format!("mkdir -p '{path}/bin' '{path}/in' && cp programs/bin/signer '{path}/bin'"), || {
+            fs::create_dir(&directory).expect("a directory");
+            image::signer(&directory);
+        })?;
+        if self.bundle.platform == Platform::SimNative {
+            return Ok((path.to_string(), None));
+        }
+        let tag = Tag(format!("otpqr-demo-signer:{}", std::process::id()));
+        println!("$ tar -C '{path}' -c . | docker import - {}", tag.0);
+        let mut import = self.bundle.command("sh");
+        import.args(["-c", "tar -C \"$0\" -c . | docker import - \"$1\"", &path.to_string(), &tag.0]);
+        let imported = self.answered(run(import))?;
+        self.right(&imported, 0, "", "A container image as anybody has it; ours needs one file.")?;
+        Ok((tag.0.clone(), Some(tag)))
+    }
+
+    fn start(&self, code: &str, options: &[&str]) -> Step<Outcome> {
+        let command = self.command("start", &[&["signer", "--otp-file", "-"], options].concat());
+        println!("(types the code {code})");
+        let outcome = run_with_input(command, &format!("{code}\n"));
+        self.answered(outcome)
+    }
+
+    fn signs_by_hand(&self) -> Step<Outcome> {
+        let state = self.bundle.state("default");
+        let image = state["programs"]["signer"]["image_id"].as_str().unwrap_or_default();
+        let config_id = format!("{}/signer/default/program", self.bundle.known("default", &["namespace"]));
+        let words = ["/bin/signer", "/in/release.txt"];
+        self.run_by_hand(&config_id, &[], service_by_hand(&self.bundle, image, &config_id, &words, &[]))
+    }
+
+    /// As anybody verifies.
+    fn verify(&self, files: &Path, signature: &str, public_key: &str) -> Step {
+        let openssl = |arguments: &[&str]| {
+            println!("$ openssl {}", quoted(arguments));
+            let mut openssl = Command::new("openssl");
+            openssl.args(arguments).current_dir(files);
+            self.answered(run(openssl))
+        };
+        if which::which("openssl").is_err() {
+            say("-> The signature was not verified: there is no openssl here.");
+            return Ok(());
+        }
+        println!("$ cd '{}'   # with the signature in release.b64, the public key in key.pub", files.display());
+        for (name, content) in [("release.b64", signature), ("key.pub", public_key), ("altered.txt", "what is not\n")] {
+            fs::write(files.join(name), content).map_err(|cause| Stopped(format!("'{name}': {cause}")))?;
+        }
+        let decoded = openssl(&["base64", "-d", "-A", "-in", "release.b64", "-out", "release.sig"])?;
+        self.right(&decoded, 0, "", "")?;
+        let verify = ["dgst", "-sha256", "-verify", "key.pub", "-signature", "release.sig"];
+        let altered = openssl(&[&verify[..], &["altered.txt"]].concat())?;
+        self.right(&altered, 1, "Verification", "Another file: openssl refuses the signature.")?;
+        let verified = openssl(&[&verify[..], &["release.txt"]].concat())?;
+        self.right(&verified, 0, "Verified OK", "The file that was signed: openssl accepts it.")
+    }
+
     fn roll_forward(&self, first: &Account) -> Step {
-        self.heading("6. The authenticator is lost: roll forward");
+        self.heading("7. The authenticator is lost: roll forward");
         let rolled = self.script("roll_forward", &["--yes"])?;
         self.right(
             &rolled,
@@ -263,7 +366,7 @@ impl Demo {
     }
 
     fn bundle_is_gone(self) -> Step {
-        self.heading("7. Clean-up");
+        self.heading("8. Clean-up");
         let root = self.bundle.root.clone();
         drop(self.bundle);
         if root.exists() {
@@ -307,9 +410,12 @@ impl Demo {
 
     fn by_hand(&self, service: &str, how: &ByHand) -> Step<Outcome> {
         let config_id = format!("{}/{service}", self.bundle.known(how.account, &["namespace"]));
-        let command = self.bundle.by_hand(&config_id, how);
+        self.run_by_hand(&config_id, how.environment, self.bundle.by_hand(&config_id, how))
+    }
+
+    fn run_by_hand(&self, config_id: &str, environment: &[(&str, &str)], command: Command) -> Step<Outcome> {
         let mut line = format!("SCONE_CONFIG_ID='{config_id}'");
-        for (name, value) in how.environment {
+        for (name, value) in environment {
             line.push_str(&format!(" {name}='{value}'"));
         }
         let words: Vec<_> = std::iter::once(command.get_program())
