@@ -60,7 +60,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "fs_dir", "sconify_with"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]

@@ -2,7 +2,7 @@
 //! the user's, with the entry and the runtime added.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -10,7 +10,8 @@ use crate::account::Account;
 use crate::failure::{Concern, Exit, Failure};
 use crate::handover::Aside;
 use crate::platform::Tools;
-use crate::state::State;
+use crate::sconify::{self, Request};
+use crate::state::{Sconified, State};
 
 #[derive(Debug, thiserror::Error)]
 enum UserImageError {
@@ -42,6 +43,8 @@ impl Concern for UserImageError {
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What is added to an image.
 const ADDED: [&str; 2] = ["/entry", "/scone-run"];
+/// How many links lead to a file at most, as Linux has it (path_resolution(7)).
+const LINKS: usize = 40;
 
 /// What docker says of an image. What is not named here makes no difference to a program.
 #[derive(Debug, Default, Deserialize)]
@@ -67,8 +70,8 @@ struct Healthcheck {
 /// A user's image, as far as it concerns a policy.
 pub struct UserImage {
     /// As the user names it, and as the engine identifies it.
-    name: String,
-    id: String,
+    pub(crate) name: String,
+    pub(crate) id: String,
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub pwd: String,
@@ -105,14 +108,17 @@ impl UserImage {
         }
         let command = [config.entrypoint, config.cmd].into_iter().flatten().flatten().collect();
         let variables = config.env.unwrap_or_default().into_iter();
-        let environment =
+        let variables =
             variables.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())));
+        // SCONE's own are about an enclave, not for the program in it.
+        let environment = variables.filter(|(name, _): &(String, String)| !name.starts_with("SCONE_"));
         let pwd = config.working_dir.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
         let user = config.user.filter(|user| !["0", "root", "0:0"].contains(&user.as_str())).unwrap_or_default();
         Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd, user })
     }
 
-    /// The absolute path of the program that a command's first word names, as an engine would find it.
+    /// The absolute path of the program that a command's first word names, as an engine would find it. On SCONE that of the file
+    /// itself, not of a link to it: that is what is converted.
     pub fn find(&self, tools: &Tools, program: Option<&String>) -> Result<String, Failure> {
         let image = || self.name.clone();
         let program = program.ok_or_else(|| UserImageError::NoProgram { image: image() })?;
@@ -127,7 +133,7 @@ impl UserImage {
             let mut found = None;
             for candidate in candidates {
                 if found.is_none() && copy.holds(&candidate)? {
-                    found = Some(candidate);
+                    found = if tools.simulator.is_some() { Some(candidate) } else { copy.follow(candidate)? };
                 }
             }
             found
@@ -141,41 +147,68 @@ impl UserImage {
     }
 
     /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is
-    /// the simulator's with the runtime, added. Made once for an image; `tag` keeps it from being pruned.
-    pub fn made_ready(&self, account: &Account, tag: &str) -> Result<String, Failure> {
+    /// the simulator's with the runtime, added; on SCONE, if need be, converted first, and then it is said how. Made once for an
+    /// image; `tag` keeps it from being pruned.
+    pub fn made_ready(
+        &self,
+        account: &Account,
+        tag: &str,
+        request: &Request,
+    ) -> Result<(String, Option<Sconified>), Failure> {
         let tools = &account.tools;
         if !tools.runs_containers() {
-            return Ok(self.id.clone());
+            return Ok((self.id.clone(), None));
         }
         let State { image_id: ours, .. } = &account.state;
-        let labels = [format!("otpqr.base={}", self.id), format!("otpqr.added={ours}")];
-        let [base, added] = labels.each_ref().map(|label| format!("--filter=label={label}"));
-        let known = tools.docker(["images", "--no-trunc", "--quiet", &base, &added])?;
-        let known = known.stdout.lines().next().map(str::to_owned);
-        let image = match known.filter(|known| !known.is_empty()) {
-            Some(known) => {
-                self.succeed(tools.docker(["tag", &known, tag])?)?;
-                known
-            }
-            None => {
-                let from = Copy::of(tools, ours, &account.state.image)?;
-                let to = Copy::of(tools, &self.id, &self.name)?;
-                let between = Aside::make(&tools.root)?;
-                for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
-                    if to.holds(path)? {
-                        return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
-                    }
-                    let file = between.path().join(&path[1..]);
-                    self.succeed(from.copy(from.inside(path), &file)?)?;
-                    self.succeed(to.copy(&file, to.inside(path))?)?;
-                }
-                let changes = labels.map(|label| format!("--change=LABEL {}", label.replacen('=', "=\"", 1) + "\""));
-                let [base, added] = &changes;
-                self.succeed(tools.docker(["commit", base, added, &to.id, tag])?)?;
-                tag.to_owned()
-            }
+        let labels = |made: &str| {
+            let labels = vec![format!("otpqr.base={}", self.id), format!("otpqr.added={ours}")];
+            let made = tools.simulator.is_none().then(|| format!("otpqr.sconified={made}"));
+            labels.into_iter().chain(made).collect::<Vec<String>>()
         };
-        tools.image_id(&image)
+        let outcomes = if tools.simulator.is_none() { request.outcomes() } else { vec![(None, String::new())] };
+        for (sconified, made) in &outcomes {
+            if let Some(known) = tools.labelled(&labels(made))? {
+                self.succeed(tools.docker(["tag", &known, tag])?)?;
+                return Ok((tools.image_id(&known)?, sconified.clone()));
+            }
+        }
+        let converted = if tools.simulator.is_none() { sconify::converted(tools, self, request, tag)? } else { None };
+        let outcome = outcomes.iter().find(|(sconified, _)| sconified.is_some() == converted.is_some());
+        let (sconified, made) = outcome.cloned().unwrap_or_default();
+        self.add(account, converted.as_ref().map_or(&self.id, |converted| &converted.id), &labels(&made), tag)?;
+        Ok((tools.image_id(tag)?, sconified))
+    }
+
+    /// Makes the image `tag` of another one, with the entry, and what else a platform needs.
+    fn add(&self, account: &Account, base: &str, labels: &[String], tag: &str) -> Result<(), Failure> {
+        let (tools, State { image_id: ours, .. }) = (&account.tools, &account.state);
+        let from = Copy::of(tools, ours, &account.state.image)?;
+        let to = Copy::of(tools, base, &self.name)?;
+        let between = Aside::make(&tools.root)?;
+        for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
+            if to.holds(path)? {
+                return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
+            }
+            let file = between.path().join(&path[1..]);
+            self.succeed(from.copy(from.inside(path), &file)?)?;
+            self.succeed(to.copy(&file, to.inside(path))?)?;
+        }
+        let changes = labels.iter().map(|label| format!("--change=LABEL {}", label.replacen('=', "=\"", 1) + "\""));
+        let args = ["commit".to_owned()].into_iter().chain(changes).chain([to.id.clone(), tag.to_owned()]);
+        self.succeed(tools.engine.run(&args.map(OsString::from).collect::<Vec<_>>(), &[])?)
+    }
+
+    /// Looks at a copy of a file of the image.
+    pub(crate) fn with_file<T>(
+        &self,
+        tools: &Tools,
+        path: &str,
+        look: impl FnOnce(&Path) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let away = Aside::make(&tools.root)?;
+        let (copy, file) = (Copy::of(tools, &self.id, &self.name)?, away.path().join("file"));
+        self.succeed(copy.copy(copy.inside(path), &file)?)?;
+        look(&file)
     }
 
     fn succeed(&self, finished: crate::tool::Finished) -> Result<(), Failure> {
@@ -192,7 +225,29 @@ fn join(directory: &str, name: &str) -> String {
     path.to_string_lossy().replace("/./", "/")
 }
 
+/// Where a link in a directory leads.
+fn target(link: &str, leads: &Path) -> String {
+    let mut path = PathBuf::from(link);
+    path.pop();
+    for part in leads.components() {
+        if part == Component::ParentDir {
+            path.pop();
+        } else {
+            path.push(part);
+        }
+    }
+    path.to_string_lossy().into_owned()
+}
+
 impl Tools {
+    /// An image with all these labels.
+    fn labelled(&self, labels: &[String]) -> Result<Option<String>, Failure> {
+        let filters = labels.iter().map(|label| format!("--filter=label={label}"));
+        let args = ["images", "--no-trunc", "--quiet"].map(str::to_owned).into_iter().chain(filters);
+        let found = self.engine.run(&args.map(OsString::from).collect::<Vec<_>>(), &[])?;
+        Ok(found.stdout.lines().next().filter(|id| !id.is_empty()).map(str::to_owned))
+    }
+
     fn docker<const N: usize>(&self, args: [&str; N]) -> Result<crate::tool::Finished, Failure> {
         self.engine.run(&args.map(OsString::from), &[])
     }
@@ -236,6 +291,22 @@ impl Copy<'_> {
         let away = Aside::make(&self.tools.root)?;
         Ok(self.copy(self.inside(path), away.path().join("file"))?.success())
     }
+
+    /// The file that a path leads to, through links: docker copies a link as such.
+    fn follow(&self, mut path: String) -> Result<Option<String>, Failure> {
+        let away = Aside::make(&self.tools.root)?;
+        for number in 0..LINKS {
+            let copy = away.path().join(number.to_string());
+            if !self.copy(self.inside(&path), &copy)?.success() {
+                return Ok(None);
+            }
+            match std::fs::read_link(&copy) {
+                Ok(leads) => path = target(&path, &leads),
+                Err(_) => return Ok(Some(path)),
+            }
+        }
+        Ok(None)
+    }
 }
 
 impl Drop for Copy<'_> {
@@ -244,4 +315,13 @@ impl Drop for Copy<'_> {
         // What cannot be removed was never started, and docker lists it.
         let _ = self.tools.engine.run_through(&remove);
     }
+}
+
+#[test]
+fn a_link_leads_from_the_directory_it_is_in() {
+    let leads = |link, to| target(link, Path::new(to));
+    assert_eq!(leads("/usr/bin/python3", "python3.11"), "/usr/bin/python3.11");
+    assert_eq!(leads("/usr/bin/python3", "/opt/./python"), "/opt/python");
+    assert_eq!(leads("/bin/sh", "../usr/bin/dash"), "/usr/bin/dash");
+    assert_eq!(leads("/bin/sh", "../../../busybox"), "/busybox");
 }

@@ -9,6 +9,7 @@ use crate::account::Account;
 use crate::container::{self, Executable, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::UserImage;
+use crate::sconify;
 use crate::state::{Program, Secret};
 use crate::step;
 
@@ -80,6 +81,8 @@ pub struct Options {
     /// Begin with empty volumes: what is in the old ones is lost
     #[arg(long)]
     pub new_volumes: bool,
+    #[command(flatten)]
+    pub sconify: sconify::Options,
 }
 
 /// A command.
@@ -116,6 +119,7 @@ fn volume(text: &str) -> Result<String, &'static str> {
 
 /// What the program is from now on: measured, and its image made ready. Files that hold secrets are read into the account.
 pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<Program, Failure> {
+    options.sconify.check(&account.tools)?;
     let known = account.state.programs.get(name).filter(|program| !program.removed).cloned();
     let recorded = known.as_ref().map(|program| program.image.clone());
     let image = options.image.clone().or(recorded);
@@ -155,7 +159,8 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     }
 
     step(format!("making image '{image}' ready"));
-    let image_id = user.made_ready(account, &tag(account, name))?;
+    let request = sconify::Request::new(name, &command[0], &options.sconify, before.as_ref());
+    let (image_id, sconified) = user.made_ready(account, &tag(account, name), &request)?;
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
@@ -175,6 +180,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         volumes,
         volume_version,
         mount_points,
+        sconified,
         removed,
         pending,
         own,

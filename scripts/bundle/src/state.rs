@@ -114,6 +114,8 @@ pub struct Program {
     pub volume_version: u32,
     /// Where else something of the host's may be mounted.
     pub mount_points: Vec<String>,
+    /// How its image was converted for SCONE; absent: it was not.
+    pub sconified: Option<Sconified>,
     /// What it owned is given up, and nobody may start it.
     pub removed: bool,
     /// Whether CAS may not hold all this yet.
@@ -121,6 +123,16 @@ pub struct Program {
     /// The versions of its two sessions that CAS last confirmed.
     pub own: Option<Version>,
     pub person: Option<Version>,
+}
+
+/// How a program that was not built for SCONE became one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sconified {
+    /// SCONE's image that converted it.
+    pub with: String,
+    /// What is measured with it, besides its libraries.
+    pub directories: Vec<String>,
 }
 
 /// Where a program's secret comes from.
@@ -258,6 +270,7 @@ impl State {
                         && counts(program.volume_version)
                         && [&program.image, &program.image_id].into_iter().all(|text| plain(text))
                         && program.command.first().is_some_and(|path| path.starts_with('/'))
+                        && program.sconified.as_ref().is_none_or(|sconified| plain(&sconified.with))
                 }),
                 "'programs' has something in it that no script writes",
             ),
