@@ -1822,4 +1822,39 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the program's streams broke: {0}", "the kernel would have to refuse to wait for them"),
     ("the program's streams cannot be made: {0}", "a process without room for another file"),
     ("what runs cannot be found out: {0}", "the file was written by the same user"),
+    (
+        "on platform '{platform}' the whole image is measured, and nothing is converted: leave '{option}' out",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is a SCONE program already and is not converted: leave '--fs-dir' and '--sconify-with' out",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' cannot be passed to SCONE's tool: its path must be of letters, digits and '/._+@-' alone",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is not an ELF program: on platform 'scone' the command begins with its interpreter",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is static and was not built for SCONE: SCONE's tool converts no static program",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is not position-independent: SCONE may pass over the files that are measured with it",
+        "tests/scone_platform/programs.rs",
+    ),
+    ("'{program}' cannot be looked at: {cause}", "tests/scone_platform/programs.rs"),
+    ("image '{image}' was not converted by '{with}': {reason}", "tests/scone_platform/programs.rs"),
+    (
+        "program '{program}' was converted for SCONE and sees no directory of this host: leave '--mount' out",
+        "tests/scone_platform/programs.rs",
+    ),
+    ("docker pull {with}   # if it is not here: SCONE grants access", "tests/scone_platform/programs.rs"),
+    (
+        "scone cargo build --release --target=x86_64-scone-linux-musl   # as in Dockerfile.otpqr",
+        "tests/scone_platform/programs.rs",
+    ),
 ];

@@ -82,7 +82,7 @@ pub struct Options {
     #[arg(long)]
     pub new_volumes: bool,
     #[command(flatten)]
-    pub sconify: sconify::Options,
+    pub sconify: sconify::Conversion,
 }
 
 /// A command.

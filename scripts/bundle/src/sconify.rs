@@ -66,7 +66,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a program is converted, if that is needed.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub struct Conversion {
     /// On scone: a directory that the program needs besides its libraries; is measured with it
     #[arg(long, value_name = "DIR", value_parser = directory)]
     pub fs_dir: Vec<String>,
@@ -75,7 +75,7 @@ pub struct Options {
     pub sconify_with: Option<String>,
 }
 
-impl Options {
+impl Conversion {
     /// Refuses what a platform has no use for.
     pub fn check(&self, tools: &Tools) -> Result<(), Failure> {
         let given = [(!self.fs_dir.is_empty(), "--fs-dir"), (self.sconify_with.is_some(), "--sconify-with")];
@@ -117,7 +117,7 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// From the options; what they do not say is as it was before.
-    pub fn new(session: &'a str, program: &'a str, options: &Options, before: Option<&Program>) -> Request<'a> {
+    pub fn new(session: &'a str, program: &'a str, options: &Conversion, before: Option<&Program>) -> Request<'a> {
         let before = before.and_then(|program| program.sconified.clone());
         let mut how = before.unwrap_or_else(|| Sconified { with: TOOL.to_owned(), directories: Vec::new() });
         if let Some(with) = &options.sconify_with {
@@ -144,7 +144,7 @@ impl<'a> Request<'a> {
 pub(crate) struct Converted<'a> {
     tools: &'a Tools,
     pub id: String,
-    tags: [String; 2],
+    tags: Vec<String>,
 }
 
 impl Drop for Converted<'_> {
@@ -194,12 +194,15 @@ pub(crate) fn converted<'a>(
     }
     let with = &request.how.with;
     step(format!("converting image '{}' with '{with}', which is handed docker's socket", image.name));
-    let tags = ["native", "sconified"].map(|what| format!("{tag}.{what}"));
+    let [native, sconified] = ["native", "sconified"].map(|what| format!("{tag}.{what}"));
+    let bare = |id: &str| id.trim_start_matches("sha256:").to_owned();
+    // An image that has no name but ours would go with it.
+    let given_up = if bare(&image.id).starts_with(&bare(&image.name)) { None } else { Some(native.clone()) };
+    let tags = given_up.into_iter().chain([sconified.clone()]).collect();
     let mut converted = Converted { tools, id: String::new(), tags };
-    let [native, sconified] = &converted.tags;
     // The tool is known to take names.
-    let named = tools.engine.run(&["tag", &image.id, native].map(OsString::from), &[])?;
-    let ended = if named.success() { tools.engine.run(&vector(request, native, sconified), &[])? } else { named };
+    let named = tools.engine.run(&["tag", &image.id, &native].map(OsString::from), &[])?;
+    let ended = if named.success() { tools.engine.run(&vector(request, &native, &sconified), &[])? } else { named };
     let failed = |reason| {
         let failure = SconifyError::NotConverted { image: image.name.clone(), with: with.clone(), reason };
         Failure::from(failure).hint(format!("docker pull {with}   # if it is not here: SCONE grants access"))
@@ -207,7 +210,7 @@ pub(crate) fn converted<'a>(
     if !ended.success() {
         return Err(failed(ended.reason()));
     }
-    let args = ["image", "inspect", "--format", "{{.Id}}", sconified].map(OsString::from);
+    let args = ["image", "inspect", "--format", "{{.Id}}", &sconified].map(OsString::from);
     let found = tools.engine.run(&args, &[])?;
     if !found.success() {
         return Err(failed(found.reason()));
