@@ -1827,7 +1827,7 @@ const EXEMPT: &[(&str, &str)] = &[
         "tests/scone_platform/programs.rs",
     ),
     (
-        "'{program}' is a SCONE program already and is not converted: leave '--fs-dir' and '--sconify-with' out",
+        "'{program}' is a SCONE program already and is not converted: leave '--fs-dir', '--sconify-with' and '--signing-key' out",
         "tests/scone_platform/programs.rs",
     ),
     (
@@ -1847,6 +1847,12 @@ const EXEMPT: &[(&str, &str)] = &[
         "tests/scone_platform/programs.rs",
     ),
     ("'{program}' cannot be looked at: {cause}", "tests/scone_platform/programs.rs"),
+    (
+        "'{program}' has to be converted for SCONE, and CAS gives nothing to what is not signed: give '--signing-key FILE'",
+        "tests/scone_platform/programs.rs",
+    ),
+    ("the signing key '{file}' cannot be used: {cause}", "tests/scone_platform/programs.rs"),
+    ("openssl genrsa -3 -out signing-key.pem 3072   # makes one; keep it secret", "tests/scone_platform/programs.rs"),
     ("image '{image}' was not converted by '{with}': {reason}", "tests/scone_platform/programs.rs"),
     (
         "program '{program}' was converted for SCONE and sees no directory of this host: leave '--mount' out",

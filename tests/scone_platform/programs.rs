@@ -75,6 +75,7 @@ impl Host {
         fs::write(home.join("ours/entry"), "the entry").unwrap();
         fs::write(home.join("image/usr/bin/python3.11"), elf(3, &[6, 3, 1])).unwrap();
         symlink("python3.11", home.join("image/usr/bin/python3")).unwrap();
+        fs::write(home.join("key.pem"), "a key").unwrap();
         fs::write(home.join("config"), CONFIG).unwrap();
         host.with_engine("");
         host
@@ -96,7 +97,12 @@ impl Host {
         fs::write(self.home.path().join("is-scone"), "").unwrap();
     }
 
+    /// With the key that signs what is converted.
     fn protect(&self, args: &[&str]) -> Outcome {
+        self.protect_unsigned(&[&["--signing-key", "../key.pem"], args].concat())
+    }
+
+    fn protect_unsigned(&self, args: &[&str]) -> Outcome {
         self.script("protect", &[&["web", "--image", "web:1"], args].concat())
     }
 
@@ -152,7 +158,8 @@ fn on_the_simulator_there_is_nothing_to_convert() {
     let bundle = Bundle::of_test(Platform::SimNative, User::Caller);
     bundle.install(scripts!());
     bundle.script("create", &["--platform", "sim-native"]).expect(0);
-    for (option, value) in [("--fs-dir", "/app"), ("--sconify-with", "scone.example.com/tool")] {
+    for (option, value) in [("--fs-dir", "/app"), ("--sconify-with", "scone.example.com/tool"), ("--signing-key", "k")]
+    {
         let args = ["web", "--image", "simulator/bin/rootfs", "--command", "/bin/otpqr", option, value];
         let refused = bundle.script("protect", &args).expect(2);
         let refused = refused.saying("on platform 'sim-native' the whole image is measured, and nothing is converted");
@@ -187,6 +194,26 @@ fn what_scone_cannot_convert_is_refused_by_name_before_anything_is_changed() {
         is_refused(&host, &[bad], 2, "");
     }
     assert_eq!(host.conversions(), [[""; 0]; 0]);
+}
+
+/// CAS gives nothing to an enclave that is signed for debugging, and would say so when the code is spent.
+#[test]
+fn nothing_is_converted_without_a_key_that_signs_it() {
+    let host = Host::with_image();
+    let unsigned = host.protect_unsigned(&[]).expect(2);
+    unsigned
+        .saying("'/usr/bin/python3.11' has to be converted for SCONE, and CAS gives nothing to what is not signed")
+        .saying("hint: openssl genrsa -3 -out signing-key.pem 3072   # makes one; keep it secret");
+    host.protect_unsigned(&["--signing-key", "gone.pem"])
+        .expect(3)
+        .saying("the signing key 'gone.pem' cannot be used: ");
+    host.protect(&[]).expect(0);
+    fs::remove_file(host.home.path().join("key.pem")).unwrap();
+    host.forget();
+    host.script("protect", &["web", "--fs-dir", "/app"]).expect(3).saying("key.pem' cannot be used: No such file");
+    assert_eq!(host.conversions(), [[""; 0]; 0]);
+    // What was converted with it goes on.
+    host.script("protect", &["web"]).expect(0);
 }
 
 #[test]
@@ -239,6 +266,7 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
     let (ours, sconified) = (IMAGE_ID.trim_start_matches("sha256:"), SCONIFIED.trim_start_matches("sha256:"));
     let base = format!("otpqr.base={NATIVE}");
     let added = format!("otpqr.added={IMAGE_ID}");
+    let key = host.home.path().join("key.pem").canonicalize().unwrap().display().to_string();
     let how = format!("otpqr.sconified=/usr/bin/python3.11 {TOOL} /app /usr/lib/python3.11");
     let engine = host.engine();
     let is_look = |args: &&Vec<String>| ["create", "cp", "rm"].contains(&args[0].as_str());
@@ -257,10 +285,12 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
         vector(&format!("tag {NATIVE} {tag}.native")),
         vector(&format!(
             "run --rm --log-driver=none -e=SCONE_PRODUCTION=0 -e=SCONE_NO_TIME_THREAD=1 \
-             --mount=type=bind,src=/var/run/docker.sock,dst=/var/run/docker.sock {TOOL} \
+             --mount=type=bind,src=/var/run/docker.sock,dst=/var/run/docker.sock \
+             --mount=type=bind,\"src={key}\",dst=/signing-key.pem,readonly {TOOL} \
              sconify_image --from={tag}.native --to={tag}.sconified --base={tag}.native --binary=/usr/bin/python3.11 \
              --command=/usr/bin/python3.11 --binary-fs --fs-dir=/app --fs-dir=/usr/lib/python3.11 --host-path=/etc/hosts \
-             --host-path=/etc/resolv.conf --heap=1G --stack=4M --dlopen=1 --cli={TOOL} --crosscompiler={TOOL} --name=web \
+             --host-path=/etc/resolv.conf --heap=1G --stack=4M --dlopen=1 \
+             --scone-signer=/signing-key.pem --cli={TOOL} --crosscompiler={TOOL} --name=web \
              --service-name=program --disable-session-upload --no-color"
         )),
         vector(&format!("image inspect --format {{{{.Id}}}} {tag}.sconified")),
@@ -304,7 +334,7 @@ fn what_was_converted_is_not_converted_again_unless_something_else_is_asked_for(
     let host = Host::with_image();
     host.protect(&["--fs-dir", "/app"]).expect(0);
     let before = fs::read(host.state_file()).unwrap();
-    for again in [&["web"][..], &["web", "--image", "web:1", "--fs-dir", "/app"]] {
+    for again in [&["web"][..], &["web", "--image", "web:1", "--fs-dir", "/app", "--signing-key", "../key.pem"]] {
         host.forget();
         let outcome = host.script("protect", again).expect(0);
         assert!(outcome.stdout.starts_with("already protected: 'web'\n"), "{outcome:?}");
@@ -331,7 +361,7 @@ fn what_was_converted_is_not_converted_again_unless_something_else_is_asked_for(
 #[test]
 fn an_image_that_has_no_name_of_its_own_is_not_lost_with_ours() {
     let host = Host::with_image();
-    host.script("protect", &["web", "--image", NATIVE]).expect(0);
+    host.script("protect", &["web", "--image", NATIVE, "--signing-key", "../key.pem"]).expect(0);
     let given_up: Vec<_> = host.engine().into_iter().filter(|args| args[..2] == ["image", "rm"]).collect();
     assert_eq!(given_up, [vector(&format!("image rm {}.sconified", host.tag()))]);
 }
@@ -340,14 +370,17 @@ fn an_image_that_has_no_name_of_its_own_is_not_lost_with_ours() {
 fn a_scone_program_is_taken_as_it_is_and_the_tool_gets_nothing() {
     let host = Host::with_image();
     host.is_scone_program();
-    for args in [["--fs-dir", "/app"], ["--sconify-with", "scone.example.com/tool"]] {
-        is_refused(&host, &args, 2, "'/usr/bin/python3.11' is a SCONE program already and is not converted");
+    for option in [["--fs-dir", "/app"], ["--sconify-with", "scone.example.com/tool"], ["--signing-key", "../key.pem"]]
+    {
+        let refused = host.protect_unsigned(&option).expect(2);
+        refused.saying("'/usr/bin/python3.11' is a SCONE program already and is not converted: leave '--fs-dir', ");
+        assert_eq!((uploads(host.calls()).len(), &host.program()), (0, &Value::Null));
     }
     // Also one that nothing else could be done with.
     host.has_program("/app/web", &elf(2, &[1]));
     for args in [&["--command", "/app/web"][..], &[]] {
         host.forget();
-        let protected = host.protect(args).expect(0);
+        let protected = host.protect_unsigned(args).expect(0);
         protected.saying("is one: what was built into it is measured, and no other file of the image");
         assert_eq!(host.conversions().len(), 0);
         assert!(!host.engine().iter().flatten().any(|arg| arg.contains("docker.sock")));

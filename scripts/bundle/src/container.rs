@@ -368,7 +368,7 @@ pub(crate) fn label(output: &Path) -> String {
 
 /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a directory
 /// that somebody deleted, as root.)
-fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
+pub(crate) fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
     let source = [b"src=", host.as_os_str().as_bytes()].concat();
     let quoted: Vec<u8> =
         source.iter().flat_map(|&byte| if byte == b'"' { vec![b'"', b'"'] } else { vec![byte] }).collect();

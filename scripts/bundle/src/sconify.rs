@@ -9,7 +9,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::container::{self, Executable, Mount};
@@ -23,7 +23,9 @@ use crate::step;
 enum SconifyError {
     #[error("on platform '{platform}' the whole image is measured, and nothing is converted: leave '{option}' out")]
     NotHere { platform: &'static str, option: &'static str },
-    #[error("'{program}' is a SCONE program already and is not converted: leave '--fs-dir' and '--sconify-with' out")]
+    #[error(
+        "'{program}' is a SCONE program already and is not converted: leave '--fs-dir', '--sconify-with' and '--signing-key' out"
+    )]
     Already { program: String },
     #[error("'{program}' cannot be passed to SCONE's tool: its path must be of letters, digits and '/._+@-' alone")]
     NotPlain { program: String },
@@ -33,6 +35,12 @@ enum SconifyError {
     Static { program: String },
     #[error("'{program}' is not position-independent: SCONE may pass over the files that are measured with it")]
     NotPie { program: String },
+    #[error(
+        "'{program}' has to be converted for SCONE, and CAS gives nothing to what is not signed: give '--signing-key FILE'"
+    )]
+    NoKey { program: String },
+    #[error("the signing key '{file}' cannot be used: {cause}")]
+    KeyNotRead { file: String, cause: io::Error },
     #[error("'{program}' cannot be looked at: {cause}")]
     NotRead { program: String, cause: io::Error },
     #[error("image '{image}' was not converted by '{with}': {reason}")]
@@ -45,7 +53,7 @@ impl Concern for SconifyError {
     fn exit(&self) -> Exit {
         use SconifyError::*;
         match self {
-            NotHere { .. } | Already { .. } | SeesNothing { .. } => Exit::Usage,
+            NotHere { .. } | Already { .. } | NoKey { .. } | SeesNothing { .. } => Exit::Usage,
             _ => Exit::Precondition,
         }
     }
@@ -61,6 +69,8 @@ const ENCLAVE: [&str; 3] = ["--heap=1G", "--stack=4M", "--dlopen=1"];
 const OF_THE_HOST: [&str; 2] = ["--host-path=/etc/hosts", "--host-path=/etc/resolv.conf"];
 /// The one place where the engine's socket is handed to anything.
 const SOCKET: &str = "--mount=type=bind,src=/var/run/docker.sock,dst=/var/run/docker.sock";
+/// Where the tool finds the key.
+const KEY: &str = "/signing-key.pem";
 /// How long a program may take to print its measurement. That of an enclave of many gigabytes takes seconds.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -73,12 +83,19 @@ pub struct Conversion {
     /// On scone: SCONE's image that converts the program. It gets docker's socket: name it by its digest
     #[arg(long, value_name = "IMAGE", value_parser = tool)]
     pub sconify_with: Option<String>,
+    /// On scone: the key in FILE signs what is converted, for production: RSA, 3072 bits, exponent 3, in PEM
+    #[arg(long, value_name = "FILE")]
+    pub signing_key: Option<PathBuf>,
 }
 
 impl Conversion {
     /// Refuses what a platform has no use for.
     pub fn check(&self, tools: &Tools) -> Result<(), Failure> {
-        let given = [(!self.fs_dir.is_empty(), "--fs-dir"), (self.sconify_with.is_some(), "--sconify-with")];
+        let given = [
+            (!self.fs_dir.is_empty(), "--fs-dir"),
+            (self.sconify_with.is_some(), "--sconify-with"),
+            (self.signing_key.is_some(), "--signing-key"),
+        ];
         match given.into_iter().find(|(is_given, _)| *is_given && tools.simulator.is_some()) {
             Some((_, option)) => Err(SconifyError::NotHere { platform: tools.facts.name, option }.into()),
             None => Ok(()),
@@ -105,6 +122,12 @@ fn tool(text: &str) -> Result<String, String> {
     if is_plain(&name.replace(':', "")) { Ok(name) } else { Err("not an image".to_owned()) }
 }
 
+/// The file of a key, wherever it was named from.
+fn key_file(path: &Path) -> Result<PathBuf, Failure> {
+    let found = path.canonicalize().and_then(|found| File::open(&found).map(|_| found));
+    Ok(found.map_err(|cause| SconifyError::KeyNotRead { file: path.display().to_string(), cause })?)
+}
+
 /// What is asked for.
 pub struct Request<'a> {
     /// What CAS calls the session of the program.
@@ -117,23 +140,35 @@ pub struct Request<'a> {
 
 impl<'a> Request<'a> {
     /// From the options; what they do not say is as it was before.
-    pub fn new(session: &'a str, program: &'a str, options: &Conversion, before: Option<&Program>) -> Request<'a> {
+    pub fn new(
+        session: &'a str,
+        program: &'a str,
+        options: &Conversion,
+        before: Option<&Program>,
+    ) -> Result<Request<'a>, Failure> {
         let before = before.and_then(|program| program.sconified.clone());
-        let mut how = before.unwrap_or_else(|| Sconified { with: TOOL.to_owned(), directories: Vec::new() });
+        let mut how = before.unwrap_or_else(|| Sconified {
+            with: TOOL.to_owned(),
+            directories: Vec::new(),
+            signing_key: PathBuf::new(),
+        });
         if let Some(with) = &options.sconify_with {
             how.with.clone_from(with);
         }
         if !options.fs_dir.is_empty() {
             how.directories.clone_from(&options.fs_dir);
         }
-        let is_given = options.sconify_with.is_some() || !options.fs_dir.is_empty();
-        Request { session, program, how, is_given }
+        if let Some(key) = &options.signing_key {
+            how.signing_key = key_file(key)?;
+        }
+        let is_given = options.sconify_with.is_some() || !options.fs_dir.is_empty() || options.signing_key.is_some();
+        Ok(Request { session, program, how, is_given })
     }
 
     /// What can come of it, and by what an image is labelled that came of it before. Where it was asked for by name, nothing but a
-    /// conversion will do.
+    /// conversion will do. (Which key signed it is no part of the measurement.)
     pub(crate) fn outcomes(&self) -> Vec<(Option<Sconified>, String)> {
-        let Sconified { with, directories } = &self.how;
+        let Sconified { with, directories, .. } = &self.how;
         let vector = [&[self.program, with.as_str()][..], &directories.iter().map(String::as_str).collect::<Vec<_>>()];
         let converted = (Some(self.how.clone()), vector.concat().join(" "));
         if self.is_given { vec![converted] } else { vec![converted, (None, self.program.to_owned())] }
@@ -192,7 +227,13 @@ pub(crate) fn converted<'a>(
         Linked::ToOnePlace => return Err(SconifyError::NotPie { program: program() }.into()),
         Linked::ToAnyPlace | Linked::NotAtAll => {}
     }
-    let with = &request.how.with;
+    let Sconified { with, signing_key, .. } = &request.how;
+    if signing_key.as_os_str().is_empty() {
+        let make = "openssl genrsa -3 -out signing-key.pem 3072   # makes one; keep it secret";
+        return Err(Failure::from(SconifyError::NoKey { program: program() }).hint(make));
+    }
+    // It may be gone since it was named.
+    key_file(signing_key)?;
     step(format!("converting image '{}' with '{with}', which is handed docker's socket", image.name));
     let [native, sconified] = ["native", "sconified"].map(|what| format!("{tag}.{what}"));
     let bare = |id: &str| id.trim_start_matches("sha256:").to_owned();
@@ -221,10 +262,11 @@ pub(crate) fn converted<'a>(
 
 /// The whole of SCONE's tool's argument vector, and docker's before it.
 fn vector(request: &Request, native: &str, sconified: &str) -> Vec<OsString> {
-    let Sconified { with, directories } = &request.how;
+    let Sconified { with, directories, signing_key } = &request.how;
     let fixed = ["run", "--rm", "--log-driver=none", "-e=SCONE_PRODUCTION=0", "-e=SCONE_NO_TIME_THREAD=1", SOCKET];
-    let mut vector = fixed.map(str::to_owned).to_vec();
-    vector.extend([with.clone(), "sconify_image".to_owned()]);
+    let mut before = fixed.map(OsString::from).to_vec();
+    before.push(container::mount(signing_key, KEY, true));
+    let mut vector = vec![with.clone(), "sconify_image".to_owned()];
     vector.extend([format!("--from={native}"), format!("--to={sconified}")]);
     // The result is built on this. What the tool takes by itself is an Alpine, on which a glibc program does not start.
     vector.push(format!("--base={native}"));
@@ -234,12 +276,14 @@ fn vector(request: &Request, native: &str, sconified: &str) -> Vec<OsString> {
     vector.extend(directories.iter().map(|directory| format!("--fs-dir={directory}")));
     vector.extend(OF_THE_HOST.map(str::to_owned));
     vector.extend(ENCLAVE.map(str::to_owned));
+    vector.push(format!("--scone-signer={KEY}"));
     // Helpers of the same version.
     vector.extend([format!("--cli={with}"), format!("--crosscompiler={with}")]);
     // The tool would write a policy of its own and upload it. Ours says who gets what.
     vector.extend([format!("--name={session}"), "--service-name=program".to_owned()]);
     vector.extend(["--disable-session-upload", "--no-color"].map(str::to_owned));
-    vector.into_iter().map(OsString::from).collect()
+    before.extend(vector.into_iter().map(OsString::from));
+    before
 }
 
 /// A program that was converted sees nothing of its host (`binary_fs`: "won't be able to read or write from the host's file

@@ -133,6 +133,8 @@ pub struct Sconified {
     pub with: String,
     /// What is measured with it, besides its libraries.
     pub directories: Vec<String>,
+    /// The file with the key that signed it for production. The key itself is nowhere here.
+    pub signing_key: PathBuf,
 }
 
 /// Where a program's secret comes from.
