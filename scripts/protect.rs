@@ -3,7 +3,8 @@
 //!
 //! Why: from then on nobody starts it with its secrets who has no code, not even root; and a program that was changed gets nothing.
 //! How: an image that exists gets the entry, and on the simulator the runtime, in one layer of their own; on SCONE its program is
-//! converted first. Its ENTRYPOINT, CMD, ENV and WORKDIR become the policy's. What is intended is recorded first: cut off anywhere, the same command goes on.
+//! converted first. Its ENTRYPOINT, CMD, ENV and WORKDIR become the policy's. What is intended is recorded first: cut off
+//! anywhere, the same command goes on.
 //! Limits: a secret from a file is read on this host, once. Run again it compares, uploads only what differs, and says so.
 //!
 //! ```cargo

@@ -477,8 +477,8 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
 }
 
 /// The tool bakes the addresses and the session of its own policy into the image. Docker prefers what it is told: `-e NAME` is
-/// the caller's value, and where the caller has none the variable is taken away (`docker run`, "--env"). The session comes
-/// through the FIFO, and the entry puts it in the place of what is there (programs/entry/tests/entry.rs).
+/// the caller's value, and where the caller has none the variable is taken away (moby, `ReplaceOrAppendEnvVars`). The session
+/// comes through the FIFO, and the entry puts it in the place of what is there (programs/entry/tests/entry.rs).
 #[test]
 fn what_an_image_says_of_cas_and_session_does_not_win_over_ours() {
     let host = Host::with_image();
