@@ -190,6 +190,10 @@ fn what_scone_cannot_convert_is_refused_by_name_before_anything_is_changed() {
     is_refused(&host, &["--command", "'/app/a;b'"], 3, "'/app/a;b' cannot be passed to SCONE's tool");
     symlink("loop", host.home.path().join("image/app/loop")).unwrap();
     is_refused(&host, &["--command", "/app/loop"], 3, "there is no program '/app/loop' in image 'web:1'");
+    // Outside the enclave it would start, and do what it does.
+    host.has_program("/app/open", &elf(3, &[3]));
+    let another = "'--open' starts '/app/open', but the program that is measured is '/usr/bin/python3.11'";
+    is_refused(&host, &["--open", "/app/open"], 2, another);
     for bad in ["--fs-dir=app", "--fs-dir=/", "--fs-dir=/a;b", "--sconify-with=-v", "--sconify-with=a b"] {
         is_refused(&host, &[bad], 2, "");
     }
@@ -232,6 +236,20 @@ fn a_program_is_asked_for_its_measurement_with_nothing_at_hand_and_a_script_not_
     host.has_program("/app/web", b"#!/bin/sh\n");
     host.protect(&["--command", "/app/web"]).expect(3);
     assert!(!host.engine().iter().any(|args| args[0] == "run"), "{:?}", host.engine());
+}
+
+#[test]
+fn an_image_that_cannot_get_the_entry_is_refused_and_not_converted_before() {
+    let host = Host::with_image();
+    host.has_program("/entry", b"the user's");
+    is_refused(&host, &[], 3, "image 'web:1' has '/entry' already, which has to be ours");
+    assert_eq!(host.conversions(), [[""; 0]; 0]);
+    fs::remove_file(host.home.path().join("image/entry")).unwrap();
+    // Docker's disk is full, say.
+    host.with_engine(
+        "[ \"$1\" != cp ] || case \"$3\" in container-of-*) echo 'Error: no space left' >&2; exit 1 ;; esac",
+    );
+    is_refused(&host, &[], 3, "image 'web:1' cannot be made ready: Error: no space left");
 }
 
 #[test]

@@ -172,11 +172,23 @@ impl UserImage {
                 return Ok((tools.image_id(&known)?, sconified.clone()));
             }
         }
+        self.check_room(tools)?;
         let converted = if tools.simulator.is_none() { sconify::converted(tools, self, request, tag)? } else { None };
         let outcome = outcomes.iter().find(|(sconified, _)| sconified.is_some() == converted.is_some());
         let (sconified, made) = outcome.cloned().unwrap_or_default();
         self.add(account, converted.as_ref().map_or(&self.id, |converted| &converted.id), &labels(&made), tag)?;
         Ok((tools.image_id(tag)?, sconified))
+    }
+
+    /// Makes sure that nothing is in the place of what is added.
+    fn check_room(&self, tools: &Tools) -> Result<(), Failure> {
+        let copy = Copy::of(tools, &self.id, &self.name)?;
+        for path in tools.added() {
+            if copy.holds(path)? {
+                return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
+            }
+        }
+        Ok(())
     }
 
     /// Makes the image `tag` of another one, with the entry, and what else a platform needs.
@@ -185,10 +197,7 @@ impl UserImage {
         let from = Copy::of(tools, ours, &account.state.image)?;
         let to = Copy::of(tools, base, &self.name)?;
         let between = Aside::make(&tools.root)?;
-        for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
-            if to.holds(path)? {
-                return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
-            }
+        for path in tools.added() {
             let file = between.path().join(&path[1..]);
             self.succeed(from.copy(from.inside(path), &file)?)?;
             self.succeed(to.copy(&file, to.inside(path))?)?;
@@ -240,6 +249,12 @@ fn target(link: &str, leads: &Path) -> String {
 }
 
 impl Tools {
+    /// What is added to a user's image on this platform.
+    fn added(&self) -> impl Iterator<Item = &'static str> {
+        let has_runtime = self.simulator.is_some();
+        ADDED.into_iter().filter(move |path| *path == "/entry" || has_runtime)
+    }
+
     /// An image with all these labels.
     fn labelled(&self, labels: &[String]) -> Result<Option<String>, Failure> {
         let filters = labels.iter().map(|label| format!("--filter=label={label}"));

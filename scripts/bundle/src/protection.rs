@@ -33,6 +33,8 @@ enum ProtectionError {
     AnotherKind { secret: String },
     #[error("'{path}' cannot be a volume or mount point beside another that it lies in, or that is the same")]
     Nested { path: String },
+    #[error("'--open' starts '{open}', but the program that is measured is '{program}'")]
+    AnotherProgram { open: String, program: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
 }
@@ -151,6 +153,12 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         (None, Some(program)) => program.open.clone(),
         (None, None) => Vec::new(),
     };
+    if let (Some(open), Some(program)) = (open.first(), command.first())
+        && open != program
+    {
+        let (open, program) = (open.clone(), program.clone());
+        return Err(ProtectionError::AnotherProgram { open, program }.into());
+    }
     let secrets = take_secrets(account, name, options, known.as_ref())?;
     environment.retain(|variable, _| !secrets.contains_key(variable));
     let texts = command.iter().chain(&open).chain(environment.values()).chain(&mounted).chain([&pwd]);
