@@ -188,6 +188,7 @@ fn what_scone_cannot_convert_is_refused_by_name_before_anything_is_changed() {
     }
     host.has_program("/app/a;b", &elf(3, &[3]));
     is_refused(&host, &["--command", "'/app/a;b'"], 3, "'/app/a;b' cannot be passed to SCONE's tool");
+    is_refused(&host, &["--mount-point", "/in;out"], 3, "'/in;out' cannot be passed to SCONE's tool");
     symlink("loop", host.home.path().join("image/app/loop")).unwrap();
     is_refused(&host, &["--command", "/app/loop"], 3, "there is no program '/app/loop' in image 'web:1'");
     // Outside the enclave it would start, and do what it does.
@@ -275,7 +276,18 @@ fn a_conversion_that_fails_leaves_nothing_and_says_why() {
 #[test]
 fn a_program_is_converted_and_measured_by_these_argument_vectors() {
     let host = Host::with_image();
-    let args = ["--fs-dir", "/app", "--fs-dir", "/usr/lib/python3.11", "--env", "PORT=8443", "--volume", "/data"];
+    let args = [
+        "--fs-dir",
+        "/app",
+        "--fs-dir",
+        "/usr/lib/python3.11",
+        "--env",
+        "PORT=8443",
+        "--volume",
+        "/data",
+        "--mount-point",
+        "/in",
+    ];
     let protected = host.protect(&args).expect(0);
     assert!(protected.stdout.starts_with("protected: 'web'\n"), "{protected:?}");
     protected.saying(&format!("converting image 'web:1' with '{TOOL}', which is handed docker's socket"));
@@ -285,7 +297,7 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
     let base = format!("otpqr.base={NATIVE}");
     let added = format!("otpqr.added={IMAGE_ID}");
     let key = host.home.path().join("key.pem").canonicalize().unwrap().display().to_string();
-    let how = format!("otpqr.sconified=/usr/bin/python3.11 {TOOL} /app /usr/lib/python3.11");
+    let how = format!("otpqr.sconified=/usr/bin/python3.11 {TOOL} /app /usr/lib/python3.11 /in:host");
     let engine = host.engine();
     let is_look = |args: &&Vec<String>| ["create", "cp", "rm"].contains(&args[0].as_str());
     let steps: Vec<_> =
@@ -307,7 +319,7 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
              --mount=type=bind,\"src={key}\",dst=/signing-key.pem,readonly {TOOL} \
              sconify_image --from={tag}.native --to={tag}.sconified --base={tag}.native --binary=/usr/bin/python3.11 \
              --command=/usr/bin/python3.11 --binary-fs --fs-dir=/app --fs-dir=/usr/lib/python3.11 --host-path=/etc/hosts \
-             --host-path=/etc/resolv.conf --heap=1G --stack=4M --dlopen=1 \
+             --host-path=/etc/resolv.conf --host-path=/in --heap=1G --stack=4M --dlopen=1 \
              --scone-signer=/signing-key.pem --cli={TOOL} --crosscompiler={TOOL} --name=web \
              --service-name=program --disable-session-upload --no-color"
         )),
@@ -435,19 +447,23 @@ fn a_start_that_cannot_succeed_is_refused_before_the_code_is_read() {
     host.forget();
     host.start(&[]).expect(2).saying("takes 1 arguments of its caller's, not 0");
     host.start(&["--", "1", "2"]).expect(2).saying("takes 1 arguments of its caller's, not 2");
+    // The program, whose file system is the measured one, would not see it.
     let refused = host.start(&["--mount", &mount, "--", "1"]).expect(2);
-    refused.saying("program 'web' was converted for SCONE and sees no directory of this host: leave '--mount' out");
+    refused.saying("the policy of program 'web' has nothing of this host's mounted at '/in'");
     host.with_engine("[ \"$1 $2\" != 'image inspect' ] || { echo 'Error: No such image' >&2; exit 1; }");
-    host.start(&["--", "1"]).expect(3).saying("No such image");
+    host.start(&["--", "1"])
+        .expect(3)
+        .saying("what was measured of image 'web:1', for program 'web', is not there any more");
     assert!(!host.engine().iter().any(|args| args[0] == "run"), "{:?}", host.engine());
 }
 
 #[test]
 fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_alone() {
     let host = Host::with_image();
-    host.protect(&["--args", "1", "--volume", "/data"]).expect(0);
+    host.protect(&["--args", "1", "--volume", "/data", "--mount-point", "/in"]).expect(0);
     host.forget();
-    let started = host.start(&["--publish", "8443:8443", "--", "a b"]).expect(0);
+    let started = host.start(&["--publish", "8443:8443", "--mount", "type=bind,src=.,dst=/in,readonly", "--", "a b"]);
+    let started = started.expect(0);
     assert_eq!(started.stdout, "it ran\n");
 
     let calls = host.calls();
@@ -459,6 +475,8 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
     assert!(fifo.starts_with(&format!("--mount=type=bind,\"src={root}/state/.starting-")), "{fifo}");
     let user = start.args.iter().find(|arg| arg.starts_with("--user=")).unwrap();
     let volume = format!("--mount=type=bind,\"src={root}/state/volumes/default/programs/web/volume_0_1\",dst=/data");
+    let desk = host.desk().canonicalize().unwrap().display().to_string();
+    let mount = format!("--mount=type=bind,\"src={desk}\",dst=/in,readonly");
     let label = format!("--label=otpqr.program={namespace}/web/default");
     let expected = [
         "run",
@@ -473,6 +491,7 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
         "-e=SCONE_MODE=hw",
         "-e=SCONE_LAS_ADDR",
         &volume,
+        &mount,
         &label,
         "--interactive",
         name,

@@ -19,7 +19,6 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::interrupt;
 use crate::refusal::Answer;
 use crate::relay::{Input, Relay, at_terminal};
-use crate::sconify;
 use crate::state::{self, Program, is_open_to_others};
 use crate::step;
 use crate::tool::{Finished, Running, Streams, Tool};
@@ -196,7 +195,6 @@ impl<'a> Launch<'a> {
         let name = options.program.as_str();
         check_program(account, options, is_open)?;
         let (mounts, publish) = check_surroundings(account, options)?;
-        sconify::check_mounts(name, known(account, name)?, &mounts)?;
         account.check_cas()?;
         check_image(account, name)?;
         account.check_policies()?;

@@ -167,7 +167,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     }
 
     step(format!("making image '{image}' ready"));
-    let request = sconify::Request::new(name, &command[0], &options.sconify, before.as_ref())?;
+    let request = sconify::Request::new(name, &command[0], &mount_points, &options.sconify, before.as_ref())?;
     let (image_id, sconified) = user.made_ready(account, &tag(account, name), &request)?;
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };

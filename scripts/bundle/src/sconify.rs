@@ -1,5 +1,6 @@
 //! On SCONE, a program that was not built for it is converted: SCONE's `sconify_image` makes an image whose program starts in an
-//! enclave. It sees only what was measured with it - its libraries and the directories that were named - and its volumes.
+//! enclave. It sees what was measured with it - its libraries and the directories that were named -, its volumes, and what is
+//! mounted at its mount points; nothing else of its host.
 //!
 //! Why apart: that tool demands docker's socket, which makes it root on this host. Nothing else is handed the socket.
 //! Source: SCONE's documentation 7.0, pages `ee_sconify_image` and `binary_fs`. Nothing here was ever run: the tool is not public.
@@ -12,7 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::container::{self, Executable, Mount};
+use crate::container::{self, Executable};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::UserImage;
 use crate::platform::Tools;
@@ -27,8 +28,8 @@ enum SconifyError {
         "'{program}' is a SCONE program already and is not converted: leave '--fs-dir', '--sconify-with' and '--signing-key' out"
     )]
     Already { program: String },
-    #[error("'{program}' cannot be passed to SCONE's tool: its path must be of letters, digits and '/._+@-' alone")]
-    NotPlain { program: String },
+    #[error("'{path}' cannot be passed to SCONE's tool: a path must be of letters, digits and '/._+@-' alone")]
+    NotPlain { path: String },
     #[error("'{program}' is not an ELF program: on platform 'scone' the command begins with its interpreter")]
     NoElf { program: String },
     #[error("'{program}' is static and was not built for SCONE: SCONE's tool converts no static program")]
@@ -45,15 +46,13 @@ enum SconifyError {
     NotRead { program: String, cause: io::Error },
     #[error("image '{image}' was not converted by '{with}': {reason}")]
     NotConverted { image: String, with: String, reason: String },
-    #[error("program '{program}' was converted for SCONE and sees no directory of this host: leave '--mount' out")]
-    SeesNothing { program: String },
 }
 
 impl Concern for SconifyError {
     fn exit(&self) -> Exit {
         use SconifyError::*;
         match self {
-            NotHere { .. } | Already { .. } | NoKey { .. } | SeesNothing { .. } => Exit::Usage,
+            NotHere { .. } | Already { .. } | NoKey { .. } => Exit::Usage,
             _ => Exit::Precondition,
         }
     }
@@ -134,6 +133,8 @@ pub struct Request<'a> {
     pub session: &'a str,
     /// The program's path in its image.
     pub program: &'a str,
+    /// Where something of the host's may be mounted.
+    mount_points: &'a [String],
     how: Sconified,
     is_given: bool,
 }
@@ -143,6 +144,7 @@ impl<'a> Request<'a> {
     pub fn new(
         session: &'a str,
         program: &'a str,
+        mount_points: &'a [String],
         options: &Conversion,
         before: Option<&Program>,
     ) -> Result<Request<'a>, Failure> {
@@ -162,15 +164,16 @@ impl<'a> Request<'a> {
             how.signing_key = key_file(key)?;
         }
         let is_given = options.sconify_with.is_some() || !options.fs_dir.is_empty() || options.signing_key.is_some();
-        Ok(Request { session, program, how, is_given })
+        Ok(Request { session, program, mount_points, how, is_given })
     }
 
     /// What can come of it, and by what an image is labelled that came of it before. Where it was asked for by name, nothing but a
     /// conversion will do. (Which key signed it is no part of the measurement.)
     pub(crate) fn outcomes(&self) -> Vec<(Option<Sconified>, String)> {
         let Sconified { with, directories, .. } = &self.how;
-        let vector = [&[self.program, with.as_str()][..], &directories.iter().map(String::as_str).collect::<Vec<_>>()];
-        let converted = (Some(self.how.clone()), vector.concat().join(" "));
+        let mount_points = self.mount_points.iter().map(|path| format!("{path}:host"));
+        let vector = [self.program.to_owned(), with.clone()].into_iter().chain(directories.iter().cloned());
+        let converted = (Some(self.how.clone()), vector.chain(mount_points).collect::<Vec<_>>().join(" "));
         if self.is_given { vec![converted] } else { vec![converted, (None, self.program.to_owned())] }
     }
 }
@@ -218,8 +221,11 @@ pub(crate) fn converted<'a>(
         ));
         return Ok(None);
     }
+    let paths = request.mount_points.iter().map(String::as_str).chain([request.program]);
+    if let Some(path) = paths.into_iter().find(|path| !is_plain(path)) {
+        return Err(SconifyError::NotPlain { path: path.to_owned() }.into());
+    }
     match linked {
-        _ if !is_plain(request.program) => return Err(SconifyError::NotPlain { program: program() }.into()),
         Linked::Statically => {
             let build = "scone cargo build --release --target=x86_64-scone-linux-musl   # as in Dockerfile.otpqr";
             return Err(Failure::from(SconifyError::Static { program: program() }).hint(build));
@@ -274,7 +280,8 @@ fn vector(request: &Request, native: &str, sconified: &str) -> Vec<OsString> {
     vector.extend([format!("--binary={program}"), format!("--command={program}")]);
     vector.push("--binary-fs".to_owned());
     vector.extend(directories.iter().map(|directory| format!("--fs-dir={directory}")));
-    vector.extend(OF_THE_HOST.map(str::to_owned));
+    let mounted = request.mount_points.iter().map(|path| format!("--host-path={path}"));
+    vector.extend(OF_THE_HOST.map(str::to_owned).into_iter().chain(mounted));
     vector.extend(ENCLAVE.map(str::to_owned));
     vector.push(format!("--scone-signer={KEY}"));
     // Helpers of the same version.
@@ -284,15 +291,6 @@ fn vector(request: &Request, native: &str, sconified: &str) -> Vec<OsString> {
     vector.extend(["--disable-session-upload", "--no-color"].map(str::to_owned));
     before.extend(vector.into_iter().map(OsString::from));
     before
-}
-
-/// A program that was converted sees nothing of its host (`binary_fs`: "won't be able to read or write from the host's file
-/// system"), which it would find out when the code is spent.
-pub fn check_mounts(name: &str, program: &Program, mounts: &[Mount]) -> Result<(), Failure> {
-    if program.sconified.is_some() && !mounts.is_empty() {
-        return Err(SconifyError::SeesNothing { program: name.to_owned() }.into());
-    }
-    Ok(())
 }
 
 /// How a program is linked, according to its file's header (elf(5)).
