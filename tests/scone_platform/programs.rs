@@ -297,7 +297,9 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
     let base = format!("otpqr.base={NATIVE}");
     let added = format!("otpqr.added={IMAGE_ID}");
     let key = host.home.path().join("key.pem").canonicalize().unwrap().display().to_string();
-    let how = format!("otpqr.sconified=/usr/bin/python3.11 {TOOL} /app /usr/lib/python3.11 /in:host");
+    let how = format!(
+        "otpqr.sconified=/usr/bin/python3.11 {TOOL} --heap=1G --stack=4M --dlopen=1 /app /usr/lib/python3.11 /in:host"
+    );
     let engine = host.engine();
     let is_look = |args: &&Vec<String>| ["create", "cp", "rm"].contains(&args[0].as_str());
     let steps: Vec<_> =

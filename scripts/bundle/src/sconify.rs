@@ -172,7 +172,9 @@ impl<'a> Request<'a> {
     pub(crate) fn outcomes(&self) -> Vec<(Option<Sconified>, String)> {
         let Sconified { with, directories, .. } = &self.how;
         let mount_points = self.mount_points.iter().map(|path| format!("{path}:host"));
-        let vector = [self.program.to_owned(), with.clone()].into_iter().chain(directories.iter().cloned());
+        // All that its measurement depends on, besides the image.
+        let fixed = [self.program, with.as_str()].into_iter().chain(ENCLAVE).map(str::to_owned);
+        let vector = fixed.chain(directories.iter().cloned());
         let converted = (Some(self.how.clone()), vector.chain(mount_points).collect::<Vec<_>>().join(" "));
         if self.is_given { vec![converted] } else { vec![converted, (None, self.program.to_owned())] }
     }
@@ -240,7 +242,7 @@ pub(crate) fn converted<'a>(
     }
     // It may be gone since it was named.
     key_file(signing_key)?;
-    step(format!("converting image '{}' with '{with}', which is handed docker's socket", image.name));
+    step(format!("converting image '{}' with '{with}', which is handed docker's socket: takes minutes", image.name));
     let [native, sconified] = ["native", "sconified"].map(|what| format!("{tag}.{what}"));
     let bare = |id: &str| id.trim_start_matches("sha256:").to_owned();
     // An image that has no name but ours would go with it.
