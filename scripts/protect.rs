@@ -2,8 +2,9 @@
 //! Puts a program behind the account's codes: measures it, writes its policies, uploads them to CAS.
 //!
 //! Why: from then on nobody starts it with its secrets who has no code, not even root; and a program that was changed gets nothing.
-//! How: an image that exists gets the entry, and on the simulator the runtime, in one layer of their own; its ENTRYPOINT, CMD, ENV and
-//! WORKDIR become the policy's. What is intended is recorded first: cut off anywhere, the same command goes on.
+//! How: an image that exists gets the entry, and on the simulator the runtime, in one layer of their own; on SCONE its program is
+//! converted first. Its ENTRYPOINT, CMD, ENV and WORKDIR become the policy's. What is intended is recorded first: cut off
+//! anywhere, the same command goes on.
 //! Limits: a secret from a file is read on this host, once. Run again it compares, uploads only what differs, and says so.
 //!
 //! ```cargo
@@ -47,6 +48,8 @@ Examples:
   ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
       --mount-point /in --open '/bin/signer public'
   ./scripts/protect.rs web --image web:1 --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
+  ./scripts/protect.rs web --image web:1 --fs-dir /app --signing-key ../key.pem
+                                                         on SCONE: converts it, with /app in its measurement
   ./scripts/protect.rs web                               the image was rebuilt: measures it again
   ./scripts/protect.rs web --new-volumes                 a volume is damaged: begins with empty ones
   ./scripts/protect.rs web --remove                      gives it up, with its secrets"
@@ -60,7 +63,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "fs_dir", "sconify_with", "signing_key"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]

@@ -1849,4 +1849,42 @@ const EXEMPT: &[(&str, &str)] = &[
     ("program '{program}' cannot be stopped: {reason}", "the engine, or the kernel, would have to refuse"),
     ("the program's streams broke: {0}", "the kernel would have to refuse to wait for them"),
     ("the program's streams cannot be made: {0}", "a process without room for another file"),
+    (
+        "on platform '{platform}' the whole image is measured, and nothing is converted: leave '{option}' out",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is a SCONE program already and is not converted: leave '--fs-dir', '--sconify-with' and '--signing-key' out",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{path}' cannot be passed to SCONE's tool: a path must be of letters, digits and '/._+@-' alone",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is not an ELF program: on platform 'scone' the command begins with its interpreter",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is static and was not built for SCONE: SCONE's tool converts no static program",
+        "tests/scone_platform/programs.rs",
+    ),
+    (
+        "'{program}' is not position-independent: SCONE may pass over the files that are measured with it",
+        "tests/scone_platform/programs.rs",
+    ),
+    ("'{program}' cannot be looked at: {cause}", "tests/scone_platform/programs.rs"),
+    (
+        "'{program}' has to be converted for SCONE, and CAS gives nothing to what is not signed: give '--signing-key FILE'",
+        "tests/scone_platform/programs.rs",
+    ),
+    ("the signing key '{file}' cannot be used: {cause}", "tests/scone_platform/programs.rs"),
+    ("openssl genrsa -3 -out signing-key.pem 3072   # makes one; keep it secret", "tests/scone_platform/programs.rs"),
+    ("image '{image}' was not converted by '{with}': {reason}", "tests/scone_platform/programs.rs"),
+    ("'--open' starts '{open}', but the program that is measured is '{program}'", "tests/scone_platform/programs.rs"),
+    ("docker pull {with}   # if it is not here: SCONE grants access", "tests/scone_platform/programs.rs"),
+    (
+        "scone cargo build --release --target=x86_64-scone-linux-musl   # as in Dockerfile.otpqr",
+        "tests/scone_platform/programs.rs",
+    ),
 ];

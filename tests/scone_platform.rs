@@ -13,6 +13,8 @@ use crate::support::{Outcome, all_ended, copy, is_root, repository, run, run_wit
 use serde_yaml::Value;
 use tempfile::TempDir;
 
+mod programs;
+
 const MEASUREMENT: &str = "d08b7351eeb8d5c0653d32794218f183ac9c6fa3923b67052752f78a3559de61";
 const IMAGE_ID: &str = "sha256:4e5aaaf3d0d4a5ae0d4ef8a3c2a1c5f2b6d7e8f90a1b2c3d4e5f60718293a4b5";
 const SCRIPTS: [&str; 4] = ["create", "gen_qr", "add_auth", "roll_forward"];

@@ -4,9 +4,14 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
 
 use crate::account::Account;
 use crate::cas::Cas;
+use crate::code::since_1970;
 use crate::engine;
 use crate::failure::{Concern, Exit, Failure};
 use crate::handover::{Handover, give};
@@ -125,23 +130,12 @@ impl Tools {
     /// The measurement (mrenclave) of a program in the image: 64 hex digits or an error, for a program that was not sconified
     /// ignores `SCONE_HASH`, simply runs, and what it prints must not pass for a measurement.
     pub fn measure(&self, image_id: &str, executable: Executable) -> Result<String, Failure> {
-        let args: Vec<String> = if self.runs_containers() {
-            let mut fixed =
-                ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"].map(str::to_owned).to_vec();
-            if executable.files.is_some() {
-                // As it is started: what its user cannot read is measured as that.
-                fixed.extend(["--cap-drop=ALL".to_owned(), "--userns=host".to_owned(), "--read-only".to_owned()]);
-                fixed.push(format!("--user={}", self.user_in_container()?));
-                fixed.extend(self.of_podman()?);
-            }
-            let (program, rest) = self.in_container(executable);
-            let runs = [format!("--entrypoint={program}"), image_id.to_owned()];
-            fixed.into_iter().chain(runs).chain(rest).collect()
+        let args: Vec<OsString> = if self.runs_containers() {
+            self.measuring(image_id, executable, &[])?
         } else {
             let rootfs = ["--rootfs", image_id].map(str::to_owned);
-            rootfs.into_iter().chain(executable.arguments()).collect()
+            rootfs.into_iter().chain(executable.arguments()).map(OsString::from).collect()
         };
-        let args: Vec<OsString> = args.into_iter().map(OsString::from).collect();
         let finished = self.engine.run(&args, &[("SCONE_HASH", "1")])?;
         let id = image_id.to_owned();
         if !finished.success() {
@@ -153,6 +147,37 @@ impl Tools {
             return Err(ImageError::NoMeasurement { id, program: executable.path.to_owned() }.into());
         }
         Ok(measurement.to_owned())
+    }
+
+    /// What docker is told to have a program in a container print its measurement.
+    fn measuring(&self, image_id: &str, executable: Executable, more: &[&str]) -> Result<Vec<OsString>, Failure> {
+        let fixed = ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"];
+        let mut args: Vec<String> = fixed.iter().chain(more).map(|&word| word.to_owned()).collect();
+        if executable.files.is_some() {
+            // As it is started: what its user cannot read is measured as that.
+            args.extend(["--cap-drop=ALL", "--userns=host", "--security-opt=no-new-privileges"].map(str::to_owned));
+            args.push(format!("--user={}", self.user_in_container()?));
+            args.extend(self.of_podman()?);
+        }
+        let (program, rest) = self.in_container(executable);
+        args.extend([format!("--entrypoint={program}"), image_id.to_owned()].into_iter().chain(rest));
+        Ok(args.into_iter().map(OsString::from).collect())
+    }
+
+    /// Whether a program prints its measurement when it is asked for it, as SCONE programs do. Any other one simply runs: so it
+    /// gets no argument, no input, no network, no mount and no capability, and is ended if it does not end by itself.
+    pub(crate) fn is_scone_program(
+        &self,
+        image_id: &str,
+        executable: Executable,
+        patience: Duration,
+    ) -> Result<bool, Failure> {
+        let name = format!("otpqr-measuring-{}-{:x}", std::process::id(), since_1970().subsec_nanos());
+        let named = format!("--name={name}");
+        let args = self.measuring(image_id, executable, &[&named])?;
+        let finished = limited(&self.engine, &args, &name, patience)?;
+        let printed = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
+        Ok(finished.success() && is_sha256(printed))
     }
 
     /// What a container runs first, the entry apart, and with what.
@@ -274,6 +299,21 @@ impl Tools {
     }
 }
 
+/// Has a container's program print its measurement, and ends it, by its name, if it runs longer.
+fn limited(engine: &Tool, args: &[OsString], name: &str, patience: Duration) -> Result<Finished, Failure> {
+    let running = engine.start_apart(args, &[("SCONE_HASH", "1")], None)?;
+    let started = Instant::now();
+    while !running.has_ended() && started.elapsed() < patience && !interrupt::is_interrupted() {
+        sleep(Duration::from_millis(20));
+    }
+    if !running.has_ended() {
+        // Docker's client may not pass a signal on, and a program need not heed it.
+        engine.run_through(&["rm", "--force", name].map(OsString::from))?;
+        let _ = running.signal(Signal::KILL);
+    }
+    interrupt::check().and_then(|()| running.finish_through())
+}
+
 /// A prepared start. Dropping it ends the waiting container.
 pub struct Ready<'a> {
     engine: &'a Tool,
@@ -334,7 +374,7 @@ pub(crate) fn label(output: &Path) -> String {
 
 /// `--mount` reads its value as CSV, so a path with a comma or a quote in it has to be quoted. (`-v` would re-create a directory
 /// that somebody deleted, as root.)
-fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
+pub(crate) fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
     let source = [b"src=", host.as_os_str().as_bytes()].concat();
     let quoted: Vec<u8> =
         source.iter().flat_map(|&byte| if byte == b'"' { vec![b'"', b'"'] } else { vec![byte] }).collect();
@@ -352,6 +392,24 @@ pub fn image_name(text: &str) -> Result<String, String> {
 /// Whether a text is a SHA-256 as SCONE writes it.
 pub fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|c| matches!(c, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// The engine is env(1) here, so that its container is a process, and the container's name a file to be removed.
+#[test]
+fn a_program_that_does_not_end_by_itself_is_ended_when_it_is_asked_for_its_measurement() {
+    let directory = tempfile::tempdir().unwrap();
+    let container = directory.path().join("container");
+    std::fs::write(&container, "").unwrap();
+    let engine = Tool::find("env", None).unwrap();
+    let limited = |args: [&str; 2], patience| {
+        limited(&engine, &args.map(OsString::from), container.to_str().unwrap(), patience).unwrap()
+    };
+    let long = Duration::from_secs(100);
+    assert_eq!(limited(["printenv", "SCONE_HASH"], long).stdout, "1\n");
+    assert!(container.exists());
+    let started = Instant::now();
+    assert_eq!(limited(["sleep", "100"], Duration::from_millis(50)).code, None);
+    assert!(!container.exists() && started.elapsed() < long);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
@@ -13,7 +13,8 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::handover::Aside;
 use crate::interrupt;
 use crate::platform::Tools;
-use crate::state::{Program, State};
+use crate::sconify::{self, Request};
+use crate::state::{Program, Sconified, State};
 use crate::tool::{Finished, Streams};
 
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,8 @@ impl Concern for UserImageError {
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// What is added to an image.
 const ADDED: [&str; 2] = ["/entry", "/scone-run"];
+/// How many links lead to a file at most, as Linux has it (path_resolution(7)).
+const LINKS: usize = 40;
 
 /// What docker says of an image. What is not named here makes no difference to a program.
 #[derive(Debug, Default, Deserialize)]
@@ -68,11 +71,19 @@ struct Healthcheck {
     test: Option<Vec<String>>,
 }
 
+/// What a program is started from.
+pub struct Made {
+    pub image_id: String,
+    pub made_of: Vec<String>,
+    /// How it was converted, if it was.
+    pub sconified: Option<Sconified>,
+}
+
 /// A user's image, as far as it concerns a policy.
 pub struct UserImage {
     /// As the user names it, and as the engine identifies it.
-    name: String,
-    id: String,
+    pub(crate) name: String,
+    pub(crate) id: String,
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub pwd: String,
@@ -109,14 +120,17 @@ impl UserImage {
         }
         let command = [config.entrypoint, config.cmd].into_iter().flatten().flatten().collect();
         let variables = config.env.unwrap_or_default().into_iter();
-        let environment =
+        let variables =
             variables.filter_map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())));
+        // SCONE's own are about an enclave, not for the program in it.
+        let environment = variables.filter(|(name, _): &(String, String)| !name.starts_with("SCONE_"));
         let pwd = config.working_dir.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
         let user = config.user.filter(|user| !["0", "root", "0:0"].contains(&user.as_str())).unwrap_or_default();
         Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd, user })
     }
 
-    /// The absolute path of the program that a command's first word names, as an engine would find it.
+    /// The absolute path of the program that a command's first word names, as an engine would find it. On SCONE that of the file
+    /// itself, not of a link to it: that is what is converted.
     pub fn find(&self, account: &Account, program: Option<&String>) -> Result<String, Failure> {
         let image = || self.name.clone();
         let program = program.ok_or_else(|| UserImageError::NoProgram { image: image() })?;
@@ -131,7 +145,7 @@ impl UserImage {
             let mut found = None;
             for candidate in candidates {
                 if found.is_none() && copy.holds(&candidate)? {
-                    found = Some(candidate);
+                    found = if account.tools.simulator.is_some() { Some(candidate) } else { copy.follow(candidate)? };
                 }
             }
             found
@@ -150,38 +164,74 @@ impl UserImage {
     }
 
     /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is
-    /// the simulator's with the runtime, added. `known`: what was made before, and of what; `tag` keeps it from being pruned.
+    /// the simulator's with the runtime, added; on SCONE, if need be, converted first. `known`: what was made before, and of what;
+    /// `tag` keeps it from being pruned.
     pub fn made_ready(
         &self,
         account: &Account,
         tag: &str,
+        request: &Request,
         known: Option<&Program>,
-    ) -> Result<(String, [String; 2]), Failure> {
+    ) -> Result<Made, Failure> {
         let tools = &account.tools;
-        let State { image: our_name, image_id: ours, .. } = &account.state;
-        let made_of = [self.id.clone(), ours.clone()];
+        let made_of = |how: &str| [&self.id, &account.state.image_id, how].map(str::to_owned).to_vec();
         if !tools.runs_containers() {
-            return Ok((self.id.clone(), made_of));
+            return Ok(Made { image_id: self.id.clone(), made_of: made_of(""), sconified: None });
         }
+        let outcomes = if tools.simulator.is_none() { request.outcomes() } else { vec![(None, String::new())] };
         // Not searched for by what others can write into an image, too.
-        if let Some(known) = known.filter(|known| known.made_of == made_of)
+        if let Some(known) = known
+            && let Some((sconified, how)) = outcomes.iter().find(|(_, how)| known.made_of == made_of(how))
             && tools.has_image(&known.image_id)?
         {
             self.succeed(tools.docker(["tag", &known.image_id, tag])?)?;
-            return Ok((known.image_id.clone(), made_of));
+            let (image_id, sconified) = (known.image_id.clone(), sconified.clone());
+            return Ok(Made { image_id, made_of: made_of(how), sconified });
         }
-        let (from, to) = (Copy::of(account, ours, our_name)?, Copy::of(account, &self.id, &self.name)?);
-        let between = Aside::make(&tools.root)?;
-        for path in ADDED.into_iter().filter(|path| *path == "/entry" || tools.simulator.is_some()) {
-            if to.holds(path)? {
+        self.check_room(account)?;
+        let converted = if tools.simulator.is_none() { sconify::converted(account, self, request, tag)? } else { None };
+        let outcome = outcomes.into_iter().find(|(sconified, _)| sconified.is_some() == converted.is_some());
+        let (sconified, how) = outcome.unwrap_or_default();
+        self.add(account, converted.as_ref().map_or(&self.id, |converted| &converted.id), tag)?;
+        Ok(Made { image_id: tools.image_id(tag)?, made_of: made_of(&how), sconified })
+    }
+
+    /// Makes sure that nothing is in the place of what is added.
+    fn check_room(&self, account: &Account) -> Result<(), Failure> {
+        let copy = Copy::of(account, &self.id, &self.name)?;
+        for path in account.tools.added() {
+            if copy.holds(path)? {
                 return Err(UserImageError::Taken { image: self.name.clone(), path }.into());
             }
+        }
+        Ok(())
+    }
+
+    /// Makes the image `tag` of another one, with the entry, and what else a platform needs.
+    fn add(&self, account: &Account, base: &str, tag: &str) -> Result<(), Failure> {
+        let (tools, State { image_id: ours, .. }) = (&account.tools, &account.state);
+        let from = Copy::of(account, ours, &account.state.image)?;
+        let to = Copy::of(account, base, &self.name)?;
+        let between = Aside::make(&tools.root)?;
+        for path in tools.added() {
             let file = between.path().join(&path[1..]);
             self.succeed(from.copy(from.inside(path), &file)?)?;
             self.succeed(to.copy(&file, to.inside(path))?)?;
         }
-        self.succeed(tools.docker(["commit", &to.name, tag])?)?;
-        Ok((tools.image_id(tag)?, made_of))
+        self.succeed(tools.docker(["commit", &to.name, tag])?)
+    }
+
+    /// Looks at a copy of a file of the image.
+    pub(crate) fn with_file<T>(
+        &self,
+        account: &Account,
+        path: &str,
+        look: impl FnOnce(&Path) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let copy = Copy::of(account, &self.id, &self.name)?;
+        let file = copy.aside.path().join("file");
+        self.succeed(copy.copy(copy.inside(path), &file)?)?;
+        look(&file)
     }
 
     fn succeed(&self, finished: Finished) -> Result<(), Failure> {
@@ -198,7 +248,27 @@ fn join(directory: &str, name: &str) -> String {
     path.to_string_lossy().replace("/./", "/")
 }
 
+/// Where a link in a directory leads.
+fn target(link: &str, leads: &Path) -> String {
+    let mut path = PathBuf::from(link);
+    path.pop();
+    for part in leads.components() {
+        if part == Component::ParentDir {
+            path.pop();
+        } else {
+            path.push(part);
+        }
+    }
+    path.to_string_lossy().into_owned()
+}
+
 impl Tools {
+    /// What is added to a user's image on this platform.
+    fn added(&self) -> impl Iterator<Item = &'static str> {
+        let has_runtime = self.simulator.is_some();
+        ADDED.into_iter().filter(move |path| *path == "/entry" || has_runtime)
+    }
+
     fn docker<const N: usize>(&self, args: [&str; N]) -> Result<Finished, Failure> {
         self.engine.run(&args.map(OsString::from), &[])
     }
@@ -272,6 +342,21 @@ impl Copy<'_> {
         }
         Err(self.not_made(Finished { stderr: said, ..finished }.reason()))
     }
+
+    /// The file that a path leads to, through links: docker copies a link as such.
+    fn follow(&self, mut path: String) -> Result<Option<String>, Failure> {
+        for number in 0..LINKS {
+            let copy = self.aside.path().join(number.to_string());
+            if !self.copy(self.inside(&path), &copy)?.success() {
+                return Ok(None);
+            }
+            match fs::read_link(&copy) {
+                Ok(leads) => path = target(&path, &leads),
+                Err(_) => return Ok(Some(path)),
+            }
+        }
+        Ok(None)
+    }
 }
 
 /// Removes the containers of runs that were killed: those whose directory is gone.
@@ -293,4 +378,13 @@ impl Drop for Copy<'_> {
         // What cannot be removed now, the next run removes.
         let _ = self.tools.engine.run_through(&remove);
     }
+}
+
+#[test]
+fn a_link_leads_from_the_directory_it_is_in() {
+    let leads = |link, to| target(link, Path::new(to));
+    assert_eq!(leads("/usr/bin/python3", "python3.11"), "/usr/bin/python3.11");
+    assert_eq!(leads("/usr/bin/python3", "/opt/./python"), "/opt/python");
+    assert_eq!(leads("/bin/sh", "../usr/bin/dash"), "/usr/bin/dash");
+    assert_eq!(leads("/bin/sh", "../../../busybox"), "/busybox");
 }

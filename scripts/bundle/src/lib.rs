@@ -7,7 +7,7 @@
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], [`image`], `handover` |
 //! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
-//! | a protected program | [`protection`], [`program`], [`relay`] |
+//! | a protected program | [`protection`], [`sconify`], [`program`], [`relay`] |
 //! | what doctor looks at and finds | [`checks`], [`finding`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
@@ -46,6 +46,7 @@ pub mod refusal;
 pub mod relay;
 pub mod root;
 pub mod rotation;
+pub mod sconify;
 pub mod state;
 pub mod tool;
 

@@ -8,7 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use crate::account::Account;
 use crate::container::{self, Executable, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
-use crate::image::UserImage;
+use crate::image::{Made, UserImage};
+use crate::sconify;
 use crate::state::{Program, Secret};
 use crate::step;
 
@@ -36,6 +37,8 @@ enum ProtectionError {
     OpenTakesNone,
     #[error("programs are looked for in '{path}': nothing of the host's can be mounted there")]
     OnPath { path: String },
+    #[error("'--open' starts '{open}', but the program that is measured is '{program}'")]
+    AnotherProgram { open: String, program: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
 }
@@ -84,6 +87,8 @@ pub struct Options {
     /// Begin with empty volumes: what is in the old ones is lost
     #[arg(long)]
     pub new_volumes: bool,
+    #[command(flatten)]
+    pub sconify: sconify::Conversion,
 }
 
 /// A command.
@@ -125,6 +130,7 @@ fn volume(text: &str) -> Result<String, &'static str> {
 
 /// What the program is from now on: measured, and its image made ready. Files that hold secrets are read into the account.
 pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<Program, Failure> {
+    options.sconify.check(&account.tools)?;
     let known = account.state.programs.get(name).filter(|program| !program.removed).cloned();
     let recorded = known.as_ref().map(|program| program.image.clone());
     let image = options.image.clone().or(recorded);
@@ -162,6 +168,12 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     if let Some(path) = user.on_path(&mounted) {
         return Err(ProtectionError::OnPath { path }.into());
     }
+    if let (Some(open), Some(program)) = (open.first(), command.first())
+        && open != program
+    {
+        let (open, program) = (open.clone(), program.clone());
+        return Err(ProtectionError::AnotherProgram { open, program }.into());
+    }
     let secrets = take_secrets(account, name, options, known.as_ref())?;
     environment.retain(|variable, _| !secrets.contains_key(variable));
     let texts = command.iter().chain(&open).chain(environment.values()).chain(&mounted).chain([&pwd]);
@@ -170,7 +182,9 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     }
 
     step(format!("making image '{image}' ready"));
-    let (image_id, made_of) = user.made_ready(account, &tag(account, name), known.as_ref())?;
+    let request = sconify::Request::new(name, &command[0], &mount_points, &options.sconify, before.as_ref())?;
+    let Made { image_id, made_of, sconified } =
+        user.made_ready(account, &tag(account, name), &request, known.as_ref())?;
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
@@ -191,6 +205,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         volumes,
         volume_version,
         mount_points,
+        sconified,
         removed,
         pending,
         own,

@@ -100,8 +100,8 @@ pub struct Program {
     /// As the user names it, and as the engine identifies what it is run from.
     pub image: String,
     pub image_id: String,
-    /// The image, and the account's, that the latter was made of.
-    pub made_of: [String; 2],
+    /// The image, and the account's, that the latter was made of, and how.
+    pub made_of: Vec<String>,
     pub mrenclave: String,
     /// The program and its arguments; `@@N` is the caller's N-th.
     pub command: Vec<String>,
@@ -116,6 +116,8 @@ pub struct Program {
     pub volume_version: u32,
     /// Where else something of the host's may be mounted.
     pub mount_points: Vec<String>,
+    /// How its image was converted for SCONE; absent: it was not.
+    pub sconified: Option<Sconified>,
     /// What it owned is given up, and nobody may start it.
     pub removed: bool,
     /// Whether CAS may not hold all this yet.
@@ -123,6 +125,18 @@ pub struct Program {
     /// The versions of its two sessions that CAS last confirmed.
     pub own: Option<Version>,
     pub person: Option<Version>,
+}
+
+/// How a program that was not built for SCONE became one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sconified {
+    /// SCONE's image that converted it.
+    pub with: String,
+    /// What is measured with it, besides its libraries.
+    pub directories: Vec<String>,
+    /// The file with the key that signed it for production. The key itself is nowhere here.
+    pub signing_key: PathBuf,
 }
 
 /// Where a program's secret comes from.
@@ -274,6 +288,7 @@ impl State {
                             .all(|text| plain(text))
                         && program.mounted().iter().all(|path| path.starts_with('/') && plain(path))
                         && program.command.first().is_some_and(|path| path.starts_with('/'))
+                        && program.sconified.as_ref().is_none_or(|sconified| plain(&sconified.with))
                 }),
                 "'programs' has something in it that no script writes",
             ),
