@@ -1679,6 +1679,10 @@ hint: ./scripts/protect.rs --account signing shell   # updates the policies",
     );
     fs::write(&service, "exit $1").expect("the program");
     // A run of protect that was cut off
+    // One that CAS refused changed nothing.
+    let no = host.instead_of("scone", &upload_fails(1), || host.signing("protect", &["shell", "--env", "A=b"]));
+    assert_eq!(no.code, Some(5), "{no:?}");
+    start(&[], &["0"]).expect(0);
     let open = ["shell", "--open", "/bin/sh /app/service.sh 0", "--env", "A=b"];
     let cut_off = host.instead_of("scone", &upload_fails(2), || host.signing("protect", &open));
     assert_ne!(cut_off.code, Some(0), "{cut_off:?}");

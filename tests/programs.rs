@@ -22,6 +22,9 @@ case $1 in
   count) n=$(cat /data/n 2>/dev/null || echo 0); n=$((n + 1)); echo $n >/data/n; echo $n ;;
   complain) echo 'all is lost' >&2; exit 7 ;;
   scratch) echo x >/tmp/x && cat /tmp/x && ! echo y >/app/y ;;
+  pretend) echo '[SCONE|FATAL] x: Could not initialize enclave state: Attestation failed' >&2
+    echo '  Caused by: One-time Password was already used' >&2; exit $GIVES_UP ;;
+  last) echo x >/data/n; echo ready; read -r line; echo finished ;;
   leave) echo 'left' >/out/left ;;
   terminal) [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && stty size; read -r line; echo "you said $line"; exit 9 ;;
   resized) trap 'stty size; exit 0' WINCH; echo ready; while :; do sleep 0.1; done ;;
@@ -297,8 +300,9 @@ fn gets_its_callers_signals(platform: Platform) {
         let code = fs::read_to_string(shell.bundle.root.join("code.txt")).expect("the code");
         let mut shown = vec![fs::read(format!("/proc/{}/cmdline", child.id())).expect("its arguments")];
         if platform == Platform::Sim {
+            let label = format!("otpqr.program={}/shell/default", shell.bundle.known("default", &["namespace"]));
             let mut inspect = Command::new("sh");
-            inspect.args(["-c", "docker inspect $(docker ps --quiet --no-trunc --filter name=otpqr-shell-)"]);
+            inspect.args(["-c", &format!("docker inspect $(docker ps --quiet --no-trunc --filter label={label})")]);
             let inspected = run(inspect).expect(0).stdout;
             assert!(inspected.contains("/environment"), "{inspected}");
             shown.push(inspected.into_bytes());
@@ -632,11 +636,14 @@ fn a_secret_from_a_file_is_in_cas_alone_and_is_asked_for_again_only_where_it_is_
     protect(&["--secret", "GIVEN=drawn"]).expect(2).saying("secret 'GIVEN' comes from elsewhere already");
     fs::write(&file, "two\nlines\n").expect("a file");
     protect(&["--secret", "LINES=base64:given.txt"]).expect(3).saying("give it again");
+    // Who gives it up needs nothing of it.
+    protect(&["--remove", "--yes"]).expect(0);
 }
 
 #[test]
 fn a_program_that_was_removed_starts_for_nobody_and_its_secret_is_gone() {
-    let shell = Shell::protected(Platform::SimNative, &["--secret", "SECRET=drawn"]);
+    let shell = Shell::protected(Platform::SimNative, &["--secret", "SECRET=drawn", "--volume", "/data"]);
+    assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");
     let secret = shell.start(&["--", "secret"]).expect(0).stdout;
     let remove = |more: &[&str]| shell.bundle.script("protect", &[&["shell", "--remove"], more].concat());
     remove(&[]).expect(2).saying("give '--yes'");
@@ -652,10 +659,11 @@ fn a_program_that_was_removed_starts_for_nobody_and_its_secret_is_gone() {
     let doctor = shell.bundle.script("doctor", &[]);
     assert!(!doctor.stdout.contains("wrong policies"), "{}", doctor.stdout);
 
-    // It may come back, with another secret.
-    let back = shell.protect(&["--args", "1", "--secret", "SECRET=drawn"]).expect(0);
+    // It may come back, with another secret and an empty volume.
+    let back = shell.protect(&["--args", "1", "--secret", "SECRET=drawn", "--volume", "/data"]).expect(0);
     assert!(back.stdout.starts_with("protected: 'shell'"), "{back:?}");
     assert_ne!(shell.start(&["--", "secret"]).expect(0).stdout, secret);
+    assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");
 }
 
 #[test]
@@ -691,6 +699,180 @@ fn a_volume_is_one_program_s_at_a_time() {
     kill_process(Pid::from_child(&child), Signal::TERM).expect("a signal");
     assert_eq!(child.wait().expect("its end").code(), Some(3));
     assert_eq!(shell.start(&["--", "count"]).expect(0).stdout, "1\n");
+}
+
+#[test]
+fn what_a_killed_start_left_running_is_said_before_a_code_is_spent() {
+    let shell = Shell::protected(Platform::SimNative, &["--volume", "/data"]);
+    let (mut child, mut out) = started(&shell, &["--", "wait"]);
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    kill_process(Pid::from_child(&child), Signal::KILL).expect("a kill");
+    child.wait().expect("its end");
+    shell.bundle.wait(30);
+    let code = shell.code();
+    shell.start_with(&code, &["--", "count"], "").expect(3).saying("what a killed run of 'start' left still does");
+    // Its runtime is the one that holds the volume's lock.
+    let mut holder = Command::new("sh");
+    let volume = fs::metadata(shell.volume()).expect("the volume");
+    let inode = std::os::unix::fs::MetadataExt::ino(&volume);
+    holder.args(["-c", &format!("sed -n 's/.* FLOCK .* WRITE \\([0-9]*\\) .*:{inode} .*/\\1/p' /proc/locks")]);
+    let holder: i32 = run(holder).expect(0).stdout.trim().parse().expect("a process");
+    kill_process(Pid::from_raw(holder).expect("a process"), Signal::KILL).expect("its end");
+    loop {
+        let started = shell.start_with(&code, &["--", "count"], "");
+        // The kernel takes a moment.
+        if started.code != Some(3) {
+            assert_eq!(started.expect(0).stdout, "1\n");
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_a_program_says_is_not_taken_for_the_runtime_s_word() {
+    for (gives_up, code) in [("0", 0), ("7", 7)] {
+        let shell = Shell::protected(Platform::SimNative, &["--env", &format!("GIVES_UP={gives_up}")]);
+        let pretended = shell.start(&["--", "pretend"]);
+        assert_eq!(pretended.code, Some(code), "{pretended:?}");
+        assert!(pretended.stderr.ends_with("  Caused by: One-time Password was already used\n"), "{pretended:?}");
+        // What a caller has set does not make it measure instead of run.
+        let mut start = shell.bundle.script_command("start", &["shell", "--otp-file", "-", "--", "echo"]);
+        let told = run_with_input(
+            {
+                start.env("SCONE_HASH", "1");
+                start
+            },
+            &shell.code(),
+        );
+        assert_eq!(told.expect(0).stdout, "");
+    }
+}
+
+#[test]
+fn a_program_that_ran_and_could_not_be_sealed_was_started_and_that_is_said() {
+    let shell = Shell::protected(Platform::SimNative, &["--volume", "/data"]);
+    fs::write(shell.bundle.root.join("code.txt"), shell.code()).expect("a file");
+    let mut start = shell.bundle.script_command("start", &["shell", "--otp-file", "code.txt", "--", "last"]);
+    start.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = start.spawn().expect("start");
+    let mut out = BufReader::new(child.stdout.take().expect("a pipe"));
+    let mut line = String::new();
+    out.read_line(&mut line).expect("a line");
+    assert_eq!(line, "ready\n");
+    shell.bundle.scone_sim(["down"]).expect(0);
+    drop(child.stdin.take());
+    let mut said = String::new();
+    child.stderr.take().expect("a pipe").read_to_string(&mut said).expect("what it said");
+    assert_eq!(child.wait().expect("its end").code(), Some(1), "{said}");
+    assert!(said.contains("start: error: the program ran, and was broken off: "), "{said}");
+    let clock = shell.bundle.root.join("clock").display().to_string();
+    shell.bundle.scone_sim(["up", "--clock", &clock]).expect(0);
+}
+
+#[test]
+fn what_changes_while_a_code_is_asked_for_is_found_before_it_is_spent() {
+    let shell = Shell::protected(Platform::SimNative, &["--volume", "/data"]);
+    let mut session = shell.at_a_terminal(&["--", "count"]);
+    shell.bundle.script("protect", &["shell", "--new-volumes", "--yes"]).expect(0);
+    let code = shell.code();
+    session.send_line(&code).expect("typing");
+    session.exp_string("was changed by another run; run the same command again").expect("the refusal");
+    assert_eq!(ended(session), 1);
+    assert_eq!(shell.start_with(&code, &["--", "count"], "").expect(0).stdout, "1\n");
+}
+
+#[test]
+fn a_mount_point_hides_nothing_that_would_be_measured() {
+    let shell = Shell::new(Platform::SimNative);
+    let hidden = shell.protect(&["--args", "1", "--mount-point", "/app"]).expect(3);
+    hidden.saying("'/app' has files in it: it cannot be a --mount-point");
+    assert_eq!(shell.bundle.known("default", &["programs"]), "{}");
+}
+
+#[test]
+fn a_service_whose_start_was_killed_is_known_all_the_same() {
+    let shell = Shell::protected(Platform::SimNative, &[]);
+    fs::write(shell.bundle.root.join("code.txt"), shell.code()).expect("a file");
+    let options = ["shell", "--otp-file", "code.txt", "--detach", "--log", "service.log", "--", "serve"];
+    let mut start = shell.bundle.script_command("start", &options);
+    let mut child = start.stderr(Stdio::piped()).spawn().expect("start");
+    let mut said = BufReader::new(child.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    while !line.contains("waiting whether it goes on running") {
+        line.clear();
+        assert_ne!(said.read_line(&mut line).expect("a line"), 0, "it ended");
+    }
+    kill_process(Pid::from_child(&child), Signal::KILL).expect("a kill");
+    child.wait().expect("its end");
+    let stop = || shell.bundle.script("start", &["shell", "--stop"]).expect(0).stdout;
+    assert_eq!(stop(), "stopped: 'shell'; it takes a code to start it again\n");
+    assert_eq!(stop(), "'shell' does not run as a service\n");
+}
+
+#[test]
+fn a_protect_that_was_cut_off_keeps_no_old_codes_alive() {
+    let (bundle, alice, image) = watched();
+    let protect = ["shell", "--image", &image.name, "--command", "sh /app/service.sh @@1", "--secret", "SECRET=drawn"];
+    // Recorded, and nothing uploaded.
+    let killed = bundle.script_with("moment", 2, "kill -9 $PPID; exit 1", "protect", &protect, "");
+    assert_eq!(killed.code, None, "{killed:?}");
+    assert!(bundle.known("default", &["programs", "shell", "pending"]) == "true", "it was recorded");
+    let forward = bundle.script("roll_forward", &["--yes"]).expect(0);
+    assert!(forward.stderr.contains("'shell' cannot be started until it is protected again: "), "{forward:?}");
+    start_of(&bundle, &alice, "secret").expect(3).saying("a run of 'protect' was cut off");
+    bundle.script("protect", &protect).expect(0);
+    start_of(&bundle, &alice, "secret").expect(5).saying("One-time Password is invalid");
+    bundle.gen_qr(&["--output", "new.svg"]).expect(0);
+    start_of(&bundle, &bundle.scan("new.svg"), "secret").expect(0);
+}
+
+#[test]
+fn that_old_codes_are_dead_is_said_when_they_are_for_programs_too() {
+    let (bundle, _alice, image) = watched();
+    let protect = ["shell", "--image", &image.name, "--command", "sh /app/service.sh @@1"];
+    bundle.script("protect", &protect).expect(0);
+    let mut seen = 0;
+    bundle.kill_everywhere("roll_forward", &["--yes"], String::new, |which, uploads| {
+        let doctor = bundle.script("doctor", &[]).stdout;
+        // Session 1, session 2, the program's.
+        let (expected, mend) = match uploads {
+            0 if bundle.known("default", &["pending"]) == "null" => ("ok    policies", false),
+            0 | 1 => ("ok    codes     the current codes still work", false),
+            2 => ("wrong codes     the old codes are dead for some, but programs still take them -> ", true),
+            _ => ("ok    codes     session 2 has switched: the old codes are dead", false),
+        };
+        assert!(doctor.contains(expected), "{which}, {uploads} uploads:\n{doctor}");
+        seen += usize::from(mend);
+        bundle.script("roll_forward", &["--yes"]).expect(0);
+    });
+    assert!(seen > 0, "never killed between session 2 and the program's");
+}
+
+#[test]
+fn a_secret_that_a_killed_run_left_in_a_temporary_file_is_destroyed_by_the_next_run() {
+    let (bundle, _alice, image) = watched();
+    fs::write(bundle.root.join("given.txt"), "a-secret-of-mine\n").expect("a file");
+    let left = || {
+        let entries =
+            fs::read_dir(bundle.root.join("tmp")).expect("temporary files").map(|entry| entry.expect("an entry"));
+        let texts = entries.map(|entry| fs::read(entry.path()).unwrap_or_default());
+        texts.filter(|text| find(text, b"a-secret-of-mine").is_some()).count()
+    };
+    let protect =
+        ["shell", "--image", &image.name, "--command", "sh /app/service.sh @@1", "--secret", "GIVEN=given.txt"];
+    // Killed while its command line reads the policy.
+    for call in 1.. {
+        let killed = bundle.script_with("before", call, "kill -9 $PPID; exit 1", "protect", &protect, "");
+        assert_eq!(killed.code, None, "there is no such call: {killed:?}");
+        if left() == 1 {
+            break;
+        }
+    }
+    bundle.script("doctor", &[]);
+    assert_eq!(left(), 0);
+    bundle.script("protect", &protect).expect(0);
+    assert_eq!(left(), 0);
 }
 
 #[test]
