@@ -122,6 +122,10 @@ fn protect(args: &Args) -> Result<String, Failure> {
     }
     let is_new = before.as_ref().is_none_or(|before| before.removed);
     let has_changed = carry_out(&mut account, name, before.as_ref(), after)?;
+    let image = |program: &Program| program.image_id.clone();
+    if let Some(before) = before.as_ref().map(image).filter(|id| *id != image(&account.state.programs[name])) {
+        account.tools.untag(&before)?;
+    }
     if args.remove {
         account.tools.untag(&protection::tag(&account, name))?;
         return Ok(format!("removed: nobody can start '{name}' any more; its secrets are gone"));
@@ -195,10 +199,12 @@ fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut af
 }
 
 fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> {
-    let Program { image, mrenclave, command, .. } = program::known(account, name)?;
-    let places: Vec<String> = (1..=program::known(account, name)?.arguments()).map(|n| format!("ARG{n}")).collect();
+    let program = program::known(account, name)?;
+    let Program { image, mrenclave, command, mount_points, .. } = program;
+    let mounts: String = mount_points.iter().map(|path| format!(" --mount type=bind,src=DIR,dst={path}")).collect();
+    let places: Vec<String> = (1..=program.arguments()).map(|n| format!("ARG{n}")).collect();
     let rest = if places.is_empty() { String::new() } else { format!(" -- {}", places.join(" ")) };
-    let start = hint::pasteable(&account.script("start", &format!(" {name}{rest}")));
+    let start = hint::pasteable(&account.script("start", &format!(" {name}{mounts}{rest}")));
     let command = command.join(" ");
     Ok(format!(
         "{done}: '{name}'\n  image      {image}\n  command    {command}\n  mrenclave  {mrenclave}\nstart it: {start}"

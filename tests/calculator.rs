@@ -136,7 +136,7 @@ fn as_it_ships_x_is_the_callers_and_nothing_else(platform: Platform) {
     let code = calculator.alice.code_at(calculator.bundle.now());
     for arguments in [&["1", "-a", "1000"][..], &[]] {
         let options = [&["--"], arguments].concat();
-        calculator.start_with(&code, &options).expect(2).saying("takes 1 arguments");
+        calculator.start_with(&code, &options).expect(2).saying("takes 1 of its caller's arguments");
     }
     assert_eq!(calculator.start_with(&code, &["--", "1"]).expect(0).stdout, "16\n");
     calculator.bundle.wait(30);

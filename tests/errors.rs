@@ -1464,11 +1464,7 @@ fn a_program_that_cannot_be_protected() {
     let refused = |options: &[&str], code, why: &str| host.says(protect(options), code, &format!("{step}{why}\n"));
     refused(&[], 2, "protect: error: program 'shell' is not known yet: give '--image IMAGE'");
     refused(&image[..2], 3, "protect: error: image 'image' names no program: give '--command'");
-    refused(
-        &["--image", "no-such"],
-        3,
-        "protect: error: the image directory 'ROOT/no-such' is not there\nhint: make sim",
-    );
+    refused(&["--image", "no-such"], 3, "protect: error: the image directory 'ROOT/no-such' is not there");
     let with = |options: &[&'static str]| [&image[..2], options].concat();
     refused(&with(&["--command", "python3 x.py"]), 3, "protect: error: there is no program 'python3' in image 'image'");
     refused(
@@ -1599,7 +1595,12 @@ start: error: a roll-forward of account 'signing' was begun but not finished: ol
 hint: ./scripts/roll_forward.rs --account signing",
     );
     host.signing("roll_forward", &["--undo"]).expect(0);
-    refused(&[], &[], 2, "start: error: the policy of program 'shell' takes 1 arguments of its caller's, not 0");
+    refused(
+        &[],
+        &[],
+        2,
+        "start: error: the policy of program 'shell' takes 1 of its caller's arguments, and 0 were given",
+    );
     let publish = ["--publish", "80:8080"];
     refused(
         &publish,

@@ -348,7 +348,7 @@ fn starts_with_a_code_alone(platform: Platform) {
     row("no code", "refused: a code is needed");
     for (what, arguments, given) in [("one argument less", &[][..], 0), ("one argument more", &["count", "count"], 2)] {
         let refused = shell.start_with(&right, &[&["--"], arguments].concat(), "").expect(2);
-        let reason = format!("the policy of program 'shell' takes 1 arguments of its caller's, not {given}");
+        let reason = format!("the policy of program 'shell' takes 1 of its caller's arguments, and {given} were given");
         row(what, &format!("refused: {reason}"));
         refused.saying(&reason);
     }
@@ -891,7 +891,7 @@ fn a_damaged_volume_is_replaced_by_an_empty_one() {
 fn what_everybody_may_start_needs_no_code_and_is_nothing_else() {
     let shell = Shell::protected(Platform::SimNative, &["--open", "sh /app/service.sh tell"]);
     let open = |more: &[&str]| shell.bundle.script("start", &[&["shell", "--open"], more].concat());
-    open(&["--", "secret"]).expect(2).saying("takes 0 arguments of its caller's, not 1");
+    open(&["--", "secret"]).expect(2).saying("takes 0 of its caller's arguments, and 1 were given");
     assert!(open(&[]).expect(0).stdout.starts_with("SECRET has 0 digits"));
     let other = Shell::protected(Platform::SimNative, &[]);
     let refused = other.bundle.script("start", &["shell", "--open"]).expect(2);

@@ -61,7 +61,7 @@ fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     let signer = signer(platform);
     // Where a program's files are, nothing of the caller's is mounted.
     let elsewhere = ["--mount", "type=bind,src=files,dst=/bin", "--", "/bin/release.tar"];
-    signer.start_with("123456", &elsewhere).expect(2).saying("has nothing of this host's mounted at '/bin'");
+    signer.start_with("123456", &elsewhere).expect(2).saying("nothing of this host's may be mounted at '/bin'");
     let signature = signer.starts_with_a_code_alone(SIGN).stdout;
 
     // A key that the caller brings is not the policy's.
@@ -72,7 +72,10 @@ fn who_signs_needs_a_code_and_who_verifies_needs_none(platform: Platform) {
     assert!(verifies(&signer, "release.tar", &signature, &public_key));
 
     // What is open is the public key alone.
-    signer.start_without_code(&["--open", "--", "/in/release.tar"]).expect(2).saying("takes 0 arguments");
+    signer
+        .start_without_code(&["--open", "--", "/in/release.tar"])
+        .expect(2)
+        .saying("takes 0 of its caller's arguments");
     let more = signer.start_by_hand("signer/open", &["sign", "/in/release.tar"], &[]).expect(0).stdout;
     assert_eq!(more, public_key);
 

@@ -456,8 +456,8 @@ fn a_start_that_cannot_succeed_is_refused_before_the_code_is_read() {
     let desk = host.desk().display().to_string();
     let mount = format!("type=bind,src={desk},dst=/in");
     host.forget();
-    host.start(&[]).expect(2).saying("takes 1 arguments of its caller's, not 0");
-    host.start(&["--", "1", "2"]).expect(2).saying("takes 1 arguments of its caller's, not 2");
+    host.start(&[]).expect(2).saying("takes 1 of its caller's arguments, and 0 were given");
+    host.start(&["--", "1", "2"]).expect(2).saying("takes 1 of its caller's arguments, and 2 were given");
     // The program, whose file system is the measured one, would not see it.
     let refused = host.start(&["--mount", &mount, "--", "1"]).expect(2);
     refused.saying("nothing of this host's may be mounted at '/in'");

@@ -108,14 +108,20 @@ impl Tools {
         self.engine.name == "docker"
     }
 
-    /// What the engine calls the image: an ID that no later build can take over. Natively the directory.
+    /// What the engine calls otpqr's image: an ID that no later build can take over. Natively the directory.
     pub fn image_id(&self, image: &str) -> Result<String, Failure> {
+        self.id_of(image)
+            .map_err(|failure| if failure.has_hint() { failure } else { failure.hint(self.facts.image_missing) })
+    }
+
+    /// The same of any image.
+    pub(crate) fn id_of(&self, image: &str) -> Result<String, Failure> {
         if !self.runs_containers() {
             let directory = self.root.join(image);
             let id = directory.canonicalize().ok().and_then(|path| path.into_os_string().into_string().ok());
             let id = id.filter(|path| !path.contains(char::is_control));
             let missing = ImageError::NoDirectory { directory: directory.display().to_string() };
-            return id.ok_or_else(|| Failure::from(missing).hint(self.facts.image_missing));
+            return id.ok_or_else(|| missing.into());
         }
         self.check_engine()?;
         let args = ["image", "inspect", "--format", "{{.Id}}", image].map(OsString::from);
@@ -124,7 +130,7 @@ impl Tools {
             return Ok(finished.stdout.trim().to_owned());
         }
         let missing = ImageError::NoImage { image: image.to_owned(), reason: finished.reason() };
-        Err(Failure::from(missing).hint(self.facts.image_missing))
+        Err(missing.into())
     }
 
     /// The measurement (mrenclave) of a program in the image: 64 hex digits or an error, for a program that was not sconified

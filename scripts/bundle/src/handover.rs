@@ -47,6 +47,8 @@ impl Aside {
             let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&state)?;
             let lock = File::open(directory.path())?;
             lock.try_lock()?;
+            // It may have been removed in between.
+            fs::metadata(directory.path())?;
             Ok(Aside { directory, _lock: lock })
         };
         loop {

@@ -94,7 +94,7 @@ pub struct UserImage {
 impl UserImage {
     /// Looks at an image, and refuses by name what cannot be carried over. `volumes`: what the program is to have.
     pub fn look(tools: &Tools, name: &str, volumes: &[String]) -> Result<UserImage, Failure> {
-        let id = tools.image_id(name)?;
+        let id = tools.id_of(name)?;
         let image = || name.to_owned();
         if !tools.runs_containers() {
             let (command, environment) = (Vec::new(), Vec::new());
@@ -193,7 +193,7 @@ impl UserImage {
         let outcome = outcomes.into_iter().find(|(sconified, _)| sconified.is_some() == converted.is_some());
         let (sconified, how) = outcome.unwrap_or_default();
         self.add(account, converted.as_ref().map_or(&self.id, |converted| &converted.id), tag)?;
-        Ok(Made { image_id: tools.image_id(tag)?, made_of: made_of(&how), sconified })
+        Ok(Made { image_id: tools.id_of(tag)?, made_of: made_of(&how), sconified })
     }
 
     /// Makes sure that nothing is in the place of what is added.

@@ -31,7 +31,7 @@ enum ProgramError {
     Unknown { account: String, program: String },
     #[error("CAS may not hold what the state says of program '{program}': a run of 'protect' was cut off")]
     Pending { program: String },
-    #[error("the policy of program '{program}' takes {takes} arguments of its caller's, not {given}")]
+    #[error("the policy of program '{program}' takes {takes} of its caller's arguments, and {given} were given")]
     Arguments { program: String, takes: usize, given: usize },
     #[error("program '{program}' has nothing that starts without a code")]
     NothingOpen { program: String },

@@ -322,17 +322,12 @@ fn add_closed(measurement: &mut Measurement, path: &[u8]) {
     measurement.add(b"closed");
 }
 
-/// Whether anything but directories is there, or below.
+/// Whether the image has anything but directories there, or below. (What an engine mounted is not the image's.)
 fn holds_a_file(directory: &OwnedFd, name: &[u8]) -> Result<bool, Error> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-    let opened = match openat2(
-        directory,
-        name,
-        flags | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::NO_XDEV,
-    ) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let opened = match openat2(directory, name, flags, Mode::empty(), ResolveFlags::NO_XDEV) {
         Err(Errno::NOTDIR | Errno::LOOP | Errno::ACCESS) => return Ok(true),
+        Err(Errno::XDEV) => return Ok(false),
         opened => opened.map_err(unreadable(name))?,
     };
     for inner in entries(&opened).map_err(unreadable(name))? {
