@@ -26,7 +26,7 @@ use bundle::checks;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::finding::{Finding, Verdict};
 use bundle::platform::Platform;
-use bundle::policy::Session;
+use bundle::session::Session;
 use bundle::state::{Lock, State};
 use bundle::{Report, interrupt, step};
 use clap::Parser;

@@ -23,8 +23,7 @@ use std::process::ExitCode;
 
 use bundle::account::{self, Account};
 use bundle::failure::{Concern, Exit, Failure};
-use bundle::policy::{self, Session};
-use bundle::protection::{self, describe, owned};
+use bundle::protection::{self, describe};
 use bundle::state::{self, Program};
 use bundle::{hint, program, prompt};
 use clap::Parser;
@@ -121,7 +120,7 @@ fn protect(args: &Args) -> Result<String, Failure> {
         confirm(args)?;
     }
     let is_new = before.as_ref().is_none_or(|before| before.removed);
-    let has_changed = carry_out(&mut account, name, before.as_ref(), after)?;
+    let has_changed = protection::carry_out(&mut account, name, before.as_ref(), after)?;
     let image = |program: &Program| program.image_id.clone();
     if let Some(before) = before.as_ref().map(image).filter(|id| *id != image(&account.state.programs[name])) {
         account.tools.untag(&before)?;
@@ -149,53 +148,6 @@ fn confirm(args: &Args) -> Result<(), Failure> {
         return Ok(());
     }
     Err(ProtectError::NotConfirmed.into())
-}
-
-/// Records what the program is to be, and has CAS hold that. Returns whether anything had to change.
-fn carry_out(account: &mut Account, name: &str, before: Option<&Program>, mut after: Program) -> Result<bool, Failure> {
-    let lock = account.lock()?.passed_on()?;
-    let [own, person] = Session::of_program(name);
-    let was_pending = before.is_some_and(|before| before.pending);
-    let is_given = account.given.keys().any(|(program, _)| program == name);
-    let own_changes = is_given || before.is_none_or(|before| owned(before) != owned(&after));
-    let changes = own_changes || before != Some(&after);
-    after.pending |= changes;
-    account.state.programs.insert(name.to_owned(), after);
-    if own_changes {
-        policy::at_hand(account, &own)?;
-    }
-    if changes {
-        // Before the first upload: a run that is cut off must not leave sessions behind that nobody knows.
-        account.record(&lock)?;
-    }
-    // What a run that was cut off left is not known.
-    let own = (own_changes || was_pending || !changes).then_some(own);
-    let (sessions, option) = if account.state.programs[name].removed {
-        // Whoever may start it loses that first.
-        ([Some(person), own, Some(Session::Otpqr)], " --remove")
-    } else {
-        // Refused, nothing was changed. Session 1 exports the code's secret: then it can be started.
-        ([own, Some(person), Some(Session::Otpqr)], "")
-    };
-    let sessions: Vec<Session> = sessions.into_iter().flatten().collect();
-    let again = account.script("protect", &format!(" {name}{option}   # goes on once that is mended"));
-    let uploaded = policy::upload_each(account, &lock, &sessions, &again);
-    let versions = |program: &Program| (program.own.clone(), program.person.clone());
-    let has_begun = versions(&account.state.programs[name]) != before.map_or((None, None), versions);
-    if uploaded.as_ref().is_err_and(Failure::is_refusal) && !has_begun && !was_pending {
-        // CAS said no, and holds what it held.
-        match before {
-            Some(before) => account.state.programs.insert(name.to_owned(), before.clone()),
-            None => account.state.programs.remove(name),
-        };
-        account.record(&lock)?;
-    }
-    let has_changed = uploaded?;
-    if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
-        program.pending = false;
-        account.record(&lock)?;
-    }
-    Ok(has_changed)
 }
 
 fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> {

@@ -23,9 +23,11 @@ use std::process::ExitCode;
 
 use bundle::Report;
 use bundle::account::{self, Account};
+use bundle::caller;
 use bundle::code::Source;
 use bundle::failure::Failure;
-use bundle::program::{self, Launch, Service};
+use bundle::program::Launch;
+use bundle::service::{self, Service};
 use clap::Parser;
 use serde_json::json;
 
@@ -51,7 +53,7 @@ Examples:
 )]
 struct Args {
     #[command(flatten)]
-    program: program::Options,
+    program: caller::Options,
     #[command(flatten)]
     account: account::Named,
     /// Read the code from FILE instead of asking; '-' is standard input, of which the program then has nothing
@@ -97,7 +99,7 @@ fn start(args: &Args) -> Result<Report, Failure> {
         Some(log) => {
             let name = &args.program.program;
             let stop = account.script("start", &format!(" {name} --stop"));
-            if let Some(running) = program::running(&account, name)? {
+            if let Some(running) = service::running(&account, name)? {
                 return Ok(told(args, "already running", &running, &stop).into());
             }
             let service = Launch::prepare(&mut account, &args.program, args.open)?.detach(source.as_ref(), log)?;
@@ -121,7 +123,7 @@ fn told(args: &Args, what: &str, service: &Service, stop: &str) -> String {
 
 fn stop(args: &Args) -> Result<String, Failure> {
     let (account, name) = (Account::open(&args.account)?, &args.program.program);
-    Ok(if program::stop(&account, name)? {
+    Ok(if service::stop(&account, name)? {
         format!("stopped: '{name}'; it takes a code to start it again")
     } else {
         format!("'{name}' does not run as a service")

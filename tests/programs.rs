@@ -556,6 +556,7 @@ fn what_cannot_be_carried_over_is_refused_by_name() {
     for (changes, reason) in [
         (&["HEALTHCHECK CMD /bin/true"][..], "a HEALTHCHECK, which no policy can carry over"),
         (&["STOPSIGNAL SIGQUIT"], "the STOPSIGNAL SIGQUIT, which no policy can carry over"),
+        (&["USER 1000"], "the USER 1000, which no policy can carry over"),
         (&["ONBUILD RUN true"], "ONBUILD steps, which no policy can carry over"),
         (&["VOLUME /data"], "has the volume '/data', which would be an unprotected directory of docker's"),
         (&["ENV PATH=/bin"], "names no program"),

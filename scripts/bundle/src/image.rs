@@ -87,8 +87,6 @@ pub struct UserImage {
     pub command: Vec<String>,
     pub environment: Vec<(String, String)>,
     pub pwd: String,
-    /// As whom its program is to run; empty: root.
-    pub user: String,
 }
 
 impl UserImage {
@@ -98,7 +96,7 @@ impl UserImage {
         let image = || name.to_owned();
         if !tools.runs_containers() {
             let (command, environment) = (Vec::new(), Vec::new());
-            return Ok(UserImage { name: image(), id, command, environment, pwd: "/".into(), user: String::new() });
+            return Ok(UserImage { name: image(), id, command, environment, pwd: "/".into() });
         }
         let inspected = tools.docker(["image", "inspect", "--format", "{{json .Config}}", &id])?;
         let config: Config = match serde_json::from_str(&inspected.stdout) {
@@ -107,10 +105,13 @@ impl UserImage {
         };
         let has_check = config.healthcheck.and_then(|check| check.test).is_some_and(|test| test != ["NONE"]);
         let stops_by = config.stop_signal.filter(|signal| !["", "SIGTERM", "TERM", "15"].contains(&signal.as_str()));
+        let user = config.user.filter(|user| !["", "0", "root", "0:0", "root:root"].contains(&user.as_str()));
         let carried_by_none = [
             has_check.then(|| "a HEALTHCHECK".to_owned()),
             config.on_build.filter(|steps| !steps.is_empty()).map(|_| "ONBUILD steps".to_owned()),
             stops_by.map(|signal| format!("the STOPSIGNAL {signal}")),
+            // A program runs as whoever starts it. (Without capabilities: an image that says root says nothing.)
+            user.map(|user| format!("the USER {user}")),
         ];
         if let Some(what) = carried_by_none.into_iter().flatten().next() {
             return Err(UserImageError::NotCarriedOver { image: image(), what }.into());
@@ -125,8 +126,7 @@ impl UserImage {
         // SCONE's own are about an enclave, not for the program in it.
         let environment = variables.filter(|(name, _): &(String, String)| !name.starts_with("SCONE_"));
         let pwd = config.working_dir.filter(|path| !path.is_empty()).unwrap_or_else(|| "/".to_owned());
-        let user = config.user.filter(|user| !["0", "root", "0:0"].contains(&user.as_str())).unwrap_or_default();
-        Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd, user })
+        Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd })
     }
 
     /// The absolute path of the program that a command's first word names, as an engine would find it. On SCONE that of the file

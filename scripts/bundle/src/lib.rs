@@ -5,7 +5,7 @@
 //! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`prompt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], [`image`], `handover` |
-//! | CAS and what it holds | [`cas`], [`policy`], [`rotation`] |
+//! | CAS and what it holds | [`cas`], [`session`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
 //! | a protected program | [`protection`], [`sconify`], [`program`], [`relay`] |
 //! | what doctor looks at and finds | [`checks`], [`finding`] |
@@ -21,6 +21,7 @@ use clap::Parser;
 use failure::{Concern, Exit, Failure};
 
 pub mod account;
+pub mod caller;
 pub mod cas;
 pub mod checks;
 pub mod code;
@@ -47,6 +48,8 @@ pub mod relay;
 pub mod root;
 pub mod rotation;
 pub mod sconify;
+pub mod service;
+pub mod session;
 pub mod state;
 pub mod tool;
 

@@ -9,7 +9,9 @@ use crate::account::Account;
 use crate::container::{self, Executable, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::{Made, UserImage};
+use crate::policy;
 use crate::sconify;
+use crate::session::Session;
 use crate::state::{Program, Secret};
 use crate::step;
 
@@ -140,9 +142,6 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let mounted = [&volumes[..], &mount_points].concat();
     check_nested(&[&mounted[..], &SCRATCH.map(str::to_owned)].concat())?;
     let user = UserImage::look(&account.tools, &image, &volumes)?;
-    if !user.user.is_empty() {
-        step(format!("the image's USER '{}' is not taken over: the program runs as whoever starts it", user.user));
-    }
 
     // With an image that was named, everything is taken from there.
     let before = known.clone().filter(|_| options.image.is_none());
@@ -213,13 +212,65 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     })
 }
 
+/// Records what the program is to be, and has CAS hold that. Returns whether anything had to change.
+pub fn carry_out(
+    account: &mut Account,
+    name: &str,
+    before: Option<&Program>,
+    mut after: Program,
+) -> Result<bool, Failure> {
+    let lock = account.lock()?.passed_on()?;
+    let [own, person] = Session::of_program(name);
+    let was_pending = before.is_some_and(|before| before.pending);
+    let is_given = account.given.keys().any(|(program, _)| program == name);
+    let own_changes = is_given || before.is_none_or(|before| owned(before) != owned(&after));
+    let changes = own_changes || before != Some(&after);
+    after.pending |= changes;
+    account.state.programs.insert(name.to_owned(), after);
+    if own_changes {
+        policy::at_hand(account, &own)?;
+    }
+    if changes {
+        // Before the first upload: a run that is cut off must not leave sessions behind that nobody knows.
+        account.record(&lock)?;
+    }
+    // What a run that was cut off left is not known.
+    let own = (own_changes || was_pending || !changes).then_some(own);
+    let (sessions, option) = if account.state.programs[name].removed {
+        // Whoever may start it loses that first.
+        ([Some(person), own, Some(Session::Otpqr)], " --remove")
+    } else {
+        // Refused, nothing was changed. Session 1 exports the code's secret: then it can be started.
+        ([own, Some(person), Some(Session::Otpqr)], "")
+    };
+    let sessions: Vec<Session> = sessions.into_iter().flatten().collect();
+    let again = account.script("protect", &format!(" {name}{option}   # goes on once that is mended"));
+    let uploaded = policy::upload_each(account, &lock, &sessions, &again);
+    let versions = |program: &Program| (program.own.clone(), program.person.clone());
+    let has_begun = versions(&account.state.programs[name]) != before.map_or((None, None), versions);
+    if uploaded.as_ref().is_err_and(Failure::is_refusal) && !has_begun && !was_pending {
+        // CAS said no, and holds what it held.
+        match before {
+            Some(before) => account.state.programs.insert(name.to_owned(), before.clone()),
+            None => account.state.programs.remove(name),
+        };
+        account.record(&lock)?;
+    }
+    let has_changed = uploaded?;
+    if let Some(program) = account.state.programs.get_mut(name).filter(|program| program.pending) {
+        program.pending = false;
+        account.record(&lock)?;
+    }
+    Ok(has_changed)
+}
+
 /// What keeps a program's image from being pruned.
 pub fn tag(account: &Account, name: &str) -> String {
     format!("otpqr-program:{}.{name}", account.state.namespace.replace(['/', '~'], "-"))
 }
 
 /// What of a program its own session says. (The other one can be rendered at any time.)
-pub fn owned(program: &Program) -> impl PartialEq + '_ {
+fn owned(program: &Program) -> impl PartialEq + '_ {
     let open =
         (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
     (&program.secrets, &program.volumes, program.volume_version, program.removed, open)

@@ -8,8 +8,9 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::issue::{Output, discard};
-use crate::policy::{Held, Session, Versions, compare, render, unconfirmed, upload, upload_each};
+use crate::policy::{Held, Versions, compare, render, unconfirmed, upload, upload_each};
 use crate::prompt;
+use crate::session::Session;
 use crate::state::{Lock, Pending, State};
 use crate::step;
 
