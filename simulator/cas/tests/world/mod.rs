@@ -115,6 +115,11 @@ impl World {
     pub fn render(&self, template: &str, versions: &str, predecessor: Option<&str>) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../templates/{template}.yml"));
         let mut text = fs::read_to_string(path).unwrap();
+        // The account has no programs.
+        if let Some((before, rest)) = text.split_once("{{#each @root.programs}}\n") {
+            let (_, after) = rest.split_once("{{/each}}\n").unwrap();
+            text = format!("{before}{after}");
+        }
         while let Some((before, rest)) = text.split_once("{{#each ") {
             let (block, after) = rest.split_once("{{/each}}").unwrap();
             let (_, body) = block.split_once("}}").unwrap();
