@@ -296,7 +296,11 @@ fn placeholders_name_declared_secrets_in_formats_they_have() {
     for binary in ["$$SCONE::b$$", "$$SCONE::b:bin$$"] {
         refused(&with(binary), "'b' is in binary form here");
     }
-    refused(&with("$$SCONE::b.hex$$"), "not simulated: services[0].environment.A: the old format of 'b.hex'");
+    refused(&with("$$SCONE::nobody.hex$$"), "no secret 'nobody'");
+    refused(&with("$$SCONE::a.hex$$"), "'a' is ascii and does not have that format");
+    refused(&with("$$SCONE::b.crt$$"), "'b' is binary and does not have that format");
+    refused(&with("$$SCONE::b.base64$$"), "no secret 'b.base64'");
+    accepted(&with("$$SCONE::b.hex$$"));
     refused(&with("$$SCONE::a"), "not closed");
     refused(&with("$$SCONE::a|escape(xml)$$"), "unknown encoding");
     accepted(&with("x $$SCONE::a|escape(json)$$ $$SCONE::b:base64url$$"));

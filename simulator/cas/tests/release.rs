@@ -517,6 +517,26 @@ fn a_certificate_is_one_that_tls_takes_for_its_names_and_its_time() {
 }
 
 #[test]
+fn deprecated_formats_mean_what_they_did() {
+    let mut rig = Rig::new();
+    let show = ["$$SCONE::crt.crt$$", "$$SCONE::crt.key$$", "$$SCONE::crt.chain$$", "$$SCONE::crt:chain$$"];
+    rig.put_showing("a", &show, PKI);
+    let shown = rig.shown("a");
+    let certificates = |pem: &str| -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).map(Result::unwrap).collect()
+    };
+    PrivateKeyDer::from_pem_slice(shown[1].as_bytes()).unwrap();
+    let [mid, root] = &certificates(&shown[3])[..] else { panic!("an intermediate and a root") };
+    assert_eq!(certificates(&shown[2]), [root.clone(), mid.clone(), certificates(&shown[0]).remove(0)]);
+
+    let two = "secrets: [{name: b, kind: binary, value: 00ff}, {name: b.hex, kind: ascii, value: its own}]\n";
+    rig.put_showing("b", &["$$SCONE::b:hex$$", "$$SCONE::b.hex$$"], two);
+    assert_eq!(rig.shown("b"), ["00ff", "its own"]);
+    rig.put_showing("b", &["$$SCONE::b.hex$$"], "secrets: [{name: b, kind: binary, value: 00ff}]\n");
+    assert_eq!(rig.shown("b"), ["00ff"]);
+}
+
+#[test]
 fn a_certificate_is_made_anew_before_it_ends() {
     let mut rig = Rig::new();
     rig.put_showing("a", &["$$SCONE::crt$$", "$$SCONE::ca$$", "$$SCONE::key$$"], PKI);

@@ -9,7 +9,7 @@ use scone_protocol::hex;
 use super::Stop;
 use super::certificates::draw_key;
 use super::release::Refusal;
-use crate::session::placeholder::{Format, Part, Placeholder, parts};
+use crate::session::placeholder::{Format, Part, Placeholder};
 use crate::session::{Kind, SecretImport, Session, SessionId, decode_shared_secret};
 use crate::store::{self, StoreError};
 use crate::tls;
@@ -67,6 +67,7 @@ impl Value {
             Format::CrtKey => key(private_key.as_ref()?),
             Format::CrtKeyDer => private_key.clone()?,
             Format::Chain => chain.iter().flat_map(|der| certificate(der)).collect(),
+            Format::ChainFromRoot => chain.iter().rev().chain([bytes]).flat_map(|der| certificate(der)).collect(),
         })
     }
 }
@@ -81,7 +82,7 @@ impl Secrets<'_> {
     /// Puts secrets in the place of placeholders.
     pub fn bytes(&self, session: &Session, text: &str) -> Result<Vec<u8>> {
         let mut filled = Vec::new();
-        for part in parts(&session.name, text).map_err(|flaw| StoreError::Damaged(flaw.to_string()))? {
+        for part in session.parts(&session.name, text).map_err(|flaw| StoreError::Damaged(flaw.to_string()))? {
             match part {
                 Part::Text(text) => filled.extend_from_slice(text.as_bytes()),
                 Part::Secret(Placeholder { name, format, json }) => {

@@ -1,6 +1,6 @@
 //! `$$SCONE::name[:format][|escape(json)]$$`: where a policy's text names a secret (`reference/scone.md` section 2.9).
 
-use super::{Kind, SessionError, rule};
+use super::{Kind, Session, SessionError, rule};
 
 /// What every placeholder starts with.
 pub const OPEN: &str = "$$SCONE::";
@@ -37,6 +37,8 @@ pub enum Format {
     CrtKeyDer,
     /// The certificates above a certificate, PEM, the root last.
     Chain,
+    /// The certificates above a certificate and then it, PEM, the root first: what `.chain` means.
+    ChainFromRoot,
 }
 
 impl Format {
@@ -62,6 +64,17 @@ impl Format {
         })
     }
 
+    /// What a deprecated suffix `.hex`, `.crt`, `.key` or `.chain` means.
+    fn deprecated(suffix: &str) -> Option<Format> {
+        match suffix {
+            "hex" => Some(Format::Hex),
+            "crt" => Some(Format::Crt),
+            "key" => Some(Format::CrtKey),
+            "chain" => Some(Format::ChainFromRoot),
+            _ => None,
+        }
+    }
+
     /// Whether a secret of this kind can be written so.
     pub fn suits(self, kind: Kind) -> bool {
         use Format::*;
@@ -69,7 +82,9 @@ impl Format {
             Plain => true,
             Bin | Hex | Base64 | Base64Url | Base32 | Base32NoPad => kind == Kind::Binary,
             Pem | Der => kind == Kind::PrivateKey,
-            Crt | CrtDer | CrtKey | CrtKeyDer | Chain => matches!(kind, Kind::X509 | Kind::X509Ca),
+            Crt | CrtDer | CrtKey | CrtKeyDer | Chain | ChainFromRoot => {
+                matches!(kind, Kind::X509 | Kind::X509Ca)
+            }
         }
     }
 
@@ -103,8 +118,25 @@ pub enum Part<'a> {
     Secret(Placeholder<'a>),
 }
 
-/// Takes the text at `path` of a policy apart.
-pub fn parts<'a>(path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {
+impl Session {
+    /// Takes the text at `path` of the policy apart. A name that ends in a deprecated format means the secret before the dot,
+    /// unless a secret is declared by that very name.
+    pub fn parts<'a>(&self, path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {
+        let mut parts = parts(path, text)?;
+        for part in &mut parts {
+            if let Part::Secret(Placeholder { name, format: format @ Format::Plain, .. }) = part
+                && self.secret(name).is_none()
+                && let Some((secret, suffix)) = name.rsplit_once('.')
+                && let Some(deprecated) = Format::deprecated(suffix)
+            {
+                (*name, *format) = (secret, deprecated);
+            }
+        }
+        Ok(parts)
+    }
+}
+
+fn parts<'a>(path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {
     let mut parts = Vec::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once(OPEN) {

@@ -5,7 +5,7 @@ mod secrets;
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::placeholder::{Format, Part, Placeholder, parts};
+use super::placeholder::{Format, Part, Placeholder};
 use super::{Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
@@ -235,7 +235,7 @@ impl Session {
             }
             self.check_text("security.service_access_token", token)?;
             // A placeholder in another spelling would be a token that every reader of the policy knows.
-            if parts("security.service_access_token", token)?.iter().any(is_nearly_placeholder) {
+            if self.parts("security.service_access_token", token)?.iter().any(is_nearly_placeholder) {
                 return Err(rule("security.service_access_token", "'$$' stands in no placeholder"));
             }
         }
@@ -251,7 +251,7 @@ impl Session {
             return Err(rule(path, "holds a NUL"));
         }
         self.check_placeholders(path, text)?;
-        for part in parts(path, text)? {
+        for part in self.parts(path, text)? {
             if let Part::Secret(Placeholder { name, format, .. }) = part
                 && !format.is_text(self.secret(name).and_then(|secret| secret.kind))
             {
@@ -263,13 +263,9 @@ impl Session {
 
     /// Placeholders name declared secrets in formats they have.
     fn check_placeholders(&self, path: &str, text: &str) -> Result<(), SessionError> {
-        for part in parts(path, text)? {
+        for part in self.parts(path, text)? {
             let Part::Secret(Placeholder { name, format, json }) = part else { continue };
             let Some(secret) = self.secret(name) else {
-                let old = [".hex", ".crt", ".key", ".chain"].iter().find_map(|suffix| name.strip_suffix(suffix));
-                if old.is_some_and(|name| self.secret(name).is_some()) {
-                    return Err(SessionError::NotSimulated(format!("{path}: the old format of '{name}'")));
-                }
                 return Err(rule(path, format!("no secret '{name}' is declared")));
             };
             // An import may leave the kind to the owner: then it is checked when it is used.
@@ -291,7 +287,7 @@ impl Session {
     fn check_shared_secret(&self, path: &str, text: &str) -> Result<(), SessionError> {
         self.check_text(path, text)?;
         let weak = || rule(path, "not base32 of at least 128 bits");
-        let (name, format) = match parts(path, text)?[..] {
+        let (name, format) = match self.parts(path, text)?[..] {
             [Part::Secret(Placeholder { name, format, json: false })] => (name, format),
             [Part::Text(text)] => return decode_shared_secret(text).map(drop).ok_or_else(weak),
             _ => return Err(rule(path, "neither base32 nor one placeholder")),
