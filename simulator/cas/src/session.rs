@@ -56,7 +56,7 @@ pub enum SessionError {
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Session {
-    /// The language's version: `0.3` to `0.3.10`.
+    /// The language's version: `0.3` to `0.3.12`.
     #[serde(default)]
     pub version: String,
     /// `component[/component...]`: all but the last name the namespace.

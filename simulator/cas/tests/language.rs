@@ -144,12 +144,12 @@ fn what_the_documentation_says_is_not_simulated_is_known_to_be_documented() {
 }
 
 #[test]
-fn versions_0_3_to_0_3_10_are_served() {
+fn versions_0_3_to_0_3_12_are_served() {
     refused("name: a\n", "version: absent");
-    for version in ["0.1", "0.2", "0.4", "0.3.11", "0.3.12", "0.3.", "0.3.01", "0.30", "0.3.x", "1", "0.3.10.0"] {
+    for version in ["0.1", "0.2", "0.4", "0.3.13", "0.3.", "0.3.01", "0.30", "0.3.x", "1", "0.3.10.0"] {
         refused(&format!("name: a\nversion: '{version}'\n"), "not simulated: version");
     }
-    for version in ["0.3", "0.3.0", "0.3.8", "0.3.10"] {
+    for version in ["0.3", "0.3.0", "0.3.8", "0.3.10", "0.3.12"] {
         assert_eq!(accepted(&format!("name: a\nversion: {version}\n")).version, version);
     }
 }
@@ -250,10 +250,13 @@ fn a_signer_is_whole_and_says_one_thing_about_versions() {
 
 #[test]
 fn a_command_is_text_or_a_list() {
-    refused(&service("pwd: /\n"), "without command");
+    refused(&service("command: ['', x]\n"), "services[0].command: the program's name is empty");
     refused(&service("command: \"/p 'a\"\n"), "not closed");
     assert_eq!(accepted(&service("command: /p 'a b' \"c\"\n")).services[0].command, ["/p", "a b", "c"]);
     assert_eq!(accepted(&service("command: [/p, 'a b', '']\n")).services[0].command, ["/p", "a b", ""]);
+    for none in ["pwd: /\n", "command: ''\n", "command: []\n"] {
+        assert!(accepted(&service(none)).services[0].command.is_empty());
+    }
 }
 
 #[test]

@@ -128,6 +128,20 @@ fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_
 }
 
 #[test]
+fn a_service_without_a_command_uses_up_no_code() {
+    let mut rig = Rig::new();
+    let secret = "GEZDGNBVGY3TQOJQGEZDGNBVGY";
+    let security = format!("security: {{attestation: {{one_time_password_shared_secret: {secret}}}}}\n");
+    rig.put("a", &(service_with("pwd: /") + &security));
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
+    let claim =
+        Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access: Access::default() };
+    assert_eq!(rig.claim(&claim).unwrap_err()[1], "Service 's' has no command");
+    rig.put("a", &(service_with("command: /p") + &security));
+    assert_eq!(rig.claim(&claim).unwrap().command, ["/p"]);
+}
+
+#[test]
 fn a_services_own_code_secret_beats_the_sessions() {
     let mut rig = Rig::new();
     let (own, sessions) = ("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ", "JJBFGV2ZGNCFARKIKBFTGUCYKBNFKVQK");

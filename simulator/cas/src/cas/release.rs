@@ -153,6 +153,10 @@ fn check_access(
 
 /// Puts together what the service would get.
 fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Result<Configuration, Stop<Refusal>> {
+    // Assumption: SCONE documents no command of its own for such a service. The caller's would not be the policy's.
+    if service.command.is_empty() {
+        return Err(Refusal::misconfigured(format!("Service '{}' has no command", service.name)));
+    }
     let mut configuration = Configuration { pwd: service.pwd.clone(), ..Configuration::default() };
     let mut size = 0;
     for (at, word) in service.command.iter().enumerate() {

@@ -16,7 +16,7 @@ pub struct Service {
     /// The image whose volumes it sees.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_name: Option<String>,
-    /// The program's arguments, `argv[0]` first.
+    /// The program's arguments, `argv[0]` first. Empty: the service cannot be started.
     #[serde(default, deserialize_with = "syntax::command")]
     pub command: Vec<String>,
     /// The program's environment.

@@ -28,7 +28,7 @@ impl Session {
     /// Checks language, name and predecessor. These come first, since references depend on the name.
     pub(super) fn validate_head(&self) -> Result<(), SessionError> {
         let minor = self.version.strip_prefix("0.3").map(|rest| rest.strip_prefix('.').unwrap_or(rest));
-        let known = |minor: &str| (0..=10).any(|n| minor == n.to_string());
+        let known = |minor: &str| (0..=12).any(|n| minor == n.to_string());
         match minor {
             Some("") if self.version == "0.3" => {}
             Some(minor) if self.version.starts_with("0.3.") && known(minor) => {}
@@ -178,10 +178,10 @@ impl Session {
     }
 
     fn check_command(&self, path: &str, command: &[String]) -> Result<(), SessionError> {
-        if command.first().is_none_or(String::is_empty) {
-            return Err(SessionError::NotSimulated(format!("{path}: a service without command")));
-        }
         let path = format!("{path}.command");
+        if command.first().is_some_and(String::is_empty) {
+            return Err(rule(&path, "the program's name is empty"));
+        }
         let mut positions = HashSet::new();
         for word in command {
             match host_argument(word) {
