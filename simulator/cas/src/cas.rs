@@ -6,6 +6,7 @@ mod evidence;
 mod release;
 mod secrets;
 mod sessions;
+mod values;
 mod volumes;
 
 use std::path::{Path, PathBuf};

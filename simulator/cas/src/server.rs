@@ -3,7 +3,7 @@
 //! long as others wait for a place, one that has been idle for more than a moment is let go at once, so that nobody can keep
 //! others out by holding connections open.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,6 +64,7 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
         .route("/session", post(upload))
         .route("/v1/sessions", get(list))
         .route("/v1/sessions/{*name}", get(read))
+        .route("/v1/values/{*secrets}", get(values))
         .route("/v1/audit-log/{sequence}", get(checkpoint))
         .route("/v1/version", get(version))
         .layer(DefaultBodyLimit::max(MAX_TEXT))
@@ -247,6 +248,32 @@ async fn list(State(cas): State<Arc<Cas>>, Extension(client): Peer) -> HttpRespo
         Ok(names) => Json(json!({ "sessions": names })).into_response(),
         Err(()) => failed(),
     }
+}
+
+/// `session=NAME`, or `session=NAME,secret=NAME`. Assumption: the status 404, and the answer if all of a session's are asked for and
+/// there is none.
+async fn values(State(cas): State<Arc<Cas>>, Path(secrets): Path<String>) -> HttpResponse {
+    let (id, secret) = secrets.split_once(",secret=").map_or((&*secrets, None), |(id, secret)| (id, Some(secret)));
+    // No session has the empty name.
+    let (session, asked) = (id.strip_prefix("session=").unwrap_or_default().to_owned(), secret.map(str::to_owned));
+    let Ok(values) = decide(cas, move |cas| cas.public_values(&session, asked.as_deref())).await else {
+        return failed();
+    };
+    let shown = |value| json!({ "kind": "string", "value": value, "expires": null, "renew": null });
+    let mut values: BTreeMap<_, _> = values.into_iter().map(|(name, value)| (name, shown(value))).collect();
+    let found = match secret {
+        Some(name) => values.remove(name),
+        None => (!values.is_empty()).then(|| json!({ "values": values })),
+    };
+    found.map_or_else(
+        || {
+            let what = secret.map_or("values".to_owned(), |name| format!("value '{name}'"));
+            let what = format!("Failed to read {what} of '/{id}' requested by a public client");
+            let why = "Secret does not exist or is not visible for a public client";
+            (StatusCode::NOT_FOUND, Json(json!({ "msg": [what, why] }))).into_response()
+        },
+        |found| Json(found).into_response(),
+    )
 }
 
 async fn checkpoint(State(cas): State<Arc<Cas>>, Path(sequence): Path<i64>) -> HttpResponse {

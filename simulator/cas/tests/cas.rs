@@ -172,6 +172,46 @@ fn recorded_evidence_is_refused_on_another_connection() {
     assert!(matches!(ask(&mut first, &evidence), Response::Configuration(_)));
 }
 
+/// As a web browser or curl would ask.
+#[test]
+fn public_values_are_told_to_a_client_without_a_certificate() {
+    let world = World::new();
+    let session = "name: a\nversion: \"0.3.10\"\nsecrets: [{name: x, kind: ascii, value: '42', export_public: true}, \
+                   {name: y, kind: ascii, value: '43'}]\n";
+    world.scone(&["session", "create", &world.file("a.yml", session)]).succeeds();
+    let ask = |path: &str| {
+        let mut config = tls::client(&Identity::generate("nobody").unwrap(), Some(&world.key)).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let plain =
+            rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let plain = plain.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+        config.client_auth_cert_resolver = plain.client_auth_cert_resolver;
+        let connection = rustls::ClientConnection::new(Arc::new(config), "cas".try_into().unwrap()).unwrap();
+        let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(&world.client).unwrap());
+        let request = format!("GET /v1/{path} HTTP/1.1\r\nhost: cas\r\nconnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().to_owned(), body.to_owned())
+    };
+    assert_eq!(ask("sessions/a").0, "403", "the session itself is its creator's");
+    for (path, what) in [
+        ("session=a,secret=y", "value 'y' of '/session=a'"),
+        ("session=b,secret=x", "value 'x' of '/session=b'"),
+        ("session=b", "values of '/session=b'"),
+        ("a", "values of '/a'"),
+    ] {
+        let refusal = format!(
+            r#"{{"msg":["Failed to read {what} requested by a public client","Secret does not exist or is not visible for a public client"]}}"#
+        );
+        assert_eq!(ask(&format!("values/{path}")), ("404".into(), refusal));
+    }
+    let value = r#"{"expires":null,"kind":"string","renew":null,"value":"42"}"#;
+    assert_eq!(ask("values/session=a,secret=x"), ("200".into(), value.into()));
+    assert_eq!(ask("values/session=a"), ("200".into(), format!(r#"{{"values":{{"x":{value}}}}}"#)));
+}
+
 /// Whoever reaches the port and knows all names: any local user.
 #[test]
 fn who_makes_up_evidence_learns_nothing_and_spends_nothing() {

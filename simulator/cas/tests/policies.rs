@@ -241,10 +241,16 @@ const CASES: &[(&str, &str, Verdict)] = &[
     ),
     ("or encrypted, which they are", "volumes: [{name: v, files: encrypted}]", Same("volumes: [{name: v}]")),
     (
-        "secrets for the public",
-        "secrets: [{name: a, kind: ascii, export_public: true}]",
+        "a private key for the public",
+        "secrets: [{name: a, kind: private-key, export_public: true}]",
         Refused("not simulated: secrets[0].export_public"),
     ),
+    (
+        "another session's secret",
+        "secrets: [{name: a, import: {session: b, secret: a}, export_public: true}]",
+        Refused("secrets[0]: an imported secret has neither value nor export"),
+    ),
+    ("one's own may be", "secrets: [{name: a, kind: ascii, export_public: true}]", Accepted),
     (
         "or not, which they are not",
         "secrets: [{name: a, kind: ascii, export_public: false}]",

@@ -301,6 +301,43 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
     claim(None).unwrap();
 }
 
+#[test]
+fn everybody_may_read_what_is_exported_to_the_public_and_nothing_else() {
+    let mut rig = Rig::new();
+    let read = |rig: &Rig, secret: Option<&str>| rig.cas.public_values("a", secret).unwrap();
+    assert!(read(&rig, None).is_empty(), "no session");
+    let secrets = |public: bool| {
+        format!(
+            "secrets: [{{name: key, kind: private-key}}, {{name: crt, kind: x509, private_key: key, export_public: {public}}}, {{name: hidden, kind: ascii}}, {{name: b, kind: binary, value: 00ff, export_public: {public}}}]\n"
+        )
+    };
+    rig.put("a", &secrets(false));
+    for secret in [None, Some("crt"), Some("hidden"), Some("nobody")] {
+        assert!(read(&rig, secret).is_empty(), "{secret:?}");
+    }
+    rig.put("a", &secrets(true));
+    for secret in ["key", "hidden", "nobody"] {
+        assert!(read(&rig, Some(secret)).is_empty(), "{secret}");
+    }
+    let values = read(&rig, None);
+    assert_eq!(values.keys().collect::<Vec<_>>(), ["b", "crt"]);
+    assert_eq!(values["b"], "00ff");
+    CertificateDer::from_pem_slice(values["crt"].as_bytes()).unwrap();
+    assert!(!values["crt"].contains("PRIVATE"));
+    assert_eq!(read(&rig, Some("crt")).into_iter().collect::<Vec<_>>(), [("crt".into(), values["crt"].clone())]);
+
+    // A certificate whose issuer is not granted any more cannot be made; the others are there all the same.
+    let ours = "secrets: [{name: key, kind: private-key}, {name: ca, kind: x509-ca, import: {session: b, secret: ca}}, {name: crt, kind: x509, private_key: key, issuer: ca, export_public: true}, {name: b, kind: binary, value: 00ff, export_public: true}]\n";
+    rig.put("a", ours);
+    assert_eq!(read(&rig, None).keys().collect::<Vec<_>>(), ["b"]);
+
+    let many: Vec<_> =
+        (0..33).map(|n| format!("{{name: s{n}, kind: binary, size: 4096, export_public: true}}")).collect();
+    rig.put("a", &format!("secrets: [{}]\n", many.join(", ")));
+    assert!(read(&rig, None).is_empty(), "too large");
+    assert_eq!(read(&rig, Some("s0"))["s0"].len(), 8192);
+}
+
 // Files and volumes
 
 #[test]

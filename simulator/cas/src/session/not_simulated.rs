@@ -30,7 +30,6 @@ pub const NOT_SIMULATED: &[&str] = &[
     "volumes.import.cas_url",
     "volumes.import.cas_key",
     "volumes.import.cas_software_key",
-    "secrets.export_public",
     "secrets.import_akv",
     "secrets.export.cas_url",
     "secrets.export.cas_key",
@@ -49,7 +48,6 @@ pub const NOT_SIMULATED: &[&str] = &[
 pub const DEFAULTS: &[(&str, &str)] = &[
     ("services.persistency", "None"),
     ("volumes.files", "encrypted"),
-    ("secrets.export_public", "false"),
     ("security.attestation.must_be_sgx_local", "false"),
     ("security.attestation.url", ""),
 ];

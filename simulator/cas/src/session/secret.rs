@@ -2,7 +2,6 @@
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::{is_default, syntax};
@@ -55,8 +54,9 @@ pub struct Secret {
     /// The secret it is, if another session owns it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub import: Option<SecretImport>,
-    #[serde(default, skip_serializing)]
-    export_public: IgnoredAny,
+    /// Whether everybody may read it.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub export_public: bool,
 }
 
 /// Who may import a secret: a session, or every session in a namespace, including the namespace's own.

@@ -118,7 +118,7 @@ impl Secret {
                 return Err(rule(&format!("{path}.secret"), "not a secret's name"));
             }
         }
-        if self.value.is_some() || !self.export.is_empty() {
+        if self.value.is_some() || !self.export.is_empty() || self.export_public {
             return Err(rule(path, "an imported secret has neither value nor export"));
         }
         let is_check = |key: &str| key == "size" && self.kind.is_none_or(Kind::is_bytes);
@@ -166,6 +166,9 @@ impl Secret {
 
     fn check_private_key(&self, path: &str) -> Result<(), SessionError> {
         match &self.value {
+            _ if self.export_public => {
+                Err(SessionError::NotSimulated(format!("{path}.export_public: of a private key")))
+            }
             Some(_) if self.key_type.is_some() || self.migrate => {
                 Err(rule(path, "an explicit private key has neither key_type nor migrate"))
             }
