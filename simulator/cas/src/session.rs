@@ -98,7 +98,8 @@ pub struct SessionId {
     pub session_hash: Option<String>,
 }
 
-/// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate (in a file also the certificate, PEM).
+/// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate (in a file also the certificate, PEM),
+/// or a placeholder for a secret whose value is `CREATOR`, a key hash or a certificate.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessPolicy {
@@ -202,10 +203,13 @@ impl Session {
         hex(hash.finish().as_ref())
     }
 
-    /// Whether the access policy speaks of the creator, so that the hash depends on who uploads.
+    /// Whether the access policy speaks of the creator, so that the hash depends on who uploads. Assumption: a placeholder may.
     pub fn refers_to_creator(&self) -> bool {
         let AccessPolicy { read, update, create_sessions } = &self.access_policy;
-        [read, update, create_sessions].into_iter().flatten().any(|who| who == "CREATOR")
+        [read, update, create_sessions]
+            .into_iter()
+            .flatten()
+            .any(|who| who == "CREATOR" || who.contains(placeholder::OPEN))
     }
 
     /// The name without its last component: the session that must grant the creation of this one.

@@ -80,7 +80,6 @@ fn a_documented_key_that_is_not_served_says_so() {
 fn a_placeholder_for_a_part_of_the_policy_is_not_simulated() {
     for part in [
         "access_policy: $$SCONE::x$$",
-        "access_policy: {read: ['$$SCONE::x$$']}",
         "security: $$SCONE::x$$",
         "security: {attestation: $$SCONE::x$$}",
         "services: [{name: s, command: /p, attestation: [$$SCONE::x$$]}]",
@@ -180,6 +179,18 @@ fn who_may_what_is_the_creator_unless_said() {
     for who in ["[ANY, CREATOR]", "[NONE, CREATOR]", "[everybody]", "[any]"] {
         refused(&session(&format!("access_policy: {{read: {who}}}\n")), "access_policy.read");
     }
+    let secrets = "secrets: [{name: a, kind: ascii}, {name: b, kind: binary}]\n";
+    for (who, why) in [
+        ("[$$SCONE::nobody$$]", "access_policy.update: no secret 'nobody' is declared"),
+        ("[x$$SCONE::a$$]", "access_policy.update: not one placeholder without format"),
+        ("[$$SCONE::a|escape(json)$$]", "access_policy.update: not one placeholder without format"),
+        ("[$$SCONE::b:hex$$]", "access_policy.update: not one placeholder without format"),
+        ("[$$SCONE::b$$]", "access_policy.update: 'b' is binary, not ascii or a certificate"),
+    ] {
+        refused(&session(&format!("access_policy: {{update: {who}}}\n{secrets}")), why);
+    }
+    let policy = format!("access_policy: {{read: ANY, update: $$SCONE::a$$}}\n{secrets}");
+    assert!(accepted(&session(&policy)).refers_to_creator());
     let policy = accepted(&session(&format!("access_policy: {{update: [{OTHER}]}}\n"))).access_policy;
     assert_eq!(
         (policy.read, policy.update.clone(), policy.create_sessions),

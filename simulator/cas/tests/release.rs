@@ -634,6 +634,46 @@ fn a_certificate_in_the_access_policy_admits_its_key() {
 }
 
 #[test]
+fn a_secret_in_the_access_policy_admits_who_its_value_names_now() {
+    let mut rig = Rig::new();
+    let (bob, mallory) = (client("bob"), client("mallory"));
+    let may_read = |rig: &Rig, who: Option<&Client>| rig.cas.read("a", None, who).unwrap().is_ok();
+    let whose = |hash: &str| format!("secrets: [{{name: who, kind: ascii, value: {hash}, export: {{session: a}}}}]\n");
+    let policy = "access_policy: {read: [$$SCONE::who$$]}\nsecrets: [{name: who, import: {session: b, secret: who}}]\n";
+    rig.put("a", policy);
+    // Nobody has it, it is another session's, it is no name of anybody; ANY and NONE are the policy's own to say.
+    for value in [None, Some("whatever"), Some("ANY"), Some("NONE")] {
+        if let Some(value) = value {
+            rig.put("b", &whose(value));
+        }
+        for who in [Some(&bob), Some(&rig.alice), None] {
+            assert!(!may_read(&rig, who), "{value:?}");
+        }
+    }
+    rig.put("b", &whose(&bob.key_hash));
+    assert!(!may_read(&rig, Some(&mallory)) && !may_read(&rig, Some(&rig.alice)) && !may_read(&rig, None));
+    assert!(may_read(&rig, Some(&bob)));
+    assert_eq!(rig.cas.list(Some(&bob)).unwrap(), ["a"]);
+    rig.put("b", &whose("CREATOR"));
+    assert!(!may_read(&rig, Some(&bob)) && may_read(&rig, Some(&rig.alice)));
+
+    // A certificate stands for its key.
+    let pem = bob.certificate.replace('\n', "\n      ");
+    rig.put(
+        "a",
+        &format!("access_policy: {{update: [$$SCONE::who$$]}}\nsecrets:\n  - name: who\n    kind: x509\n    value: |\n      {pem}\n"),
+    );
+    let nested = |name: &str| format!("name: a/{name}\nversion: '0.3'\n");
+    let next = format!("name: a\nversion: '0.3'\npredecessor: {}\n", rig.hashes["a"]);
+    for who in [&mallory, &rig.alice] {
+        assert!(rig.cas.upload(&nested("n"), Some(who)).unwrap().is_err());
+        assert!(rig.cas.upload(&next, Some(who)).unwrap().is_err());
+    }
+    assert!(rig.cas.upload(&nested("n"), Some(&bob)).unwrap().is_ok());
+    assert!(rig.cas.upload(&next, Some(&bob)).unwrap().is_ok());
+}
+
+#[test]
 fn an_earlier_version_is_read_by_name_and_hash_as_the_active_ones_policy_grants() {
     let mut rig = Rig::new();
     let mallory = client("mallory");

@@ -1,6 +1,8 @@
 //! What CAS decides on the client API: who may upload, read and list which session.
 
 use rusqlite::Connection;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
 use super::secrets::Secrets;
 use super::{Cas, CasError, Stop, refuse, settle};
@@ -110,7 +112,7 @@ impl Cas {
     ) -> Result<Result<SessionAnswer, ClientRefusal>, CasError> {
         let now = self.clock.now()?;
         self.store.write(|tx| {
-            let result = settle(read(tx, name, hash, client))?;
+            let result = settle(read(tx, name, hash, client, now))?;
             let outcome =
                 result.as_ref().map_or_else(|refusal| format!("refused: {}", refusal.class()), |_| "accepted".into());
             let event = Event::SessionRead;
@@ -125,6 +127,7 @@ impl Cas {
 
     /// The names of the sessions that the client may read.
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
+        let now = self.clock.now()?;
         let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
         let mut readable = Vec::new();
         // A hundred at a time: anybody may ask for this, while others wait for the store.
@@ -132,7 +135,7 @@ impl Cas {
             let some: Vec<String> = names.drain(..names.len().min(100)).collect();
             self.store.write::<_, CasError>(|tx| {
                 for name in some {
-                    if settle(read(tx, &name, None, client))?.is_ok() {
+                    if settle(read(tx, &name, None, client, now))?.is_ok() {
                         readable.push(name);
                     }
                 }
@@ -147,14 +150,27 @@ fn key_hash(client: Option<&tls::Client>) -> &str {
     client.map_or("", |client| &client.key_hash)
 }
 
-/// Whether `who`, an entry list of the access policy, admits the client.
-fn admits(who: &[String], creator: &str, client: Option<&tls::Client>) -> bool {
-    who.iter().any(|entry| match (entry.as_str(), client) {
-        ("ANY", _) => true,
-        ("NONE", _) | (_, None) => false,
-        ("CREATOR", Some(client)) => client.key_hash == creator,
-        (hash, Some(client)) => client.key_hash == hash,
-    })
+/// Whether `who`, an entry list of the session's access policy, admits the client.
+fn admits(
+    secrets: &Secrets<'_>,
+    Stored { session, creator, .. }: &Stored,
+    who: &[String],
+    client: Option<&tls::Client>,
+) -> Result<bool, CasError> {
+    if who.iter().any(|entry| entry == "ANY") {
+        return Ok(true);
+    }
+    let Some(client) = client else { return Ok(false) };
+    for entry in who {
+        // A secret that cannot be had now, or names nobody, is ignored (section 2.8).
+        let Ok(entry) = settle(secrets.text(session, entry))? else { continue };
+        let hash = CertificateDer::from_pem_slice(entry.as_bytes()).ok().and_then(|der| tls::key_hash(&der));
+        let hash = hash.as_ref().unwrap_or(if entry == "CREATOR" { creator } else { &entry });
+        if *hash == client.key_hash {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// `erased`: set if a drawn secret was dropped.
@@ -166,10 +182,11 @@ fn upload(
     erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
     let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
+    let secrets = Secrets { tx, now };
     let before = store::active(tx, &session.name)?;
     match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
-            if !admits(&active.session.access_policy.update, &active.creator, Some(client)) {
+            if !admits(&secrets, active, &active.session.access_policy.update, Some(client))? {
                 return refuse(ClientRefusal::Denied(session.name));
             }
             match predecessor {
@@ -184,7 +201,7 @@ fn upload(
                 let Some(parent) = store::active(tx, parent_name)? else {
                     return refuse(ClientRefusal::NoParent(parent_name.to_owned()));
                 };
-                if !admits(&parent.session.access_policy.create_sessions, &parent.creator, Some(client)) {
+                if !admits(&secrets, &parent, &parent.session.access_policy.create_sessions, Some(client))? {
                     return refuse(ClientRefusal::Denied(parent_name.to_owned()));
                 }
             }
@@ -203,7 +220,7 @@ fn upload(
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
         // A secret that is not available now (its owner does not exist yet) has no wait to lift.
-        if let Ok(secret) = settle(Secrets { tx, now }.shared_secret(&new.session, text))? {
+        if let Ok(secret) = settle(secrets.shared_secret(&new.session, text))? {
             codes::lift_wait(tx, &secret)?;
         }
     }
@@ -215,10 +232,11 @@ fn read(
     name: &str,
     hash: Option<&str>,
     client: Option<&tls::Client>,
+    now: u64,
 ) -> Result<Stored, Stop<ClientRefusal>> {
     let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
     let active = store::active(tx, name)?.ok_or_else(unknown)?;
-    if !admits(&active.session.access_policy.read, &active.creator, client) {
+    if !admits(&Secrets { tx, now }, &active, &active.session.access_policy.read, client)? {
         return refuse(ClientRefusal::Denied(name.to_owned()));
     }
     match hash {

@@ -67,9 +67,6 @@ pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
 /// Sections in whose place SCONE takes a placeholder.
 const DYNAMIC: &[&str] = &[
     "access_policy",
-    "access_policy.read",
-    "access_policy.update",
-    "access_policy.create_sessions",
     "services.attestation",
     "services.attestation.mrenclave",
     "services.attestation.signer",
@@ -84,9 +81,12 @@ const DYNAMIC: &[&str] = &[
     "security.attestation.ignore_advisories",
 ];
 
-/// Where a placeholder is resolved when a service starts; `validate` checks that it can be. Anywhere else it would be taken
+/// Where a placeholder is resolved when a service starts, or the access policy is asked; `validate` checks that it can be. Anywhere else it would be taken
 /// literally: a token, a name or a path that an attacker can read in this file.
 const RESOLVED: &[&str] = &[
+    "access_policy.read",
+    "access_policy.update",
+    "access_policy.create_sessions",
     "services.command",
     "services.environment",
     "services.one_time_password_shared_secret",

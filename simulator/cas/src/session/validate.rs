@@ -5,7 +5,7 @@ mod secrets;
 use std::collections::HashSet;
 use std::path::Path;
 
-use super::placeholder::{Format, Part, Placeholder};
+use super::placeholder::{Format, OPEN, Part, Placeholder};
 use super::{Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
@@ -75,11 +75,27 @@ impl Session {
                     "ANY" | "NONE" if alone => {}
                     "ANY" | "NONE" => return Err(rule(&path, format!("{entry} must stand alone"))),
                     hash if is_digest(hash) || is_scone_key_hash(hash) => {}
+                    entry if entry.contains(OPEN) => self.check_access_secret(&path, entry)?,
                     other => return Err(rule(&path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
                 }
             }
         }
         Ok(())
+    }
+
+    /// A secret in whose value the access policy names somebody.
+    fn check_access_secret(&self, path: &str, entry: &str) -> Result<(), SessionError> {
+        self.check_placeholders(path, entry)?;
+        let [Part::Secret(Placeholder { name, format: Format::Plain, json: false })] = self.parts(path, entry)?[..]
+        else {
+            return Err(rule(path, "not one placeholder without format"));
+        };
+        match self.secret(name).and_then(|secret| secret.kind) {
+            Some(kind @ (Kind::Binary | Kind::PrivateKey)) => {
+                Err(rule(path, format!("'{name}' is {}, not ascii or a certificate", kind.text())))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn check_volumes(&self) -> Result<(), SessionError> {
