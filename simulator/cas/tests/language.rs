@@ -495,7 +495,8 @@ fn an_injected_file_has_its_content_in_the_policy() {
         ))
     };
     refused(&file("/etc/my.cnf"), "not simulated: images[0].injection_files[0]: a file of the image");
-    refused(&file("{path: /etc/my.cnf}"), "missing field `content`");
+    let path_alone = "{path: /etc/my.cnf, permission: 0o600}";
+    refused(&file(path_alone), "not simulated: images[0].injection_files[0]: a file of the image");
     refused(&file("{path: etc, content: x}"), "not an absolute path");
     refused(&file("{path: /v/f, content: x}"), "not simulated: images[0].injection_files[0].path: a file in a volume");
     refused(&file("{path: /a, content: x}, {path: /a/b, content: x}"), "used twice");

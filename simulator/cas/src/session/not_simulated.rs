@@ -99,6 +99,8 @@ const RESOLVED: &[&str] = &[
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
 
+const FILE_OF_THE_IMAGE: &str = "a file of the image with placeholders in it (give its content)";
+
 /// Refuses what SCONE documents and the simulator does not serve, and placeholders that nothing resolves.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
@@ -109,6 +111,9 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
     let refuse = |path: String| Err(SessionError::NotSimulated(path));
     match value {
         Value::Mapping(mapping) => {
+            if key == "images.injection_files" && !mapping.contains_key("content") {
+                return refuse(format!("{path}: {FILE_OF_THE_IMAGE}"));
+            }
             for (name, value) in mapping {
                 let Some(name) = name.as_str() else { continue };
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
@@ -138,7 +143,7 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 return refuse(format!("{path}: the one-line form"));
             }
             if key == "images.injection_files" {
-                return refuse(format!("{path}: a file of the image with placeholders in it (give its content)"));
+                return refuse(format!("{path}: {FILE_OF_THE_IMAGE}"));
             }
         }
         _ => {}
