@@ -77,7 +77,7 @@ pub struct Session {
     #[serde(default, deserialize_with = "syntax::list")]
     pub secrets: Vec<Secret>,
     /// Who may do what with the session.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "syntax::access_policy")]
     pub access_policy: AccessPolicy,
     /// What a service must show.
     #[serde(default)]
@@ -99,7 +99,7 @@ pub struct SessionId {
 }
 
 /// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate (in a file also the certificate, PEM),
-/// or a placeholder for a secret whose value is `CREATOR`, a key hash or a certificate.
+/// or a placeholder for a secret whose value is `CREATOR`, a key hash, a certificate, or a fragment of such a policy.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessPolicy {
@@ -175,8 +175,13 @@ impl Session {
             return Err(SessionError::TooLong);
         }
         // As a tree first: this bounds what aliases expand to, and finds duplicate keys and what is not simulated.
-        not_simulated::refuse(&read_tree(text)?)?;
-        let mut session: Session = yaml_serde::from_str(text)?;
+        let mut tree = read_tree(text)?;
+        not_simulated::refuse(&tree)?;
+        let mut session: Session = if syntax::write_fragments_as_text(&mut tree) {
+            yaml_serde::from_str(&yaml_serde::to_string(&tree)?)?
+        } else {
+            yaml_serde::from_str(text)?
+        };
         if let Some(name) = name {
             session.name = name.to_owned();
         }

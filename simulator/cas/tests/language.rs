@@ -79,7 +79,6 @@ fn a_documented_key_that_is_not_served_says_so() {
 #[test]
 fn a_placeholder_for_a_part_of_the_policy_is_not_simulated() {
     for part in [
-        "access_policy: $$SCONE::x$$",
         "security: $$SCONE::x$$",
         "security: {attestation: $$SCONE::x$$}",
         "services: [{name: s, command: /p, attestation: [$$SCONE::x$$]}]",
@@ -189,6 +188,8 @@ fn who_may_what_is_the_creator_unless_said() {
     ] {
         refused(&session(&format!("access_policy: {{update: {who}}}\n{secrets}")), why);
     }
+    refused(&session("access_policy: everybody\n"), "access_policy: invalid type");
+    refused(&session("access_policy: $$SCONE::nobody$$\n"), "access_policy.read: no secret 'nobody' is declared");
     let policy = format!("access_policy: {{read: ANY, update: $$SCONE::a$$}}\n{secrets}");
     assert!(accepted(&session(&policy)).refers_to_creator());
     let policy = accepted(&session(&format!("access_policy: {{update: [{OTHER}]}}\n"))).access_policy;
@@ -196,6 +197,30 @@ fn who_may_what_is_the_creator_unless_said() {
         (policy.read, policy.update.clone(), policy.create_sessions),
         (vec!["CREATOR".into()], vec![OTHER.into()], policy.update)
     );
+}
+
+#[test]
+fn a_fragment_of_the_policy_may_be_the_access_policy() {
+    let with = |value: &str| {
+        session(&format!(
+            "access_policy: $$SCONE::f$$\nsecrets:\n  - {{name: f, kind: config-fragment, {value}}}\n  - {{name: a, kind: ascii}}\n"
+        ))
+    };
+    refused(&with("size: 20"), "secrets[0].size: not for a secret of kind config-fragment");
+    refused(&with("export: {session: b}"), "secrets[0].value: missing");
+    refused(&with("value: {read: [$$SCONE::a$$]}"), "secrets[0].value.read[0]: a placeholder is not resolved here");
+    for policy in ["{read: [{signer: PEM}]}", "{list_sessions: [ANY]}", "{read: {require-all: [CREATOR]}}", "7"] {
+        let why = "not simulated: access_policy.read: what the config-fragment 'f' says";
+        refused(&with(&format!("value: {policy}")), why);
+    }
+    let code = "security: {attestation: {one_time_password_shared_secret: $$SCONE::f$$}}\n";
+    refused(&(with("value: x") + code), "one_time_password_shared_secret: not base32");
+
+    let written = accepted(&with("value: {read: [ANY], update: CREATOR}"));
+    assert_eq!(written.secrets[0].value.as_deref(), Some(r#"{"read":["ANY"],"update":"CREATOR"}"#));
+    assert!(accepted(&written.to_yaml().unwrap()) == written && written.refers_to_creator());
+    let alone = "access_policy: $$SCONE::f$$\nsecrets: {name: f, kind: config-fragment, value: [NONE]}\n";
+    assert_eq!(accepted(&session(alone)).secrets[0].value.as_deref(), Some(r#"["NONE"]"#));
 }
 
 #[test]

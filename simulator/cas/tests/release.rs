@@ -674,6 +674,36 @@ fn a_secret_in_the_access_policy_admits_who_its_value_names_now() {
 }
 
 #[test]
+fn a_fragment_of_another_session_may_say_who_may_what() {
+    let mut rig = Rig::new();
+    let (bob, mallory) = (client("bob"), client("mallory"));
+    let share = |policy: &str| {
+        format!("secrets: [{{name: who, kind: config-fragment, value: {policy}, export: {{session: a}}}}]\n")
+    };
+    let may_read = |rig: &Rig, who: Option<&Client>| rig.cas.read("a", None, who).unwrap().is_ok();
+    let may_create = |rig: &Rig, who: &Client, name: &str| {
+        rig.cas.upload(&format!("name: a/{name}\nversion: '0.3'\n"), Some(who)).unwrap().is_ok()
+    };
+    rig.put("b", &share("{read: [CREATOR]}"));
+    rig.put("a", "access_policy: $$SCONE::who$$\nsecrets: [{name: who, import: {session: b, secret: who}}]\n");
+    assert!(!may_read(&rig, Some(&bob)) && !may_create(&rig, &bob, "n"));
+    assert!(may_read(&rig, Some(&rig.alice)));
+    // Nothing that is known, two that exclude one another, a name of nobody: then nobody.
+    for policy in ["{read: [{signer: PEM}]}", "{read: [ANY, CREATOR2]}", "{read: NONE}", "{raed: [ANY]}", "ANYBODY"] {
+        rig.put("b", &share(policy));
+        for who in [Some(&bob), Some(&rig.alice), None] {
+            assert!(!may_read(&rig, who), "{policy}");
+        }
+    }
+    rig.put("b", &share(&format!("{{read: ANY, update: [{}]}}", bob.key_hash)));
+    assert!(may_read(&rig, None) && !may_create(&rig, &mallory, "n") && !may_create(&rig, &rig.alice, "n"));
+    assert!(may_create(&rig, &bob, "n"), "as may update");
+    rig.put("b", &share(&format!("[CREATOR, {}]", bob.key_hash)));
+    assert!(!may_read(&rig, None) && !may_read(&rig, Some(&mallory)));
+    assert!(may_read(&rig, Some(&bob)) && may_read(&rig, Some(&rig.alice)) && may_create(&rig, &rig.alice, "m"));
+}
+
+#[test]
 fn an_earlier_version_is_read_by_name_and_hash_as_the_active_ones_policy_grants() {
     let mut rig = Rig::new();
     let mallory = client("mallory");

@@ -52,7 +52,7 @@ impl Value {
         let key = |der: &[u8]| tls::pem("PRIVATE KEY", der).into_bytes();
         Some(match format {
             Format::Plain => match kind {
-                Kind::Ascii | Kind::Binary => bytes.clone(),
+                Kind::Ascii | Kind::Binary | Kind::ConfigFragment => bytes.clone(),
                 Kind::PrivateKey => key(bytes),
                 Kind::X509 | Kind::X509Ca => certificate(bytes),
             },
@@ -138,7 +138,7 @@ impl Secrets<'_> {
             None => None,
         };
         match kind {
-            Kind::Ascii | Kind::Binary => {
+            Kind::Ascii | Kind::Binary | Kind::ConfigFragment => {
                 let bytes = match explicit {
                     Some(bytes) => bytes,
                     None => store::drawn_secret(self.tx, &owner.name, name)?,

@@ -2,14 +2,14 @@
 
 use rusqlite::Connection;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
-use super::secrets::Secrets;
+use super::secrets::{Secrets, Value};
 use super::{Cas, CasError, Stop, refuse, settle};
 use crate::audit::{self, Event, Record};
 use crate::codes;
-use crate::session::{Session, SessionError};
-use crate::store::{self, Stored};
+use crate::session::placeholder::{Part, Placeholder};
+use crate::session::{AccessPolicy, Kind, Session, SessionError};
+use crate::store::{self, StoreError, Stored};
 use crate::tls;
 
 /// Why the client API says no.
@@ -150,27 +150,42 @@ fn key_hash(client: Option<&tls::Client>) -> &str {
     client.map_or("", |client| &client.key_hash)
 }
 
-/// Whether `who`, an entry list of the session's access policy, admits the client.
-fn admits(
-    secrets: &Secrets<'_>,
-    Stored { session, creator, .. }: &Stored,
-    who: &[String],
-    client: Option<&tls::Client>,
-) -> Result<bool, CasError> {
-    if who.iter().any(|entry| entry == "ANY") {
-        return Ok(true);
-    }
-    let Some(client) = client else { return Ok(false) };
-    for entry in who {
-        // A secret that cannot be had now, or names nobody, is ignored (section 2.8).
-        let Ok(entry) = settle(secrets.text(session, entry))? else { continue };
-        let hash = CertificateDer::from_pem_slice(entry.as_bytes()).ok().and_then(|der| tls::key_hash(&der));
-        let hash = hash.as_ref().unwrap_or(if entry == "CREATOR" { creator } else { &entry });
-        if *hash == client.key_hash {
-            return Ok(true);
+/// A list of an access policy.
+type List = fn(&AccessPolicy) -> &[String];
+
+/// Whether a list of the session's access policy admits the client.
+fn admits(secrets: &Secrets<'_>, asked: &Stored, list: List, client: Option<&tls::Client>) -> Result<bool, CasError> {
+    let who = listed(secrets, &asked.session, list)?;
+    Ok(who.iter().any(|entry| match (entry.as_str(), client) {
+        ("ANY", _) => who.len() == 1,
+        ("NONE", _) | (_, None) => false,
+        ("CREATOR", Some(client)) => client.key_hash == asked.creator,
+        (hash, Some(client)) => client.key_hash == hash,
+    }))
+}
+
+/// Whom a list names, with what secrets say now in the place of placeholders. A secret that cannot be had now, or names nobody, is
+/// ignored (section 2.8).
+fn listed(secrets: &Secrets<'_>, session: &Session, list: List) -> Result<Vec<String>, CasError> {
+    let mut who = Vec::new();
+    for entry in list(&session.access_policy) {
+        let parts = session.parts("", entry).map_err(|flaw| StoreError::Damaged(flaw.to_string()))?;
+        let [Part::Secret(Placeholder { name, .. })] = parts[..] else {
+            who.push(entry.clone());
+            continue;
+        };
+        let Ok(Value { kind, bytes, .. }) = settle(secrets.value(session, name))? else { continue };
+        let text = String::from_utf8_lossy(&bytes);
+        match kind {
+            Kind::Ascii if text != "ANY" => who.push(text.into_owned()),
+            Kind::X509 | Kind::X509Ca => who.extend(tls::key_hash(&CertificateDer::from(bytes))),
+            Kind::ConfigFragment => {
+                who.extend(AccessPolicy::of_fragment(&text).iter().flat_map(list).cloned());
+            }
+            _ => {}
         }
     }
-    Ok(false)
+    Ok(who)
 }
 
 /// `erased`: set if a drawn secret was dropped.
@@ -186,7 +201,7 @@ fn upload(
     let before = store::active(tx, &session.name)?;
     match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
-            if !admits(&secrets, active, &active.session.access_policy.update, Some(client))? {
+            if !admits(&secrets, active, |policy| &policy.update, Some(client))? {
                 return refuse(ClientRefusal::Denied(session.name));
             }
             match predecessor {
@@ -201,7 +216,7 @@ fn upload(
                 let Some(parent) = store::active(tx, parent_name)? else {
                     return refuse(ClientRefusal::NoParent(parent_name.to_owned()));
                 };
-                if !admits(&secrets, &parent, &parent.session.access_policy.create_sessions, Some(client))? {
+                if !admits(&secrets, &parent, |policy| &policy.create_sessions, Some(client))? {
                     return refuse(ClientRefusal::Denied(parent_name.to_owned()));
                 }
             }
@@ -236,7 +251,7 @@ fn read(
 ) -> Result<Stored, Stop<ClientRefusal>> {
     let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
     let active = store::active(tx, name)?.ok_or_else(unknown)?;
-    if !admits(&Secrets { tx, now }, &active, &active.session.access_policy.read, client)? {
+    if !admits(&Secrets { tx, now }, &active, |policy| &policy.read, client)? {
         return refuse(ClientRefusal::Denied(name.to_owned()));
     }
     match hash {

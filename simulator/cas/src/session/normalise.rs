@@ -3,6 +3,7 @@
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use serde_json::Value;
 
 use super::{AccessPolicy, KeyType, Kind, Secret, Session, SessionError, Variant, rule};
 use crate::tls::key_hash;
@@ -75,6 +76,23 @@ impl Session {
 }
 
 impl AccessPolicy {
+    /// With the same entries in each of its lists.
+    pub(super) fn same(who: Vec<String>) -> AccessPolicy {
+        AccessPolicy { read: who.clone(), update: who.clone(), create_sessions: who }
+    }
+
+    /// What a configuration fragment says: a whole policy, or the entries of any of its lists. `None`: nothing that is simulated.
+    pub fn of_fragment(text: &str) -> Option<AccessPolicy> {
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        let mut policy = match value {
+            Value::Object(_) => serde_json::from_value(value).ok()?,
+            Value::String(who) => AccessPolicy::same(vec![who]),
+            list => AccessPolicy::same(serde_json::from_value(list).ok()?),
+        };
+        policy.normalise().ok()?;
+        Some(policy)
+    }
+
     fn normalise(&mut self) -> Result<(), SessionError> {
         let AccessPolicy { read, update, create_sessions } = self;
         if read.is_empty() {

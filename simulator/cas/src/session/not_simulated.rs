@@ -56,7 +56,6 @@ pub const DEFAULTS: &[(&str, &str)] = &[
 pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
     ("secrets.kind", "public-key"),
     ("secrets.kind", "aad-token"),
-    ("secrets.kind", "config-fragment"),
     ("secrets.kind", "pgp-key"),
     ("secrets.kind", "jwt"),
     ("security.attestation.mode", "maa"),
@@ -66,7 +65,6 @@ pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
 
 /// Sections in whose place SCONE takes a placeholder.
 const DYNAMIC: &[&str] = &[
-    "access_policy",
     "services.attestation",
     "services.attestation.mrenclave",
     "services.attestation.signer",
@@ -84,6 +82,7 @@ const DYNAMIC: &[&str] = &[
 /// Where a placeholder is resolved when a service starts, or the access policy is asked; `validate` checks that it can be. Anywhere else it would be taken
 /// literally: a token, a name or a path that an attacker can read in this file.
 const RESOLVED: &[&str] = &[
+    "access_policy",
     "access_policy.read",
     "access_policy.update",
     "access_policy.create_sessions",

@@ -101,6 +101,8 @@ pub enum Kind {
     X509,
     /// A certificate that signs others.
     X509Ca,
+    /// A part of a session. Its value is text, or JSON.
+    ConfigFragment,
 }
 
 impl Kind {
@@ -117,6 +119,7 @@ impl Kind {
             Kind::PrivateKey => "private-key",
             Kind::X509 => "x509",
             Kind::X509Ca => "x509-ca",
+            Kind::ConfigFragment => "config-fragment",
         }
     }
 }
@@ -163,6 +166,7 @@ impl Secret {
             Some(Kind::X509 | Kind::X509Ca) => {
                 CertificateDer::from_pem_slice(value.as_bytes()).ok().map(|certificate| certificate.to_vec())
             }
+            Some(Kind::ConfigFragment) => Some(value.clone().into_bytes()),
             _ => value.bytes().all(|c| (0x20..0x7f).contains(&c)).then(|| value.clone().into_bytes()),
         })
     }

@@ -5,10 +5,13 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, IntoDeserializer, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
-use super::{SessionId, UpdatePolicy, host_variable};
+use yaml_serde::Value;
+
+use super::placeholder::OPEN;
+use super::{AccessPolicy, SessionId, UpdatePolicy, host_variable};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -39,6 +42,56 @@ pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> 
     }
 
     deserializer.deserialize_any(OneOrMany(PhantomData))
+}
+
+/// Writes the values of configuration fragments, which may have any shape, as JSON. Whether there was one to write.
+pub fn write_fragments_as_text(tree: &mut Value) -> bool {
+    let secrets = match tree.get_mut("secrets") {
+        Some(Value::Sequence(secrets)) => secrets.as_mut_slice(),
+        Some(secret) => std::slice::from_mut(secret),
+        None => &mut [],
+    };
+    let mut found = false;
+    for secret in secrets.iter_mut().filter(|secret| secret.get("kind").is_some_and(|kind| kind == "config-fragment")) {
+        if let Some(value) = secret.get_mut("value").filter(|value| !value.is_string() && !value.is_null())
+            && let Ok(json) = serde_json::to_string(value)
+        {
+            *value = json.into();
+            found = true;
+        }
+    }
+    found
+}
+
+/// An access policy, or a placeholder in its place, which then stands in all of its lists.
+pub fn access_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<AccessPolicy, D::Error> {
+    struct PolicyOrPlaceholder;
+
+    impl<'de> Visitor<'de> for PolicyOrPlaceholder {
+        type Value = AccessPolicy;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an access policy or a placeholder")
+        }
+
+        fn visit_unit<E>(self) -> Result<AccessPolicy, E> {
+            Ok(AccessPolicy::default())
+        }
+
+        fn visit_str<E: Error>(self, text: &str) -> Result<AccessPolicy, E> {
+            if text.contains(OPEN) {
+                Ok(AccessPolicy::same(vec![text.to_owned()]))
+            } else {
+                Err(E::invalid_type(Unexpected::Str(text), &self))
+            }
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<AccessPolicy, A::Error> {
+            AccessPolicy::deserialize(MapAccessDeserializer::new(map))
+        }
+    }
+
+    deserializer.deserialize_any(PolicyOrPlaceholder)
 }
 
 /// A predecessor: absent, `~`, `null` and empty are the same (section 2.4).

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::placeholder::{Format, OPEN, Part, Placeholder};
-use super::{Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
+use super::{AccessPolicy, Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
 const TOLERABLE: &[&str] = &[
@@ -90,9 +90,14 @@ impl Session {
         else {
             return Err(rule(path, "not one placeholder without format"));
         };
+        let fragment = self.secret(name).and_then(|secret| secret.value.as_deref());
         match self.secret(name).and_then(|secret| secret.kind) {
             Some(kind @ (Kind::Binary | Kind::PrivateKey)) => {
                 Err(rule(path, format!("'{name}' is {}, not ascii or a certificate", kind.text())))
+            }
+            // What an import says may change: then it is ignored.
+            Some(Kind::ConfigFragment) if fragment.is_some_and(|text| AccessPolicy::of_fragment(text).is_none()) => {
+                Err(SessionError::NotSimulated(format!("{path}: what the config-fragment '{name}' says")))
             }
             _ => Ok(()),
         }
@@ -321,7 +326,7 @@ impl Session {
                 // Random printable characters are not base32.
                 None => Err(weak()),
             },
-            Some(Kind::PrivateKey | Kind::X509 | Kind::X509Ca) => Err(weak()),
+            Some(Kind::PrivateKey | Kind::X509 | Kind::X509Ca | Kind::ConfigFragment) => Err(weak()),
             _ => Ok(()),
         }
     }

@@ -138,7 +138,7 @@ impl Secret {
             Some(Some(value)) => Some(value),
             Some(None) => {
                 let wanted = match kind {
-                    Kind::Ascii => "not printable ASCII",
+                    Kind::Ascii | Kind::ConfigFragment => "not printable ASCII",
                     Kind::Binary => "not hex",
                     Kind::PrivateKey => "not a PKCS#8 private key in PEM",
                     Kind::X509 | Kind::X509Ca => "not a certificate in PEM",
@@ -150,6 +150,8 @@ impl Secret {
             Kind::Ascii | Kind::Binary => self.check_size(path, value.as_deref()),
             Kind::PrivateKey => self.check_private_key(path),
             Kind::X509 | Kind::X509Ca => self.check_certificate(path, value.as_deref()),
+            Kind::ConfigFragment if value.is_none() => Err(rule(&format!("{path}.value"), "missing")),
+            Kind::ConfigFragment => Ok(()),
         }
     }
 
