@@ -177,6 +177,14 @@ impl Session {
         // As a tree first: this bounds what aliases expand to, and finds duplicate keys and what is not simulated.
         let mut tree = read_tree(text)?;
         not_simulated::refuse(&tree)?;
+        // Another language has other keys.
+        if let Value::Mapping(keys) = &tree {
+            validate::check_version(&match keys.get("version") {
+                Some(Value::String(version)) => version.clone(),
+                Some(Value::Number(version)) => version.to_string(),
+                _ => String::new(),
+            })?;
+        }
         let mut session: Session = if syntax::write_fragments_as_text(&mut tree) {
             yaml_serde::from_str(&yaml_serde::to_string(&tree)?)?
         } else {

@@ -27,16 +27,7 @@ const FREE_NAMES: Names = (is_free_name, "at most 512 bytes, no control characte
 impl Session {
     /// Checks language, name and predecessor. These come first, since references depend on the name.
     pub(super) fn validate_head(&self) -> Result<(), SessionError> {
-        let minor = self.version.strip_prefix("0.3").map(|rest| rest.strip_prefix('.').unwrap_or(rest));
-        let known = |minor: &str| (0..=12).any(|n| minor == n.to_string());
-        match minor {
-            Some("") if self.version == "0.3" => {}
-            Some(minor) if self.version.starts_with("0.3.") && known(minor) => {}
-            _ if self.version.is_empty() => {
-                return Err(SessionError::NotSimulated("version: absent, which means 0.1".into()));
-            }
-            _ => return Err(SessionError::NotSimulated(format!("version: {}", self.version))),
-        }
+        check_version(&self.version)?;
         if self.name == "/" {
             return Err(SessionError::NotSimulated("name: the root namespace".into()));
         }
@@ -345,6 +336,18 @@ impl Variant {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Whether this version of the language is served.
+pub(super) fn check_version(version: &str) -> Result<(), SessionError> {
+    let minor = version.strip_prefix("0.3").map(|rest| rest.strip_prefix('.').unwrap_or(rest));
+    let known = |minor: &str| (0..=12).any(|n| minor == n.to_string());
+    match minor {
+        Some("") if version == "0.3" => Ok(()),
+        Some(minor) if version.starts_with("0.3.") && known(minor) => Ok(()),
+        _ if version.is_empty() => Err(SessionError::NotSimulated("version: absent, which means 0.1".into())),
+        _ => Err(SessionError::NotSimulated(format!("version: {version}"))),
     }
 }
 

@@ -160,7 +160,7 @@ impl Secret {
         if value.is_some_and(|value| value.len() != size) {
             return Err(rule(&format!("{path}.size"), "not the value's"));
         }
-        if !(1..=MAX_SIZE).contains(&size) {
+        if size == 0 || size > MAX_SIZE && value.is_none() {
             return Err(rule(&format!("{path}.size"), format!("not between 1 and {MAX_SIZE}")));
         }
         Ok(())
