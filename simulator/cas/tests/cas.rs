@@ -545,7 +545,8 @@ fn a_cas_that_was_not_attested_is_refused() {
     let testing = "--only_for_testing-disable-attestation-verification";
     world.scone(&["session", "read", testing, "--cas", &world.client, "x"]).fails(2, "does not exist");
     let attested = world.scone(&["cas", "attest", &world.client, "-c", &world.key]);
-    assert_eq!(attested.succeeds(), format!("CAS {0} at https://{0}/ is trustworthy\n", world.client));
+    let version = concat!("Version of attested CAS: scone-sim ", env!("CARGO_PKG_VERSION"));
+    assert_eq!(attested.succeeds(), format!("CAS {0} at https://{0}/ is trustworthy\n{version}\n", world.client));
     assert!(attested.error().contains("software only"));
     world.scone(&["session", "read", "x"]).fails(2, "does not exist");
     assert_eq!(world.scone(&["cas", "list"]).succeeds(), format!("* {0}: https://{0}/\n", world.client));

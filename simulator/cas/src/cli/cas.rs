@@ -49,14 +49,16 @@ pub(super) fn run(command: CasCommand, path: &Path) -> Result<String> {
             eprintln!("{last}");
             Ok(String::new())
         }
-        CasCommand::Version { target } => {
-            let peer = target.peer(path)?;
-            let body = accepted(&peer, peer.get("/v1/version")?)?;
-            match (body["name"].as_str(), body["version"].as_str()) {
-                (Some(name), Some(version)) => Ok(format!("{name} {version}\n")),
-                _ => Err(CliError::new("CAS's answer is not understood", "no version in it")),
-            }
-        }
+        CasCommand::Version { target } => Ok(version(&target.peer(path)?)? + "\n"),
+    }
+}
+
+/// A CAS's name and version.
+fn version(peer: &Peer) -> Result<String> {
+    let body = accepted(peer, peer.get("/v1/version")?)?;
+    match (body["name"].as_str(), body["version"].as_str()) {
+        (Some(name), Some(version)) => Ok(format!("{name} {version}")),
+        _ => Err(CliError::new("CAS's answer is not understood", "no version in it")),
     }
 }
 
@@ -116,8 +118,11 @@ fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, r
             format!("It was {known}, it is {key}. If that is right, give the new one with -c"),
         ));
     }
+    let peer = Peer { key: Some(key.clone()), ..peer };
+    let version = version(&peer)?;
     let Peer { address, .. } = peer;
-    let text = format!("CAS {} at {} is trustworthy\n", address.name(), address.url());
+    let trustworthy = format!("CAS {} at {} is trustworthy\n", address.name(), address.url());
+    let text = format!("{trustworthy}Version of attested CAS: {version}\n");
     Config::change(path, |config| {
         config.remember(&address, key);
         Ok(())
