@@ -25,7 +25,7 @@ use bundle::account::{self, Account};
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::protection::{self, describe};
 use bundle::state::{self, Program};
-use bundle::{hint, program, prompt};
+use bundle::{hint, program, prompt, service};
 use clap::Parser;
 
 /// Put a program behind the account's codes
@@ -46,7 +46,7 @@ Examples:
   ./scripts/protect.rs calculator --image calculator:1 --command 'python3 /app/my_service.py -x @@1'
   ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
       --mount-point /in --open '/bin/signer public'
-  ./scripts/protect.rs web --image web:1 --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
+  ./scripts/protect.rs web --image web:1 --command 'python3 /app/service.py' --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
   ./scripts/protect.rs web --image web:1 --fs-dir /app --signing-key ../key.pem
                                                          on SCONE: converts it, with /app in its measurement
   ./scripts/protect.rs web                               the image was rebuilt: measures it again
@@ -107,12 +107,16 @@ fn protect(args: &Args) -> Result<String, Failure> {
     account.check_cas()?;
     let before = account.state.programs.get(name).cloned();
     let after = if args.remove {
-        // Whatever comes back under that name begins with empty volumes.
-        let removed = |program: &Program| {
-            let volume_version = program.volume_version + 1;
-            Program { removed: true, volume_version, ..program.clone() }
-        };
-        program::known(&account, name).map(removed)?
+        match &before {
+            // Cut off, it goes on.
+            Some(before) if before.removed && before.pending => before.clone(),
+            _ => {
+                let program = program::known(&account, name)?;
+                // Whatever comes back under that name begins with empty volumes.
+                let volume_version = program.volume_version + 1;
+                Program { removed: true, volume_version, ..program.clone() }
+            }
+        }
     } else {
         describe(&mut account, name, &args.program)?
     };
@@ -125,16 +129,23 @@ fn protect(args: &Args) -> Result<String, Failure> {
     if let Some(before) = before.as_ref().map(image).filter(|id| *id != image(&account.state.programs[name])) {
         account.tools.untag(&before)?;
     }
+    let runs = match service::running(&account, name)? {
+        Some(_) => {
+            let stop = hint::pasteable(&account.script("start", &format!(" {name} --stop")));
+            format!("\nit still runs as it was started: {stop}")
+        }
+        None => String::new(),
+    };
     if args.remove {
         account.tools.untag(&protection::tag(&account, name))?;
-        return Ok(format!("removed: nobody can start '{name}' any more; its secrets are gone"));
+        return Ok(format!("removed: nobody can start '{name}' any more; its secrets are gone{runs}"));
     }
     let done = match (has_changed, is_new) {
         (true, true) => "protected",
         (true, false) => "updated",
         (false, _) => "already protected",
     };
-    report(&account, name, done)
+    Ok(report(&account, name, done)? + &runs)
 }
 
 fn confirm(args: &Args) -> Result<(), Failure> {

@@ -386,6 +386,8 @@ fn starts_with_a_code_alone(platform: Platform) {
         // What was measured is run by its ID, whatever the name is now.
         shell.image.tag.as_ref().expect("a tag").replace(&shell.image.directory, &CHANGES);
         shell.start(&["--", "steal"]).code.filter(|code| *code == 2).expect("the program that was measured");
+        let doctor = shell.bundle.script("doctor", &[]).stdout;
+        assert!(doctor.contains("was rebuilt; the one that was measured is started -> "), "{doctor}");
         row("other image", "not taken: what was measured is run by its ID");
         let altered =
             shell.bundle.state("default")["programs"]["shell"]["image_id"].as_str().expect("an ID").to_owned();
@@ -787,7 +789,7 @@ fn what_changes_while_a_code_is_asked_for_is_found_before_it_is_spent() {
 fn a_mount_point_hides_nothing_that_would_be_measured() {
     let shell = Shell::new(Platform::SimNative);
     let hidden = shell.protect(&["--args", "1", "--mount-point", "/app"]).expect(3);
-    hidden.saying("'/app' has files in it: it cannot be a --mount-point");
+    hidden.saying("'/app' has files in the image, which something mounted there would hide");
     assert_eq!(shell.bundle.known("default", &["programs"]), "{}");
 }
 
@@ -826,6 +828,60 @@ fn a_protect_that_was_cut_off_keeps_no_old_codes_alive() {
     start_of(&bundle, &alice, "secret").expect(5).saying("One-time Password is invalid");
     bundle.gen_qr(&["--output", "new.svg"]).expect(0);
     start_of(&bundle, &bundle.scan("new.svg"), "secret").expect(0);
+}
+
+#[test]
+fn after_a_protect_that_was_cut_off_one_may_roll_forward_and_go_on_with_something_else() {
+    let (bundle, alice, image) = watched();
+    let mut alice = alice;
+    let protect = |mode: &str| {
+        let command = ["shell", "--image", &image.name, "--command", "sh /app/service.sh @@1"].map(str::to_owned);
+        let more = ["--open", "sh /app/service.sh tell", "--secret", "SECRET=drawn", "--env", mode].map(str::to_owned);
+        [&command[..], &more].concat()
+    };
+    let (cut_off, other) = (protect("MODE=cut-off"), protect("MODE=other"));
+    let cut_off: Vec<&str> = cut_off.iter().map(String::as_str).collect();
+    let other: Vec<&str> = other.iter().map(String::as_str).collect();
+    let mut secret = None;
+    bundle.kill_everywhere("protect", &cut_off, String::new, |which, uploads| {
+        if uploads % 2 == 0 {
+            let forward = bundle.script("roll_forward", &["--yes"]);
+            assert_eq!(forward.code, Some(0), "{which}: {forward:?}");
+            let refused = start_of(&bundle, &alice, "secret");
+            assert!(matches!(refused.code, Some(3 | 5)), "{which}: {refused:?}");
+            let _ = fs::remove_file(bundle.root.join("next.svg"));
+            bundle.gen_qr(&["--output", "next.svg"]).expect(0);
+            alice = bundle.scan("next.svg");
+        }
+        let protected = bundle.script("protect", &other);
+        assert_eq!(protected.code, Some(0), "{which}: {protected:?}");
+        let told = start_of(&bundle, &alice, "secret").expect(0).stdout;
+        assert_eq!(*secret.get_or_insert(told.clone()), told, "{which}");
+        assert!(start_of(&bundle, &alice, "tell").expect(0).stdout.contains("MODE is other,"), "{which}");
+    });
+}
+
+#[test]
+fn a_removal_that_was_cut_off_is_completed_also_after_a_roll_forward() {
+    let (bundle, _alice, image) = watched();
+    let protect = ["shell", "--image", &image.name, "--command", "sh /app/service.sh @@1", "--secret", "SECRET=drawn"];
+    bundle.script("protect", &protect).expect(0);
+    let remove = ["shell", "--remove", "--yes"];
+    let mut with_roll_forward = false;
+    bundle.kill_everywhere("protect", &remove, String::new, |which, _| {
+        with_roll_forward = !with_roll_forward;
+        if with_roll_forward {
+            let forward = bundle.script("roll_forward", &["--yes"]);
+            assert_eq!(forward.code, Some(0), "{which}: {forward:?}");
+        }
+        let removed = bundle.script("protect", &remove);
+        // Cut off after its end, there is nothing to remove any more.
+        assert!(matches!(removed.code, Some(0 | 3)), "{which}: {removed:?}");
+        let namespace = bundle.known("default", &["namespace"]);
+        let read = bundle.scone(["session", "read", &format!("{namespace}/shell/default")]).expect(0).stdout;
+        assert!(!read.contains("mrenclave"), "{which}: {read}");
+        bundle.script("protect", &protect).expect(0);
+    });
 }
 
 #[test]

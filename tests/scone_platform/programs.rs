@@ -606,6 +606,8 @@ fn a_program_that_is_given_up_is_untagged() {
     host.protect(&[]).expect(0);
     host.forget();
     host.script("protect", &["web", "--remove", "--yes"]).expect(0);
-    assert_eq!(host.engine(), [&vector(&format!("image rm {}", host.tag()))[..]]);
+    let label = format!("otpqr.program={}/web/default", host.known("namespace"));
+    let looked = vector(&format!("ps --filter=label={label} --format={{{{.Names}}}}"));
+    assert_eq!(host.engine(), [looked, vector(&format!("image rm {}", host.tag()))]);
     host.start(&[]).expect(3).saying("has no program 'web'");
 }

@@ -124,6 +124,12 @@ pub fn programs(account: &Account) -> Vec<Finding> {
             let protect = account.script("protect", &format!(" {name}"));
             Finding::wrong("program", format!("'{name}': a run of 'protect' was cut off"), protect)
         }
+        // In a container the measured one is started, whatever the name means now.
+        Ok(()) if account.tools.is_another(&program.image, &program.made_of) => {
+            let finding =
+                format!("'{name}': image '{}' was rebuilt; the one that was measured is started", program.image);
+            Finding::wrong("program", finding, account.script("protect", &format!(" {name}   # measures the new one")))
+        }
         Ok(()) => Finding::ok("program", format!("'{name}': image '{}' is the one that was measured", program.image)),
         Err(failure) => Finding::refused("program", failure),
     };

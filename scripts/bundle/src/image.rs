@@ -273,6 +273,20 @@ impl Tools {
         self.engine.run(&args.map(OsString::from), &[])
     }
 
+    /// Whether a name means another image by now. If it means none, nothing was rebuilt.
+    pub(crate) fn is_another(&self, image: &str, made_of: &[String]) -> bool {
+        self.runs_containers() && self.id_of(image).is_ok_and(|id| made_of.first() != Some(&id))
+    }
+
+    /// Keeps an image from being pruned.
+    pub(crate) fn tag(&self, image_id: &str, tag: &str) -> Result<(), Failure> {
+        if self.runs_containers() {
+            // What is not there any more, nobody starts.
+            self.docker(["tag", image_id, tag])?;
+        }
+        Ok(())
+    }
+
     /// Gives up an image that was made ready.
     pub fn untag(&self, tag: &str) -> Result<(), Failure> {
         if self.runs_containers() {

@@ -410,6 +410,14 @@ fn is_there(account: &mut Account, session: &Session, versions: &Versions) -> Re
     }
 }
 
+/// If CAS holds just this policy, of a run that was cut off before it could record that, has the state say so. Whatever else CAS
+/// holds, or if it does not answer, nothing becomes of it: the next upload says why.
+pub fn adopt(account: &mut Account, session: &Session, versions: &Versions) {
+    if let Ok((Held::Same, version)) = look(account, session, versions) {
+        session.confirm(&mut account.state, version);
+    }
+}
+
 /// Why an upload was refused.
 fn explain(account: &Account, session: &Session, refusal: Finished) -> Result<Failure, Failure> {
     let reason = refusal.reason();

@@ -9,7 +9,7 @@ use crate::account::Account;
 use crate::container::{self, Executable, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::{Made, UserImage};
-use crate::policy;
+use crate::policy::{self, Versions};
 use crate::sconify;
 use crate::session::Session;
 use crate::state::{Program, Secret};
@@ -225,6 +225,15 @@ pub fn carry_out(
     let is_given = account.given.keys().any(|(program, _)| program == name);
     let own_changes = is_given || before.is_none_or(|before| owned(before) != owned(&after));
     let changes = own_changes || before != Some(&after);
+    if was_pending {
+        // What a run that was cut off had uploaded is found while it is still known what that was.
+        let current = Versions::current(&account.state);
+        for session in [&own, &person, &Session::Otpqr] {
+            policy::adopt(account, session, &current);
+        }
+        let adopted = &account.state.programs[name];
+        (after.own, after.person) = (adopted.own.clone(), adopted.person.clone());
+    }
     after.pending |= changes;
     account.state.programs.insert(name.to_owned(), after);
     if own_changes {
@@ -251,7 +260,10 @@ pub fn carry_out(
     if uploaded.as_ref().is_err_and(Failure::is_refusal) && !has_begun && !was_pending {
         // CAS said no, and holds what it held.
         match before {
-            Some(before) => account.state.programs.insert(name.to_owned(), before.clone()),
+            Some(before) => {
+                account.tools.tag(&before.image_id, &tag(account, name))?;
+                account.state.programs.insert(name.to_owned(), before.clone())
+            }
             None => account.state.programs.remove(name),
         };
         account.record(&lock)?;

@@ -8,7 +8,7 @@ use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::issue::{Output, discard};
-use crate::policy::{Held, Versions, compare, render, unconfirmed, upload, upload_each};
+use crate::policy::{Held, Versions, adopt, compare, render, unconfirmed, upload, upload_each};
 use crate::prompt;
 use crate::session::Session;
 use crate::state::{Lock, Pending, State};
@@ -222,9 +222,14 @@ impl Rotation {
             }
             None => "switching session 2, and then the programs",
         };
+        if to.uploads_done == 0 && !self.account.state.programs.is_empty() {
+            // Of a run of protect.rs that was cut off.
+            let current = Versions::current(&self.account.state);
+            adopt(&mut self.account, &Session::Otpqr, &current);
+        }
         self.upload(&lock, to, 0, &Session::Otpqr, &both, "declaring the new beside the old")?;
         self.upload(&lock, to, 1, &Session::Reset, &new, switching)?;
-        self.switch_programs(&lock, to, &new)?;
+        let are_all_switched = self.switch_programs(&lock, to, &new)?;
         let lock = match code {
             None => lock,
             Some(source) => {
@@ -235,6 +240,9 @@ impl Rotation {
             }
         };
         self.upload(&lock, to, 2, &Session::Otpqr, &new, "dropping the old")?;
+        if !are_all_switched {
+            step("from here on the old codes are dead");
+        }
         self.finish(&lock, to)?;
         Ok(match code {
             Some(_) => {
@@ -272,26 +280,33 @@ impl Rotation {
 
     /// What asks for codes of the old secret asks for those of the new one. (After session 2, so that it alone tells whether there is
     /// a way back; and again until the last upload is done: what is so already is left alone.)
-    fn switch_programs(&mut self, lock: &Lock, to: &Pending, new: &Versions) -> Result<(), Failure> {
+    /// Whether all are.
+    fn switch_programs(&mut self, lock: &Lock, to: &Pending, new: &Versions) -> Result<bool, Failure> {
         if to.keeps_secret(&self.account.state) {
-            return Ok(());
+            return Ok(true);
         }
         let dependent = Session::dependent(&self.account.state);
+        let current = Versions::current(&self.account.state);
+        let mut are_all_switched = true;
         for session in &dependent {
             step(format!("switching '{}'", session.name(&self.account)));
+            adopt(&mut self.account, session, &current);
             match upload(&mut self.account, session, new) {
                 Ok(_) => {}
                 // What CAS does not take must not keep old codes alive elsewhere. Here they die with the last upload: CAS then finds
                 // nothing where the session imports the old secret from.
-                Err(failure) if failure.is_refusal() || failure.is_part_way() => self.leave(session, failure),
+                Err(failure) if failure.is_refusal() || failure.is_part_way() => {
+                    self.leave(session, failure);
+                    are_all_switched = false;
+                }
                 Err(failure) => return Err(failure),
             }
             self.account.record(lock)?;
         }
-        if !dependent.is_empty() {
+        if !dependent.is_empty() && are_all_switched {
             step("from here on the old codes are dead");
         }
-        Ok(())
+        Ok(are_all_switched)
     }
 
     /// The program that a session is about is left as it is: nobody can start it until it is protected again.

@@ -86,9 +86,11 @@ impl Launch<'_> {
             let mut record = Record::open(self.account, self.name)?;
             let starting = || ServiceError::Starting { program: self.name.to_owned() };
             let Held::Free = record.hold()? else { return Err(starting().into()) };
-            if tools.runs_containers() {
-                record.write(&container)?;
+            // Another may have been started while this code was typed.
+            if tools.runs_containers() && running(self.account, self.name)?.is_some() {
+                return Err(starting().into());
             }
+            record.write(if tools.runs_containers() { &container } else { "" })?;
             let running = ready.hand_over(&self.config_id(code))?;
             let process = running.id().filter(|_| !tools.runs_containers());
             if let Some(process) = process {

@@ -106,7 +106,11 @@ impl Session {
     /// The command that uploads it.
     pub fn uploading(&self, account: &Account, rest: &str) -> String {
         match self.program() {
-            Some(program) => account.script("protect", &format!(" {program}{rest}")),
+            Some(program) => {
+                let is_removed = account.state.programs.get(program).is_some_and(|program| program.removed);
+                let remove = if is_removed { " --remove" } else { "" };
+                account.script("protect", &format!(" {program}{remove}{rest}"))
+            }
             None => account.script("create", rest),
         }
     }

@@ -228,7 +228,10 @@ impl Found<'_> {
                 if self.selection.is_mount_point(&show(&path)) {
                     // What is there would be hidden, and not be measured.
                     if seen.stx_mnt_id == self.mount && holds_a_file(&opened, &name)? {
-                        return Err(refused(&path, "has files in it: it cannot be a --mount-point"));
+                        return Err(refused(
+                            &path,
+                            "has files in the image, which something mounted there would hide: remove them from the image, or mount elsewhere",
+                        ));
                     }
                     continue;
                 }

@@ -416,7 +416,10 @@ fn a_mount_point_where_nothing_is_bound_is_an_empty_directory_in_memory() {
     let output = image.runs(&ALL, &point, script);
     assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(134), ""));
     let error = text(&output.stderr);
-    assert!(error.contains("'/app/scratch' has files in it: it cannot be a --mount-point"), "{error}");
+    assert!(
+        error.contains("'/app/scratch' has files in the image, which something mounted there would hide"),
+        "{error}"
+    );
     fs::remove_file(image.path("app/scratch/inner/x")).unwrap();
     let output = image.runs(&ALL, &point, script);
     assert_eq!(text(&output.stdout), "x\n", "{}", text(&output.stderr));
