@@ -175,7 +175,8 @@ fn a_code_on_its_way_is_in_one_environment_variable_and_nowhere_else() {
     cas.wait();
 
     let mut containers = Command::new("docker");
-    containers.args(["ps", "--quiet", "--no-trunc", "--filter"]);
+    // Also one that the engine does not know to be running yet.
+    containers.args(["ps", "--all", "--quiet", "--no-trunc", "--filter"]);
     containers.arg(format!("label=otpqr.output={}-1-1", bundle.known("default", &["namespace"])));
     let ours = run(containers).expect(0).stdout;
     let inspected: Vec<String> = ours

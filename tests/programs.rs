@@ -302,7 +302,8 @@ fn gets_its_callers_signals(platform: Platform) {
         if platform == Platform::Sim {
             let label = format!("otpqr.program={}/shell/default", shell.bundle.known("default", &["namespace"]));
             let mut inspect = Command::new("sh");
-            inspect.args(["-c", &format!("docker inspect $(docker ps --quiet --no-trunc --filter label={label})")]);
+            inspect
+                .args(["-c", &format!("docker inspect $(docker ps --all --quiet --no-trunc --filter label={label})")]);
             let inspected = run(inspect).expect(0).stdout;
             assert!(inspected.contains("/environment"), "{inspected}");
             shown.push(inspected.into_bytes());
