@@ -432,6 +432,14 @@ fn goes_on_alone(platform: Platform) {
     let mode = std::os::unix::fs::PermissionsExt::mode(&log.metadata().expect("the log").permissions());
     assert_eq!(mode & 0o777, 0o600);
 
+    // Another one, that waits for its code meanwhile. (A pipe opens when both ends are there.)
+    let pipe = shell.bundle.root.join("other-code");
+    assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+    let other = ["shell", "--otp-file", "other-code", "--detach", "--log", "other.log", "--", "serve"];
+    let mut other = shell.bundle.script_command("start", &other);
+    let other = other.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start");
+    let mut other_code = fs::OpenOptions::new().write(true).open(pipe).expect("the script asks for the code");
+
     let started = shell.start(&detach).expect(0);
     let (key, value) = if platform == Platform::Sim { ("container", "otpqr-shell-") } else { ("pid", "") };
     let told: serde_json::Value = serde_json::from_str(&started.stdout).expect("JSON");
@@ -444,6 +452,19 @@ fn goes_on_alone(platform: Platform) {
         .bundle
         .script("start", &["shell", "--otp-file", "code.txt", "--detach", "--log", "service.log", "--", "serve"]);
     assert!(again.expect(0).stdout.starts_with("already running: 'shell', "));
+    // Nor does a second one come beside it, and no code is spent on that.
+    let code = shell.code();
+    std::io::Write::write_all(&mut other_code, code.as_bytes()).expect("the code");
+    drop(other_code);
+    let other = other.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&other.stderr);
+    assert_eq!((other.status.code(), other.stdout.as_slice()), (Some(3), &b""[..]), "{said}");
+    assert!(said.contains("another start of 'shell' as a service is under way"), "{said}");
+    assert!(shell.start_with(&code, &["--", "tell"], "").expect(0).stdout.starts_with("SECRET has 0 digits"));
+    shell.bundle.wait(30);
+    // Whoever changes it meanwhile is told that it runs as it was.
+    let updated = shell.protect(&["--args", "1", "--env", "LATER=1"]).expect(0);
+    assert!(updated.stdout.contains("\nit still runs as it was started: "), "{updated:?}");
 
     assert_eq!(stop().expect(0).stdout, "stopped: 'shell'; it takes a code to start it again\n");
     assert!(fs::read_to_string(&log).expect("the log").ends_with("ended\n"));
