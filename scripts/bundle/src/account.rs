@@ -6,7 +6,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use crate::cas::Cas;
-use crate::container::OTPQR;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
@@ -137,7 +136,7 @@ impl Account {
     /// Makes sure that the image is still the one whose measurement is in the policies.
     pub fn check_image(&self) -> Result<(), Failure> {
         let State { image, image_id, mrenclave, .. } = &self.state;
-        if self.tools.is_same_image(image, image_id, OTPQR, mrenclave)? {
+        if self.tools.is_same_image(image, image_id, mrenclave)? {
             return Ok(());
         }
         Err(Failure::from(AccountError::AnotherImage { image: image.clone() })

@@ -110,8 +110,10 @@ impl Tools {
 
     /// What the engine calls otpqr's image: an ID that no later build can take over. Natively the directory.
     pub fn image_id(&self, image: &str) -> Result<String, Failure> {
-        self.id_of(image)
-            .map_err(|failure| if failure.has_hint() { failure } else { failure.hint(self.facts.image_missing) })
+        if self.runs_containers() {
+            self.check_engine()?;
+        }
+        self.id_of(image).map_err(|failure| failure.hint(self.facts.image_missing))
     }
 
     /// The same of any image.
@@ -206,17 +208,11 @@ impl Tools {
         Ok(self.engine.run(&["image", "inspect", "--format", "{{.Id}}", id].map(OsString::from), &[])?.success())
     }
 
-    /// Whether the image is still the one with this ID and measurement.
-    pub fn is_same_image(
-        &self,
-        image: &str,
-        id: &str,
-        executable: Executable,
-        mrenclave: &str,
-    ) -> Result<bool, Failure> {
+    /// Whether otpqr's image is still the one with this ID and measurement.
+    pub fn is_same_image(&self, image: &str, id: &str, mrenclave: &str) -> Result<bool, Failure> {
         let found = self.image_id(image)?;
         // An ID stands for its content; a directory does not.
-        Ok(found == id && (self.runs_containers() || self.measure(id, executable)? == mrenclave))
+        Ok(found == id && (self.runs_containers() || self.measure(id, OTPQR)? == mrenclave))
     }
 
     /// Gets a start ready, so that little is left to do once a code is there: a container is started, and its entry waits to be

@@ -101,10 +101,6 @@ impl Failure {
         self.exit == Exit::Refused
     }
 
-    pub fn has_hint(&self) -> bool {
-        !self.hints.is_empty()
-    }
-
     /// Whether it stopped the run part-way.
     pub fn is_part_way(&self) -> bool {
         self.exit == Exit::PartWay

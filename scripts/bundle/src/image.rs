@@ -129,16 +129,20 @@ impl UserImage {
         Ok(UserImage { name: image(), id, command, environment: environment.collect(), pwd })
     }
 
+    /// Where its programs are looked for.
+    fn path(&self) -> &str {
+        self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path)
+    }
+
     /// The absolute path of the program that a command's first word names, as an engine would find it. On SCONE that of the file
     /// itself, not of a link to it: that is what is converted.
     pub fn find(&self, account: &Account, program: Option<&String>) -> Result<String, Failure> {
         let image = || self.name.clone();
         let program = program.ok_or_else(|| UserImageError::NoProgram { image: image() })?;
-        let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
         let candidates: Vec<String> = if program.contains('/') {
             vec![join(&self.pwd, program)]
         } else {
-            path.split(':').filter(|place| place.starts_with('/')).map(|place| join(place, program)).collect()
+            self.path().split(':').filter(|place| place.starts_with('/')).map(|place| join(place, program)).collect()
         };
         let found = if account.tools.runs_containers() {
             let copy = Copy::of(account, &self.id, &self.name)?;
@@ -159,8 +163,7 @@ impl UserImage {
 
     /// The first of these paths from which the image's programs are looked for.
     pub fn on_path(&self, paths: &[String]) -> Option<String> {
-        let path = self.environment.iter().find(|(name, _)| name == "PATH").map_or(PATH, |(_, path)| path);
-        paths.iter().find(|mounted| path.split(':').any(|place| Path::new(place).starts_with(mounted))).cloned()
+        paths.iter().find(|mounted| self.path().split(':').any(|place| Path::new(place).starts_with(mounted))).cloned()
     }
 
     /// What the program is started from, as the engine identifies it: in containers the user's image with the entry, and where it is

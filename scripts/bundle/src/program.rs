@@ -148,7 +148,7 @@ impl<'a> Launch<'a> {
         self.check_volumes()
     }
 
-    pub(crate) fn start<'b>(&'b self, options: &'b [OsString], label: String) -> Start<'b> {
+    pub(crate) fn start<'b>(&'b self, options: &'b [OsString]) -> Start<'b> {
         let Account { state, .. } = self.account;
         let command = if self.is_open { &self.program.open } else { &self.program.command };
         let path = command.first().map_or("", String::as_str);
@@ -159,7 +159,7 @@ impl<'a> Launch<'a> {
             arguments: self.arguments,
             volumes: &self.volumes,
             mounts: &self.mounts,
-            label: Some(label),
+            label: Some(label(self.account, self.name)),
             options,
         }
     }
@@ -213,7 +213,7 @@ impl<'a> Launch<'a> {
         let has_terminal = at_terminal() && input == Input::Callers;
         let (options, container) =
             self.container(if has_terminal { &["--interactive", "--tty"] } else { &["--interactive"] });
-        let start = self.start(&options, label(self.account, self.name));
+        let start = self.start(&options);
         let get_ready = || {
             let streams = if tools.runs_containers() { Relay::of_container } else { Relay::natively };
             let (relay, streams) = streams(input)?;

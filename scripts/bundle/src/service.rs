@@ -70,7 +70,7 @@ impl Launch<'_> {
         let tools = &self.account.tools;
         let log = Log::open(log)?;
         let (options, container) = self.container(&[]);
-        let start = self.start(&options, label(self.account, self.name));
+        let start = self.start(&options);
         let get_ready = || {
             let (streams, masking) = log.streams()?;
             let ready = tools.get_ready(&start, Some(streams))?;
