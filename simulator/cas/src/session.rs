@@ -4,6 +4,7 @@
 //! nothing is ever ignored. A parsed session is in normal form: defaults written out, short spellings spelled out, references
 //! absolute. The normal form is what is hashed, stored and read back, so a file and what `read` gives for it are equal.
 
+mod delegated;
 mod normalise;
 mod not_simulated;
 pub mod placeholder;
@@ -22,6 +23,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use yaml_serde::Value;
 
+pub use delegated::{Or, Unresolved, fragment};
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
@@ -81,7 +83,7 @@ pub struct Session {
     pub access_policy: AccessPolicy,
     /// What a service must show.
     #[serde(default)]
-    pub security: Security,
+    pub security: Or<Security>,
     /// The certificate (PEM) of the client that uploaded it, if the access policy refers to the creator. Written by CAS alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub creator: Option<String>,
@@ -120,7 +122,7 @@ pub struct AccessPolicy {
 pub struct Security {
     /// How it is judged.
     #[serde(default)]
-    pub attestation: Attestation,
+    pub attestation: Or<Attestation>,
     /// Whether an enclave must never have been used before. Here every start makes a new one: kept, without further effect.
     #[serde(default, skip_serializing_if = "is_default")]
     pub singleton_enclaves: bool,
@@ -135,7 +137,7 @@ pub struct Security {
 pub struct Attestation {
     /// Whether evidence is judged at all.
     #[serde(default)]
-    pub mode: Mode,
+    pub mode: Or<Mode>,
     /// Weaknesses of the platform that are tolerated. The simulator has no platform: kept, without effect.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub tolerate: Vec<String>,
@@ -145,11 +147,28 @@ pub struct Attestation {
     /// The secret whose codes start the session's services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,
+    /// Quoting enclaves that are trusted beside SCONE's. The simulator has none: kept, without effect.
+    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
+    pub trusted_scone_qe_pubkeys: Vec<String>,
+    /// Whether services must run on CAS's machine. They do: the simulated CAS listens on loopback only.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub must_be_sgx_local: bool,
     /// As every field of this type, it may only say what holds without it: see [`DEFAULTS`].
     #[serde(default, skip_serializing)]
-    must_be_sgx_local: IgnoredAny,
-    #[serde(default, skip_serializing)]
     url: IgnoredAny,
+}
+
+impl Security {
+    /// Of a section that is put together: how a service is judged.
+    pub fn attestation(&self) -> Option<&Attestation> {
+        self.attestation.given()
+    }
+
+    /// The secret whose code starts this service: its own before the session's.
+    pub fn code_secret<'a>(&'a self, service: &'a Service) -> Option<&'a str> {
+        let own = service.one_time_password_shared_secret.as_deref();
+        own.or_else(|| self.attestation()?.one_time_password_shared_secret.as_deref())
+    }
 }
 
 /// Whether evidence is judged at all.
@@ -248,12 +267,6 @@ impl Session {
     /// What the service's file system looks like.
     pub fn image(&self, service: &Service) -> Option<&Image> {
         self.images.iter().find(|image| Some(&image.name) == service.image_name.as_ref())
-    }
-
-    /// The secret whose code starts this service: its own before the session's.
-    pub fn code_secret<'a>(&'a self, service: &'a Service) -> Option<&'a str> {
-        let own = service.one_time_password_shared_secret.as_deref();
-        own.or(self.security.attestation.one_time_password_shared_secret.as_deref())
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use scone_sim::session::{Endpoint, KeyType, Kind, MAX_TEXT, Mode, NOT_SIMULATED, Session, VALUES_NOT_SIMULATED};
+use scone_sim::session::{Endpoint, KeyType, Kind, MAX_TEXT, NOT_SIMULATED, Session, VALUES_NOT_SIMULATED};
 use scone_sim::tls::{self, Identity};
 
 const MRENCLAVE: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -76,17 +76,67 @@ fn a_documented_key_that_is_not_served_says_so() {
     refused("name: /\nversion: '0.3.10'\n", "not simulated: name: the root namespace");
 }
 
+/// A session with a service `s`, whose attestation is `attestation`, and these secrets.
+fn delegating(attestation: &str, security: &str, secrets: &str) -> String {
+    session(&format!(
+        "services: [{{name: s, command: /p, attestation: {attestation}}}]\nsecurity: {security}\nsecrets:\n{secrets}"
+    ))
+}
+
 #[test]
-fn a_placeholder_for_a_part_of_the_policy_is_not_simulated() {
-    for part in [
-        "security: $$SCONE::x$$",
-        "security: {attestation: $$SCONE::x$$}",
-        "services: [{name: s, command: /p, attestation: [$$SCONE::x$$]}]",
-        "services: [{name: s, command: /p, attestation: {mrenclave: $$SCONE::x$$}}]",
-        "services: [{name: s, command: /p, attestation: {signer: {mrsigner: $$SCONE::x$$, isvprodid: 1}}}]",
+fn secrets_may_stand_for_any_part_of_what_a_service_must_show() {
+    let fragment = |name: &str, value: &str| format!("  - {{name: {name}, kind: config-fragment, value: {value}}}\n");
+    let text = |name: &str, value: &str| format!("  - {{name: {name}, kind: ascii, value: '{value}'}}\n");
+    let measured = fragment("m", &format!("[{MRENCLAVE}, {OTHER}]"));
+    for (attestation, security, secrets, why) in [
+        ("[$$SCONE::x$$]", "", &measured, "services[0].attestation: no secret 'x' is declared"),
+        ("{mrenclave: $$SCONE::m:hex$$}", "", &measured, "config-fragment and does not have that format"),
+        ("{mrenclave: 'a$$SCONE::m$$'}", "", &measured, "neither a value nor one placeholder that stands for text"),
+        ("{mrenclave: $$SCONE::m|escape(json)$$}", "", &measured, "neither a value nor one placeholder"),
+        ("$$SCONE::b$$", "", &"  - {name: b, kind: binary}\n".into(), "neither a value nor one placeholder"),
+        ("$$SCONE::m$$", "", &measured, "services[0].attestation: with the values of its placeholders: "),
+        ("$$SCONE::v$$", "", &fragment("v", "{mrsinger: x}"), "unknown field `mrsinger`"),
+        ("$$SCONE::v$$", "", &fragment("v", "{mrenclave: abc}"), "a mrenclave is not 64 hex digits"),
+        ("$$SCONE::v$$", "", &fragment("v", "[]"), "at least one attestation variant is needed"),
+        ("$$SCONE::v$$", "", &fragment("v", "'$$SCONE::v$$'"), "its placeholders stand for one another"),
+        (
+            "[]",
+            "$$SCONE::v$$",
+            &fragment("v", "{attestation: {mode: maa}}"),
+            "not simulated: security.attestation.mode",
+        ),
+        ("[]", "$$SCONE::v$$", &fragment("v", "{attestation: {certificates: [x]}}"), "attestation.certificates"),
+        ("[]", "{attestation: $$SCONE::v$$}", &fragment("v", "{tolerate: [all]}"), "'all' is not known"),
+        ("[]", "{attestation: {mode: $$SCONE::v$$}}", &text("v", "hardware"), "at least one attestation variant"),
+        ("[]", "{singleton_enclaves: $$SCONE::v$$}", &text("v", "true"), "not simulated: security.singleton_enclaves"),
     ] {
-        refused(&session(&format!("{part}\n")), "not simulated: ");
-        refused(&session(&format!("{part}\n")), ": a placeholder");
+        refused(&delegating(attestation, security, secrets), why);
+    }
+
+    let all = delegating(
+        &format!(
+            "[{{mrenclave: [$$SCONE::m$$], signer: {{mrsigner: {OTHER}, isvprodid: $$SCONE::n$$}}}}, $$SCONE::v$$]"
+        ),
+        "{attestation: {mode: $$SCONE::mode$$, tolerate: [debug-mode, $$SCONE::t$$], ignore_advisories: $$SCONE::i$$}}",
+        &[
+            measured,
+            text("n", "6"),
+            fragment("v", &format!("{{signer: {{mrsigner: {OTHER}, isvprodid: 213, isvsvn_min: 13}}}}")),
+            text("mode", "hardware"),
+            fragment("t", "[outdated-tcb, hyperthreading]"),
+            fragment("i", "'*'"),
+        ]
+        .concat(),
+    );
+    // What is kept, hashed and read back are the placeholders.
+    let session = accepted(&all);
+    let read = session.to_yaml().unwrap();
+    assert!(read.contains("mrenclave:\n    - $$SCONE::m$$\n") && read.contains("isvprodid: $$SCONE::n$$\n"), "{read}");
+    assert!(accepted(&read) == session);
+    // Of an import nothing is known yet.
+    let imported = "  - {name: x, import: {session: y, secret: x}}\n";
+    for (attestation, security) in [("$$SCONE::x$$", "$$SCONE::x$$"), ("[]", "{attestation: $$SCONE::x$$}")] {
+        accepted(&delegating(attestation, security, imported));
     }
 }
 
@@ -211,8 +261,13 @@ fn a_fragment_of_the_policy_may_be_the_access_policy() {
     };
     refused(&with("size: 20"), "secrets[0].size: not for a secret of kind config-fragment");
     refused(&with("export: {session: b}"), "secrets[0].value: missing");
-    refused(&with("value: {read: [$$SCONE::a$$]}"), "secrets[0].value.read[0]: a placeholder is not resolved here");
-    for policy in ["{read: [{signer: PEM}]}", "{list_sessions: [ANY]}", "{read: {require-all: [CREATOR]}}", "7"] {
+    for policy in [
+        "{read: [$$SCONE::a$$]}",
+        "{read: [{signer: PEM}]}",
+        "{list_sessions: [ANY]}",
+        "{read: {require-all: [CREATOR]}}",
+        "7",
+    ] {
         let why = "not simulated: access_policy.read: what the config-fragment 'f' says";
         refused(&with(&format!("value: {policy}")), why);
     }
@@ -246,22 +301,23 @@ fn a_service_needs_an_attestation_unless_the_session_switches_it_off() {
     );
     refused(&session("services: [{name: s, command: /p, attestation: [{mrenclave: abc}]}]\n"), "64 hex digits");
     let off = accepted(&session(&format!("{bare}security: {{attestation: {{mode: none}}}}\n")));
-    assert_eq!(off.security.attestation.mode, Mode::None);
+    assert!(!off.security.given().unwrap().judges_evidence());
 }
 
 #[test]
 fn attestation_is_one_or_a_list_and_has_an_old_spelling() {
     let measured = |lines: &str| {
         let text = session(&format!("services:\n  - name: s\n    command: /p\n    {lines}\n"));
-        accepted(&text).services[0].measurements().into_iter().map(str::to_owned).collect::<Vec<_>>()
+        let variants = accepted(&text).services[0].attestation.clone();
+        variants.iter().flat_map(|variant| variant.given().unwrap().mrenclave.clone()).collect::<Vec<_>>()
     };
     assert_eq!(measured(&format!("attestation: {{mrenclave: {MRENCLAVE}}}")), [MRENCLAVE]);
     assert_eq!(measured(&format!("attestation: {{mrenclave: [{MRENCLAVE}, {OTHER}]}}")), [MRENCLAVE, OTHER]);
     assert_eq!(
         measured(&format!("attestation: [{{mrenclave: {OTHER}}}, {{mrenclave: [{MRENCLAVE}]}}]")),
-        [MRENCLAVE, OTHER]
+        [OTHER, MRENCLAVE]
     );
-    assert_eq!(measured(&format!("mrenclaves: [{OTHER}, {MRENCLAVE}]")), [MRENCLAVE, OTHER]);
+    assert_eq!(measured(&format!("mrenclaves: [{OTHER}, {MRENCLAVE}]")), [OTHER, MRENCLAVE]);
     assert_eq!(measured(&format!("mrenclaves: [{}]", OTHER.to_uppercase())), [OTHER]);
 }
 
@@ -281,10 +337,10 @@ fn a_signer_is_whole_and_says_one_thing_about_versions() {
         let again = accepted(&session.to_yaml().unwrap());
         assert_eq!(again.hash(), session.hash());
     }
-    let either = with(&format!(
-        "[{{mrenclave: {MRENCLAVE}}}, {{mrenclave: {OTHER}, signer: {{mrsigner: {OTHER}, isvprodid: 1}}}}]"
-    ));
-    assert_eq!(accepted(&either).services[0].measurements().into_iter().collect::<Vec<_>>(), [MRENCLAVE]);
+    // As a variable fills them in.
+    let text = signer(", isvprodid: '1', isvsvn: '2'");
+    assert_eq!(accepted(&text).hash(), accepted(&signer(", isvprodid: 1, isvsvn: 2")).hash());
+    refused(&signer(", isvprodid: '01'"), "isvprodid");
 }
 
 #[test]

@@ -256,10 +256,17 @@ const CASES: &[(&str, &str, Verdict)] = &[
         "secrets: [{name: a, kind: ascii, export_public: false}]",
         Same("secrets: [{name: a, kind: ascii}]"),
     ),
+    ("enclaves of CAS's own host", "security: {attestation: {must_be_sgx_local: true}}", Accepted),
+    ("which may share CAS's trust", "security: {attestation: {tolerate: [local-attestation-trust-cas-tcb]}}", Accepted),
     (
-        "enclaves of CAS's own host",
-        "security: {attestation: {must_be_sgx_local: true}}",
-        Refused("not simulated: security.attestation.must_be_sgx_local"),
+        "a quoting enclave of one's own",
+        "security: {attestation: {trusted_scone_qe_pubkeys: [E37F149AE30896E314A2859874C5A9C7803FB3187B99F5D08E526B1C0396507C]}}",
+        Accepted,
+    ),
+    (
+        "that has no such key",
+        "security: {attestation: {trusted_scone_qe_pubkeys: [E37F]}}",
+        Refused("trusted_scone_qe_pubkeys: a key is not 64 hex digits"),
     ),
     ("or of any", "security: {attestation: {must_be_sgx_local: false}}", Same("")),
     (

@@ -674,6 +674,71 @@ fn a_secret_in_the_access_policy_admits_who_its_value_names_now() {
 }
 
 #[test]
+fn another_session_may_decide_what_a_service_must_show() {
+    const CODES: &str = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ";
+    let mut rig = Rig::new();
+    let share = |security: &str, variants: &str| {
+        let fragment = |name, value| {
+            format!("  - {{name: {name}, kind: config-fragment, value: {value}, export: {{session: a}}}}\n")
+        };
+        format!("secrets:\n{}{}", fragment("security", security), fragment("variants", variants))
+    };
+    rig.put("b", &share("{}", "[]"));
+    rig.put(
+        "a",
+        &format!(
+            "security: $$SCONE::security$$
+services:
+  - name: s
+    command: /p
+    attestation: [{{mrenclave: {OTHER}}}, $$SCONE::variants$$]
+secrets:
+  - {{name: security, import: {{session: b, secret: security}}}}
+  - {{name: variants, import: {{session: b, secret: variants}}}}
+  - {{name: codes, kind: ascii, value: {CODES}}}
+"
+        ),
+    );
+    let start = |rig: &Rig, code: Option<&str>, mrenclave: &str| {
+        rig.claim(&Claim { service: "a/s", code, mrenclave, vouched: true, access: Access::default() })
+    };
+    let last = |answer: Result<Configuration, Vec<String>>| answer.unwrap_err().pop().unwrap();
+    assert!(last(start(&rig, None, MRENCLAVE)).contains("Unexpected enclave measurement"));
+    start(&rig, None, OTHER).unwrap();
+    rig.put("b", &share("{}", &format!("{{mrenclave: [{MRENCLAVE}]}}")));
+    start(&rig, None, MRENCLAVE).unwrap();
+    start(&rig, None, OTHER).unwrap();
+
+    // A placeholder in what is imported means a secret of the session that imports it.
+    let codes = "{attestation: {one_time_password_shared_secret: $$SCONE::codes$$}}";
+    let secret = decode_shared_secret(CODES).unwrap();
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    for (security, variants) in [
+        ("{attestation: {one_time_password_shared_secret: $$SCONE::other$$}}", "[]"),
+        ("{attestation: $$SCONE::security$$}", "[]"),
+        ("{attestation: {tolerate: [everything-else]}}", "[]"),
+        ("{service_access_token: ''}", "[]"),
+        ("none", "[]"),
+        (codes, "[everything-else]"),
+        (codes, "{mrenclave: everything-else}"),
+        (codes, "{signer: {mrsigner: everything-else}}"),
+    ] {
+        rig.put("b", &share(security, variants));
+        let causes = start(&rig, Some(&code), OTHER).unwrap_err();
+        assert!(causes[1].starts_with("What placeholders stand for in the session's 's"), "{causes:?}");
+        assert!(!causes.concat().contains("everything-else"), "it may be a secret: {causes:?}");
+    }
+    rig.put("b", "");
+    assert_eq!(last(start(&rig, Some(&code), OTHER)), "Session 'b' does not export secret 'security' to 'a'");
+    rig.put("b", &share(codes, "[]"));
+    assert_eq!(last(start(&rig, None, OTHER)), "An One-time Password is required to access this session");
+    // None of the refusals has used it up.
+    start(&rig, Some(&code), OTHER).unwrap();
+    rig.put("b", &share("{attestation: {mode: none}}", "[]"));
+    start(&rig, None, MRENCLAVE).unwrap();
+}
+
+#[test]
 fn a_fragment_of_another_session_may_say_who_may_what() {
     let mut rig = Rig::new();
     let (bob, mallory) = (client("bob"), client("mallory"));

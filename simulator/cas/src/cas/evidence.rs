@@ -1,8 +1,10 @@
 //! Whether a program's evidence can be believed, and meets what its service asks for.
 
+use std::collections::BTreeSet;
+
 use super::release::{Claim, Refusal};
 use super::{Stop, refuse};
-use crate::session::Service;
+use crate::session::{Or, Variant};
 
 fn untrusted(details: Vec<String>, reason: &str) -> Result<(), Stop<Refusal>> {
     let chain = ["Failed to verify DCAP report".to_owned()].into_iter().chain(details);
@@ -21,8 +23,13 @@ pub(super) fn refuse_unvouched(claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
     )
 }
 
-pub(super) fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
-    let wanted = service.measurements();
+pub(super) fn judge_evidence(variants: &[Or<Variant>], claim: &Claim<'_>) -> Result<(), Stop<Refusal>> {
+    let variants = || variants.iter().filter_map(Or::given);
+    let wanted: BTreeSet<&str> = variants()
+        .filter(|variant| variant.signer.is_none())
+        .flat_map(|variant| &variant.mrenclave)
+        .map(String::as_str)
+        .collect();
     if wanted.contains(claim.mrenclave) {
         return Ok(());
     }
@@ -31,7 +38,7 @@ pub(super) fn judge_evidence(service: &Service, claim: &Claim<'_>) -> Result<(),
         .map(|want| format!("Unexpected enclave measurement (MRENCLAVE, {}) - Expected {want}", claim.mrenclave))
         .collect();
     // Our own words: what SCONE says of another signer is not documented.
-    missed.extend(service.signers().map(|signer| {
+    missed.extend(variants().filter_map(|variant| variant.signer.as_ref()?.given()).map(|signer| {
         format!(
             "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER {}",
             signer.mrsigner

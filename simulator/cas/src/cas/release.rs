@@ -9,7 +9,7 @@ use super::volumes::grant;
 use super::{Cas, CasError, Stop, refuse, settle};
 use crate::audit::{self, Event, Record};
 use crate::codes;
-use crate::session::{Mode, Service, Session, host_argument, host_variable};
+use crate::session::{Security, Service, Session, host_argument, host_variable};
 use crate::store::{self, StoreError};
 
 /// Who asks for a configuration, and with what.
@@ -97,9 +97,11 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
 
     let secrets = Secrets { tx, now };
+    let security = secrets.security(&session)?;
+    let variants = secrets.variants(&session, service)?;
     let mut configuration = prepare(&secrets, &session, service)?;
-    configuration.access_proof = check_access(&secrets, &session, &claim.access)?;
-    if let Some(text) = session.code_secret(service) {
+    configuration.access_proof = check_access(&secrets, &session, &security, &claim.access)?;
+    if let Some(text) = security.code_secret(service) {
         let secret = secrets.shared_secret(&session, text)?;
         let verdict = codes::check(tx, &secret, claim.code, now)?;
         audit::append(tx, now, &claim.record(Event::CodeChecked, &verdict.record()))?;
@@ -107,8 +109,8 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
             return refuse(Refusal::no_configuration(detail, "the code"));
         }
     }
-    if session.security.attestation.mode == Mode::Hardware {
-        judge_evidence(service, claim)?;
+    if security.judges_evidence() {
+        judge_evidence(&variants, claim)?;
     }
     Ok(configuration)
 }
@@ -118,10 +120,11 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
 fn check_access(
     secrets: &Secrets<'_>,
     session: &Session,
+    security: &Security,
     access: &Access<'_>,
 ) -> Result<Option<String>, Stop<Refusal>> {
     let Access { proof, exporter, nonce } = access;
-    let Some(token) = &session.security.service_access_token else {
+    let Some(token) = &security.service_access_token else {
         // The runtime would refuse what came without CAS's proof, and the code would be spent for nothing.
         return match proof {
             None => Ok(None),

@@ -10,7 +10,9 @@ use super::Stop;
 use super::certificates::draw_key;
 use super::release::Refusal;
 use crate::session::placeholder::{Format, Part, Placeholder};
-use crate::session::{Kind, SecretImport, Session, SessionId, decode_shared_secret};
+use crate::session::{
+    Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, decode_shared_secret, fragment,
+};
 use crate::store::{self, StoreError};
 use crate::tls;
 
@@ -98,6 +100,31 @@ impl Secrets<'_> {
             }
         }
         Ok(filled)
+    }
+
+    /// What services of the session must show, as it holds now: secrets may stand for any part of it.
+    pub fn security(&self, session: &Session) -> Result<Security> {
+        let path = "security";
+        let security = session.put_together(path, &session.security, |placeholder| self.part(session, placeholder));
+        checked(path, security, |security| match security {
+            Or::Given(security) => session.check_security(&security).is_ok().then_some(security),
+            Or::Placeholder(_) => None,
+        })
+    }
+
+    /// The variants of a service's attestation, as they are now.
+    pub fn variants(&self, session: &Session, service: &Service) -> Result<Vec<Or<Variant>>> {
+        let path = "services.attestation";
+        let variants = session.put_together(path, &service.attestation, |placeholder| self.part(session, placeholder));
+        checked(path, variants, |mut variants| session.check_variants(path, &mut variants).is_ok().then_some(variants))
+    }
+
+    /// What a placeholder stands for in a part of the policy.
+    fn part(&self, session: &Session, placeholder: &Placeholder<'_>) -> Result<serde_json::Value> {
+        let value = self.value(session, placeholder.name)?;
+        let text = value.written(placeholder.format).and_then(|bytes| String::from_utf8(bytes).ok());
+        let text = text.ok_or_else(|| not_valid(placeholder.name))?;
+        Ok(if value.kind == Kind::ConfigFragment { fragment(&text) } else { text.into() })
     }
 
     /// A shared secret of one-time passwords.
@@ -209,6 +236,23 @@ pub(super) fn exports_secret(owner: &Session, name: &str, to: &Session) -> bool 
             _ => false,
         })
     })
+}
+
+/// A part of the policy that was put together, if it keeps the rules. What is wrong with it is not said: it may be a secret.
+fn checked<T, U>(
+    path: &str,
+    part: std::result::Result<T, Unresolved<Stop<Refusal>>>,
+    check: impl FnOnce(T) -> Option<U>,
+) -> Result<U> {
+    match part {
+        Ok(part) => check(part).ok_or_else(|| not_valid(path)),
+        Err(Unresolved::Wrong(_)) => Err(not_valid(path)),
+        Err(Unresolved::Unknown(stop)) => Err(stop),
+    }
+}
+
+fn not_valid(path: &str) -> Stop<Refusal> {
+    Refusal::misconfigured(format!("What placeholders stand for in the session's '{path}' is not valid there"))
 }
 
 pub(super) fn too_large() -> Stop<Refusal> {

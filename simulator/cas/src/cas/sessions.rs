@@ -233,8 +233,9 @@ fn upload(
     let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
     *erased = store::activate(tx, &new)?;
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
-    for text in new.session.services.iter().filter_map(|service| new.session.code_secret(service)) {
-        // A secret that is not available now (its owner does not exist yet) has no wait to lift.
+    // What is not available now (its owner does not exist yet) has no wait to lift.
+    let security = settle(secrets.security(&new.session))?.unwrap_or_default();
+    for text in new.session.services.iter().filter_map(|service| security.code_secret(service)) {
         if let Ok(secret) = settle(secrets.shared_secret(&new.session, text))? {
             codes::lift_wait(tx, &secret)?;
         }

@@ -5,7 +5,8 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
-use super::{AccessPolicy, KeyType, Kind, Secret, Session, SessionError, Variant, rule};
+use super::placeholder::OPEN;
+use super::{AccessPolicy, KeyType, Kind, Or, Secret, Session, SessionError, Variant, fragment, rule};
 use crate::tls::key_hash;
 
 /// The size of a secret that states none, in bytes.
@@ -65,12 +66,10 @@ impl Session {
     fn normalise_attestation(&mut self) {
         for service in &mut self.services {
             if !service.mrenclaves.is_empty() {
-                service.attestation.push(Variant { mrenclave: std::mem::take(&mut service.mrenclaves), signer: None });
+                let mrenclave = std::mem::take(&mut service.mrenclaves);
+                service.attestation.push(Or::Given(Variant { mrenclave, signer: None }));
             }
-            for variant in &mut service.attestation {
-                let signer = variant.signer.iter_mut().map(|signer| &mut signer.mrsigner);
-                variant.mrenclave.iter_mut().chain(signer).for_each(|measured| measured.make_ascii_lowercase());
-            }
+            service.attestation.iter_mut().filter_map(Or::given_mut).for_each(Variant::normalise);
         }
     }
 }
@@ -83,9 +82,12 @@ impl AccessPolicy {
 
     /// What a configuration fragment says: a whole policy, or the entries of any of its lists. `None`: nothing that is simulated.
     pub fn of_fragment(text: &str) -> Option<AccessPolicy> {
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
-        let mut policy = match value {
-            Value::Object(_) => serde_json::from_value(value).ok()?,
+        // A placeholder in it is not simulated.
+        if text.contains(OPEN) {
+            return None;
+        }
+        let mut policy = match fragment(text) {
+            policy @ Value::Object(_) => serde_json::from_value(policy).ok()?,
             Value::String(who) => AccessPolicy::same(vec![who]),
             list => AccessPolicy::same(serde_json::from_value(list).ok()?),
         };
@@ -114,6 +116,15 @@ impl AccessPolicy {
             }
         }
         Ok(())
+    }
+}
+
+impl Variant {
+    /// Measurements are lower-case hex, but placeholders stay.
+    pub fn normalise(&mut self) {
+        let signer = self.signer.iter_mut().filter_map(Or::given_mut).map(|signer| &mut signer.mrsigner);
+        let measured = self.mrenclave.iter_mut().chain(signer).filter(|measured| !measured.contains(OPEN));
+        measured.for_each(|measured| measured.make_ascii_lowercase());
     }
 }
 

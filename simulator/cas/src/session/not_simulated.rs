@@ -37,20 +37,14 @@ pub const NOT_SIMULATED: &[&str] = &[
     "secrets.import.cas_url",
     "secrets.import.cas_key",
     "secrets.import.cas_software_key",
-    "security.attestation.trusted_scone_qe_pubkeys",
-    "security.attestation.must_be_sgx_local",
     "security.attestation.url",
     "security.attestation.certificates",
     "security.attestation.min_rsa_signing_key_size",
 ];
 
 /// What such a key may say all the same, since it is what holds without the key.
-pub const DEFAULTS: &[(&str, &str)] = &[
-    ("services.persistency", "None"),
-    ("volumes.files", "encrypted"),
-    ("security.attestation.must_be_sgx_local", "false"),
-    ("security.attestation.url", ""),
-];
+pub const DEFAULTS: &[(&str, &str)] =
+    &[("services.persistency", "None"), ("volumes.files", "encrypted"), ("security.attestation.url", "")];
 
 /// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
 pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
@@ -60,27 +54,13 @@ pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
     ("secrets.kind", "jwt"),
     ("security.attestation.mode", "maa"),
     ("security.attestation.tolerate", "maa-managed-tcb"),
-    ("security.attestation.tolerate", "local-attestation-trust-cas-tcb"),
 ];
 
-/// Sections in whose place SCONE takes a placeholder.
-const DYNAMIC: &[&str] = &[
-    "services.attestation",
-    "services.attestation.mrenclave",
-    "services.attestation.signer",
-    "services.attestation.signer.mrsigner",
-    "services.attestation.signer.isvprodid",
-    "services.attestation.signer.isvsvn",
-    "services.attestation.signer.isvsvn_min",
-    "services.attestation.signer.isvsvn_max",
-    "security",
-    "security.attestation",
-    "security.attestation.tolerate",
-    "security.attestation.ignore_advisories",
-];
+/// Where SCONE takes a placeholder and the simulator does not.
+const DYNAMIC: &[&str] = &["security.singleton_enclaves", "security.attestation.must_be_sgx_local"];
 
-/// Where a placeholder is resolved when a service starts, or the access policy is asked; `validate` checks that it can be. Anywhere else it would be taken
-/// literally: a token, a name or a path that an attacker can read in this file.
+/// Where a placeholder is resolved when a service starts, or the access policy is asked; `validate` checks that it can be.
+/// Anywhere else it would be taken literally: a token, a name or a path that an attacker can read in this file.
 const RESOLVED: &[&str] = &[
     "access_policy",
     "access_policy.read",
@@ -89,7 +69,20 @@ const RESOLVED: &[&str] = &[
     "services.command",
     "services.environment",
     "services.one_time_password_shared_secret",
+    "services.attestation",
+    "services.attestation.mrenclave",
+    "services.attestation.signer",
+    "services.attestation.signer.mrsigner",
+    "services.attestation.signer.isvprodid",
+    "services.attestation.signer.isvsvn",
+    "services.attestation.signer.isvsvn_min",
+    "services.attestation.signer.isvsvn_max",
     "images.injection_files.content",
+    "security",
+    "security.attestation",
+    "security.attestation.mode",
+    "security.attestation.tolerate",
+    "security.attestation.ignore_advisories",
     "security.attestation.one_time_password_shared_secret",
     "security.service_access_token",
 ];
@@ -98,11 +91,20 @@ const RESOLVED: &[&str] = &[
 const SESSION_IDS: &[&str] =
     &["volumes.export", "volumes.export.to", "volumes.import", "secrets.export", "secrets.import"];
 
+/// The kind of a secret that is a part of a session.
+pub const FRAGMENT: &str = "config-fragment";
+
 const FILE_OF_THE_IMAGE: &str = "a file of the image with placeholders in it (give its content)";
 
 /// Refuses what SCONE documents and the simulator does not serve, and placeholders that nothing resolves.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
+}
+
+/// As [`refuse`], of the part at `path`.
+pub fn refuse_part(part: &Value, path: &str) -> Result<(), SessionError> {
+    let key = path.split('[').map(|step| step.split_once(']').map_or(step, |(_, rest)| rest)).collect::<String>();
+    walk(part, path, &key)
 }
 
 /// `path` is for the reader, `key` the same without list positions.
@@ -118,7 +120,9 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
                 let (path, inner) = (join(path), join(key));
                 refuse_placeholder(name, &path, "")?;
-                if key == "services.environment" {
+                // What a fragment says is read where a placeholder stands for it.
+                let is_fragment = inner == "secrets.value" && mapping.get("kind").is_some_and(|kind| kind == FRAGMENT);
+                if key == "services.environment" || is_fragment {
                     continue;
                 }
                 let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");

@@ -1,11 +1,11 @@
 //! Services in a policy: programs, and what they must show (`reference/scone.md` section 2.5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::syntax;
+use super::{Or, syntax};
 
 /// A program, and all that reaches it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub struct Service {
     pub pwd: Option<String>,
     /// Alternatives: a program that meets one of them is trusted.
     #[serde(default, deserialize_with = "syntax::list")]
-    pub attestation: Vec<Variant>,
+    pub attestation: Vec<Or<Variant>>,
     /// The deprecated spelling of `attestation`; empty in normal form.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing)]
     pub(super) mrenclaves: Vec<String>,
@@ -36,19 +36,6 @@ pub struct Service {
     /// The secret whose codes start this service; takes precedence over the session's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_password_shared_secret: Option<String>,
-}
-
-impl Service {
-    /// The measurements that are trusted without a signature.
-    pub fn measurements(&self) -> BTreeSet<&str> {
-        let unsigned = self.attestation.iter().filter(|variant| variant.signer.is_none());
-        unsigned.flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
-    }
-
-    /// The signers that are asked for.
-    pub fn signers(&self) -> impl Iterator<Item = &Signer> {
-        self.attestation.iter().filter_map(|variant| variant.signer.as_ref())
-    }
 }
 
 /// One way to be trusted: all that it names must be met.
@@ -60,7 +47,7 @@ pub struct Variant {
     pub mrenclave: Vec<String>,
     /// Who must have signed the enclave.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub signer: Option<Signer>,
+    pub signer: Option<Or<Signer>>,
 }
 
 /// Who must have signed an enclave, and as what. No simulated program is signed, so this is checked and kept, but never met.
@@ -70,16 +57,16 @@ pub struct Signer {
     /// The signer, 64 lower-case hex digits.
     pub mrsigner: String,
     /// The product.
-    pub isvprodid: u16,
+    pub isvprodid: Or<u16>,
     /// The one security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn: Option<u16>,
+    pub isvsvn: Option<Or<u16>>,
     /// The lowest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_min: Option<u16>,
+    pub isvsvn_min: Option<Or<u16>>,
     /// The highest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_max: Option<u16>,
+    pub isvsvn_max: Option<Or<u16>>,
 }
 
 /// The position `N` of a command's word `@@N` (section 2.12): the caller's N-th argument takes its place.

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use yaml_serde::Value;
 
+use super::not_simulated::FRAGMENT;
 use super::placeholder::OPEN;
 use super::{AccessPolicy, SessionId, UpdatePolicy, host_variable};
 
@@ -52,7 +53,7 @@ pub fn write_fragments_as_text(tree: &mut Value) -> bool {
         None => &mut [],
     };
     let mut found = false;
-    for secret in secrets.iter_mut().filter(|secret| secret.get("kind").is_some_and(|kind| kind == "config-fragment")) {
+    for secret in secrets.iter_mut().filter(|secret| secret.get("kind").is_some_and(|kind| kind == FRAGMENT)) {
         if let Some(value) = secret.get_mut("value").filter(|value| !value.is_string() && !value.is_null())
             && let Ok(json) = serde_json::to_string(value)
         {

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use super::placeholder::{Format, OPEN, Part, Placeholder};
-use super::{AccessPolicy, Image, Kind, Mode, Service, Session, SessionError, Variant, rule};
+use super::{AccessPolicy, Image, Kind, Mode, Or, Security, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
 const TOLERABLE: &[&str] = &[
@@ -17,6 +17,7 @@ const TOLERABLE: &[&str] = &[
     "aepic-leak",
     "insecure-configuration",
     "outdated-tcb",
+    "local-attestation-trust-cas-tcb",
 ];
 
 /// What a name is, for a check and for the reader.
@@ -46,11 +47,46 @@ impl Session {
         self.check_secrets()?;
         self.check_volumes()?;
         self.check_images()?;
+        let security = self.put_together_now("security", &self.security)?;
+        let security = security.as_ref().and_then(Or::given);
+        // Otherwise another session knows: it is checked when a service starts.
+        security.map_or(Ok(()), |security| self.check_security(security))?;
         check_names("services", self.services.iter().map(|service| &service.name), COMPONENTS)?;
         for (i, service) in self.services.iter().enumerate() {
             self.check_service(&format!("services[{i}]"), service)?;
+            self.check_attestation(&format!("services[{i}]"), service, security)?;
         }
-        self.check_security()
+        Ok(())
+    }
+
+    /// Checks what a service must show, if this file says it.
+    fn check_attestation(
+        &self,
+        path: &str,
+        service: &Service,
+        security: Option<&Security>,
+    ) -> Result<(), SessionError> {
+        let inner = format!("{path}.attestation");
+        let Some(mut variants) = self.put_together_now(&inner, &service.attestation)? else { return Ok(()) };
+        let is_judged = security.is_some_and(Security::judges_evidence);
+        self.check_variants(&inner, &mut variants)?;
+        if variants.is_empty() && is_judged {
+            return Err(rule(
+                path,
+                "at least one attestation variant is needed unless security.attestation.mode is none",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Checks variants that are put together, and brings them into normal form.
+    pub fn check_variants(&self, path: &str, variants: &mut [Or<Variant>]) -> Result<(), SessionError> {
+        for variant in variants {
+            let Or::Given(variant) = variant else { return Err(rule(path, "not a variant")) };
+            variant.normalise();
+            variant.check(path)?;
+        }
+        Ok(())
     }
 
     fn check_access(&self) -> Result<(), SessionError> {
@@ -174,15 +210,6 @@ impl Session {
         if service.pwd.as_deref().is_some_and(|pwd| !is_plain_absolute(pwd)) {
             return Err(rule(&format!("{path}.pwd"), "not an absolute path without . and .."));
         }
-        for variant in &service.attestation {
-            variant.check(&format!("{path}.attestation"))?;
-        }
-        if service.attestation.is_empty() && self.security.attestation.mode != Mode::None {
-            return Err(rule(
-                path,
-                "at least one attestation variant is needed unless security.attestation.mode is none",
-            ));
-        }
         match &service.one_time_password_shared_secret {
             Some(secret) => self.check_shared_secret(&format!("{path}.one_time_password_shared_secret"), secret),
             None => Ok(()),
@@ -235,13 +262,17 @@ impl Session {
         Ok(())
     }
 
-    fn check_security(&self) -> Result<(), SessionError> {
-        let attestation = &self.security.attestation;
+    /// Checks a section that is put together.
+    pub fn check_security(&self, security: &Security) -> Result<(), SessionError> {
         let path = "security.attestation";
+        let attestation = security.attestation().ok_or_else(|| rule(path, "not known"))?;
+        if !attestation.trusted_scone_qe_pubkeys.iter().all(|key| is_digest(&key.to_ascii_lowercase())) {
+            return Err(rule(&format!("{path}.trusted_scone_qe_pubkeys"), "a key is not 64 hex digits"));
+        }
         if let Some(unknown) = attestation.tolerate.iter().find(|name| !TOLERABLE.contains(&name.as_str())) {
             return Err(rule(&format!("{path}.tolerate"), format!("'{unknown}' is not known")));
         }
-        if let Some(token) = &self.security.service_access_token {
+        if let Some(token) = &security.service_access_token {
             if token.is_empty() {
                 return Err(rule("security.service_access_token", "empty"));
             }
@@ -274,7 +305,7 @@ impl Session {
     }
 
     /// Placeholders name declared secrets in formats they have.
-    fn check_placeholders(&self, path: &str, text: &str) -> Result<(), SessionError> {
+    pub(super) fn check_placeholders(&self, path: &str, text: &str) -> Result<(), SessionError> {
         for part in self.parts(path, text)? {
             let Part::Secret(Placeholder { name, format, json }) = part else { continue };
             let Some(secret) = self.secret(name) else {
@@ -323,6 +354,13 @@ impl Session {
     }
 }
 
+impl Security {
+    /// Of a section that is put together: whether evidence is judged.
+    pub fn judges_evidence(&self) -> bool {
+        self.attestation().is_none_or(|attestation| attestation.mode != Or::Given(Mode::None))
+    }
+}
+
 impl Variant {
     fn check(&self, path: &str) -> Result<(), SessionError> {
         if !self.mrenclave.iter().all(|m| is_digest(m)) {
@@ -330,8 +368,13 @@ impl Variant {
         }
         match &self.signer {
             None if self.mrenclave.is_empty() => Err(rule(path, "a variant names neither mrenclave nor signer")),
-            Some(signer) if !is_digest(&signer.mrsigner) => Err(rule(path, "a mrsigner is not 64 hex digits")),
-            Some(signer) if signer.isvsvn.and(signer.isvsvn_min.or(signer.isvsvn_max)).is_some() => {
+            Some(Or::Placeholder(_)) => Err(rule(path, "not a signer")),
+            Some(Or::Given(signer)) if !is_digest(&signer.mrsigner) => {
+                Err(rule(path, "a mrsigner is not 64 hex digits"))
+            }
+            Some(Or::Given(signer))
+                if signer.isvsvn.is_some() && (signer.isvsvn_min.is_some() || signer.isvsvn_max.is_some()) =>
+            {
                 Err(rule(path, "isvsvn and isvsvn_min or isvsvn_max exclude one another"))
             }
             _ => Ok(()),

@@ -1,0 +1,211 @@
+//! Parts of a policy that say what a service must show, given as placeholders: another session may decide (`reference/scone.md`
+//! section 10, "variables in security, attestation").
+
+use std::fmt;
+use std::iter::empty;
+use std::marker::PhantomData;
+
+use serde::de::value::{MapAccessDeserializer, MapDeserializer};
+use serde::de::{DeserializeOwned, Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::placeholder::{OPEN, Part, Placeholder};
+use super::{Kind, Secret, Session, SessionError, not_simulated, rule};
+
+/// Placeholders that stand for parts that hold placeholders, one in the other.
+const MAX_STEPS: usize = 8;
+
+/// What stays a placeholder: these are resolved as text.
+const TEXTS: &[&str] = &["one_time_password_shared_secret", "service_access_token"];
+
+/// A part of a policy, or a placeholder in its place.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Or<T> {
+    /// The part.
+    Given(T),
+    /// A text with a placeholder in it.
+    Placeholder(String),
+}
+
+impl<T> Or<T> {
+    /// The part, if it is not left to a placeholder.
+    pub fn given(&self) -> Option<&T> {
+        match self {
+            Or::Given(part) => Some(part),
+            Or::Placeholder(_) => None,
+        }
+    }
+
+    pub(super) fn given_mut(&mut self) -> Option<&mut T> {
+        match self {
+            Or::Given(part) => Some(part),
+            Or::Placeholder(_) => None,
+        }
+    }
+}
+
+impl<T: Default> Default for Or<T> {
+    fn default() -> Or<T> {
+        Or::Given(T::default())
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Or<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Or<T>, D::Error> {
+        struct PartOrText<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for PartOrText<T> {
+            type Value = Or<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a part of the policy or a placeholder")
+            }
+
+            // A section that is named and left empty.
+            fn visit_unit<E: Error>(self) -> Result<Or<T>, E> {
+                T::deserialize(MapDeserializer::new(empty::<((), ())>())).map(Or::Given)
+            }
+
+            // In a file with variables, and of a secret, a number is text.
+            fn visit_str<E: Error>(self, text: &str) -> Result<Or<T>, E> {
+                if text.contains(OPEN) {
+                    return Ok(Or::Placeholder(text.to_owned()));
+                }
+                match text.parse::<u64>() {
+                    Ok(number) if number.to_string() == text => self.visit_u64(number),
+                    _ => T::deserialize(text.into_deserializer()).map(Or::Given),
+                }
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Or<T>, E> {
+                T::deserialize(number.into_deserializer()).map(Or::Given)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Or<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Or::Given)
+            }
+        }
+
+        deserializer.deserialize_any(PartOrText(PhantomData))
+    }
+}
+
+/// Why a part cannot be put together: the policy is wrong, or a value cannot be had.
+pub enum Unresolved<E> {
+    /// The policy, or what a secret says, breaks a rule. The reason may repeat a secret's value.
+    Wrong(SessionError),
+    /// What `value_of` said.
+    Unknown(E),
+}
+
+impl<E> From<SessionError> for Unresolved<E> {
+    fn from(error: SessionError) -> Unresolved<E> {
+        Unresolved::Wrong(error)
+    }
+}
+
+impl Session {
+    /// `part`, which stands at `path` of this session, with what secrets say in the place of placeholders; `value_of` tells that.
+    /// A list in a list is spliced into it. Placeholders in what is put in name secrets of this session (assumption: as `CREATOR`
+    /// in an imported access policy means this session's).
+    pub fn put_together<T: Serialize + DeserializeOwned, E>(
+        &self,
+        path: &str,
+        part: &T,
+        mut value_of: impl FnMut(&Placeholder<'_>) -> Result<Value, E>,
+    ) -> Result<T, Unresolved<E>> {
+        let wrong = |error: &dyn fmt::Display| rule(path, format!("with the values of its placeholders: {error}"));
+        let tree = serde_json::to_value(part).map_err(|error| wrong(&error))?;
+        let tree = self.fill(path, tree, &mut value_of, MAX_STEPS)?;
+        let as_yaml = yaml_serde::to_value(&tree).map_err(|error| wrong(&error))?;
+        not_simulated::refuse_part(&as_yaml, path)?;
+        Ok(serde_json::from_value(tree).map_err(|error| wrong(&error))?)
+    }
+
+    fn fill<E>(
+        &self,
+        path: &str,
+        value: Value,
+        value_of: &mut dyn FnMut(&Placeholder<'_>) -> Result<Value, E>,
+        steps: usize,
+    ) -> Result<Value, Unresolved<E>> {
+        Ok(match value {
+            Value::String(text) if text.contains(OPEN) => {
+                let placeholder = self.only_placeholder(path, &text)?;
+                if steps == 0 {
+                    return Err(rule(path, "its placeholders stand for one another").into());
+                }
+                let value = value_of(&placeholder).map_err(Unresolved::Unknown)?;
+                self.fill(path, value, value_of, steps - 1)?
+            }
+            Value::Array(items) => {
+                let mut list = Vec::new();
+                for item in items {
+                    let is_placeholder = item.is_string();
+                    match self.fill(path, item, value_of, steps)? {
+                        Value::Array(inner) if is_placeholder => list.extend(inner),
+                        item => list.push(item),
+                    }
+                }
+                Value::Array(list)
+            }
+            Value::Object(entries) => {
+                let fill = |(key, value): (String, Value)| {
+                    let is_text = TEXTS.contains(&key.as_str());
+                    let value = if is_text { value } else { self.fill(path, value, value_of, steps)? };
+                    Ok((key, value))
+                };
+                Value::Object(entries.into_iter().map(fill).collect::<Result<_, Unresolved<E>>>()?)
+            }
+            other => other,
+        })
+    }
+
+    fn only_placeholder<'a>(&self, path: &str, text: &'a str) -> Result<Placeholder<'a>, SessionError> {
+        self.check_placeholders(path, text)?;
+        match self.parts(path, text)?[..] {
+            [Part::Secret(placeholder @ Placeholder { name, format, json: false })]
+                if format.is_text(self.secret(name).and_then(|secret| secret.kind)) =>
+            {
+                Ok(placeholder)
+            }
+            _ => Err(rule(path, "neither a value nor one placeholder that stands for text")),
+        }
+    }
+
+    /// As far as the file tells what its placeholders stand for. `None`: it does not.
+    pub(super) fn put_together_now<T: Serialize + DeserializeOwned>(
+        &self,
+        path: &str,
+        part: &T,
+    ) -> Result<Option<T>, SessionError> {
+        let known = |placeholder: &Placeholder<'_>| {
+            let secret = self.secret(placeholder.name).filter(|secret| secret.import.is_none());
+            secret.and_then(Secret::value_in_policy).ok_or(())
+        };
+        match self.put_together(path, part, known) {
+            Ok(part) => Ok(Some(part)),
+            Err(Unresolved::Wrong(error)) => Err(error),
+            Err(Unresolved::Unknown(())) => Ok(None),
+        }
+    }
+}
+
+impl Secret {
+    /// What a placeholder for an explicit secret stands for in a part of the policy.
+    fn value_in_policy(&self) -> Option<Value> {
+        let text = self.value.as_deref()?;
+        match self.kind? {
+            Kind::ConfigFragment => Some(fragment(text)),
+            Kind::Ascii => Some(text.into()),
+            _ => None,
+        }
+    }
+}
+
+/// What a configuration fragment says: JSON, or text.
+pub fn fragment(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| text.into())
+}
