@@ -3,6 +3,7 @@
 
 mod certificates;
 mod evidence;
+mod jwt;
 mod release;
 mod secrets;
 mod sessions;

@@ -25,7 +25,7 @@ use yaml_serde::Value;
 
 pub use delegated::{Or, Unresolved, fragment};
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
-pub use secret::{Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
+pub use secret::{Algorithm, Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
 pub use volume::{Image, InjectionFile, Mount, Volume, VolumeExport, VolumeImport};
 

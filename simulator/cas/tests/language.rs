@@ -526,7 +526,7 @@ fn a_certificate_needs_a_key_and_perhaps_an_issuer() {
     assert_eq!((session.secrets[2].kind, session.secrets[2].endpoint), (Some(Kind::X509), Some(Endpoint::Server)));
     for (spelled, seconds) in [("90 days", 7_776_000), ("59d", 5_097_600), ("1 year", 31_557_600), ("1h 5m", 3_900)] {
         let text = with(&whole.replace("90 days", spelled));
-        assert_eq!(accepted(&text).secrets[2].validity(), Some(seconds), "{spelled}");
+        assert_eq!(accepted(&text).secrets[2].lifetime(), Some(seconds), "{spelled}");
     }
     let identity = Identity::generate("given").unwrap();
     let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).unwrap();

@@ -50,7 +50,7 @@ fn the_policy_that_holds_everything_holds_every_key_that_is_served() {
         let mut changed = session.clone();
         let Value::Mapping(mapping) = at(&mut changed, &place) else { continue };
         let path = place.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(".");
-        if path == "services.environment" {
+        if path == "services.environment" || path == "secrets.payload" {
             continue;
         }
         let keys = mapping.keys().map(|key| key.as_str().unwrap().to_owned());
@@ -290,11 +290,61 @@ const CASES: &[(&str, &str, Verdict)] = &[
         "services: [{PROGRAM, environment: {A: '$$SCONE::self::software_identity$$'}}]",
         Refused("not simulated: services[0].environment.A: the placeholder $$SCONE::self::software_identity$$"),
     ),
+    ("which a JWT may say", "secrets: [JWT, KEY]", Accepted),
+    ("a JWT that nobody signs", "secrets: [JWT]", Refused("secrets[0].signer: no private-key 'k' is declared")),
+    (
+        "or a key of another type",
+        "secrets: [JWT, {name: k, kind: private-key}]",
+        Refused("secrets[0].signer: ES384 needs a key of type P-384"),
+    ),
+    (
+        "a claim of another type",
+        "secrets: [{name: j, kind: jwt, signer: k, alg: ES384, validity: {for: 24h}, payload: {n: 1}}, KEY]",
+        Refused("secrets[0].payload.n: not a text"),
+    ),
+    (
+        "one that CAS makes",
+        "secrets: [{name: j, kind: jwt, signer: k, alg: ES384, validity: {for: 24h}, payload: {exp: x}}, KEY]",
+        Refused("secrets[0].payload.exp: made by CAS"),
+    ),
+    (
+        "one of a secret that is not there",
+        "secrets: [{name: j, kind: jwt, signer: k, alg: ES384, validity: {for: 24h}, payload: {n: $$SCONE::x$$}}, KEY]",
+        Refused("secrets[0].payload.n: no secret 'x' is declared"),
+    ),
+    (
+        "a JWT that never ends",
+        "secrets: [{name: j, kind: jwt, signer: k, alg: ES384}, KEY]",
+        Refused("secrets[0].validity: missing"),
+    ),
+    (
+        "with another algorithm",
+        "secrets: [{name: j, kind: jwt, signer: k, alg: none, validity: {for: 24h}}, KEY]",
+        Refused("unknown variant `none`, expected `ES384`"),
+    ),
+    (
+        "a public key of a private one",
+        "secrets: [{name: p, kind: public-key, private_key: k, export_public: true}, KEY]",
+        Accepted,
+    ),
+    (
+        "of none",
+        "secrets: [{name: p, kind: public-key}]",
+        Refused("secrets[0]: a public key has either value or private_key"),
+    ),
+    (
+        "or of what is none",
+        "secrets: [{name: p, kind: public-key, value: PEM}]",
+        Refused("secrets[0].value: not a public key in PEM (SubjectPublicKeyInfo)"),
+    ),
 ];
 
 #[test]
 fn policies_as_people_write_them_get_the_verdict_that_scones_documentation_gives() {
     let parse = |lines: &str| {
+        let jwt = "{name: j, kind: jwt, signer: k, alg: ES384, validity: {for: 24h}, payload: {m: $$SCONE::self::software_identity$$}}";
+        let key = "{name: k, kind: private-key, key_type: P-384}";
+        let lines = lines.replace("JWT", jwt).replace("KEY", key);
         let program = format!("name: s, command: /p, attestation: {{mrenclave: {}}}", "a".repeat(64));
         Session::parse(&format!("name: ns/a\nversion: '0.3.5'\n{}\n", lines.replace("PROGRAM", &program)))
     };

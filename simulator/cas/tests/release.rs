@@ -4,8 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use rcgen::KeyPair;
+use ring::rand::SystemRandom;
+use ring::signature::{
+    ECDSA_P384_SHA384_FIXED, ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey,
+};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use scone_protocol::{Configuration, End, UpdatePolicy, access_proof, hex, proves_access, unhex};
 use scone_sim::cas::{Access, Cas, Claim};
@@ -521,9 +525,123 @@ fn a_private_key_of_a_type_that_is_not_simulated_is_given_as_it_is_but_signs_no_
     rig.put_showing("a", &["$$SCONE::k:pkcs8:pem$$"], &format!("secrets: [{key}]\n"));
     let import = "secrets: [{name: k, import: {session: a, secret: k}}, {name: c, kind: x509, private_key: k}]\n";
     rig.put_showing("b", &["$$SCONE::c$$"], import);
-    let refusal = "Certificate 'c' needs a private key of a type that is not simulated";
+    let refusal = "Secret 'c' needs a private key of a type that is not simulated";
     assert_eq!(rig.ask("b/s").unwrap_err().last().unwrap(), refusal);
     assert_eq!(rig.shown("a"), [pem]);
+}
+
+#[test]
+fn a_public_key_is_that_of_its_private_key_and_may_be_had_without_it() {
+    let mut rig = Rig::new();
+    rig.put_showing("b", &["$$SCONE::p$$"], "secrets: [{name: p, import: {session: a, secret: p}}]\n");
+    let secrets = |exported: &str| {
+        format!(
+            "secrets: [{{name: k, kind: private-key, key_type: P-384}}, {{name: p, kind: public-key, private_key: k{exported}}}]
+images: [{{name: i, injection_files: [{{path: /p, content: '$$SCONE::p:spki:der$$'}}]}}]
+"
+        )
+    };
+    let service =
+        "command: /p\n    image_name: i\n    environment: {A: $$SCONE::k$$, B: $$SCONE::p$$, C: $$SCONE::p:spki:pem$$}";
+    rig.put("a", &(service_with(service) + &secrets("")));
+    rig.refuses("b/s", "Session 'a' does not export secret 'p' to 'b'");
+    assert!(rig.cas.public_values("a", None).unwrap().is_empty());
+    rig.put("a", &(service_with(service) + &secrets(", export: {session: b}, export_public: true")));
+    let shown = rig.shown("a");
+    let key = PrivateKeyDer::from_pem_slice(shown[0].as_bytes()).unwrap();
+    let key =
+        EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, key.secret_der(), &SystemRandom::new()).unwrap();
+    let spki = SubjectPublicKeyInfoDer::from_pem_slice(shown[1].as_bytes()).unwrap();
+    assert!(spki.ends_with(key.public_key().as_ref()));
+    assert_eq!(shown[1], shown[2]);
+    assert_eq!(rig.ask("a/s").unwrap().injection_files[0].content.expose(), hex(&spki));
+    assert_eq!(rig.shown("b"), [shown[1].clone()]);
+    assert_eq!(rig.cas.public_values("a", Some("p")).unwrap()["p"], shown[1]);
+
+    // One that is given is what it is.
+    let given = shown[1].replace('\n', "\\n");
+    rig.put_showing("a", &["$$SCONE::p$$"], &format!("secrets: [{{name: p, kind: public-key, value: \"{given}\"}}]\n"));
+    assert_eq!(rig.shown("a"), [shown[1].clone()]);
+}
+
+const TOKEN: &str = "secrets:
+  - {name: key, kind: private-key, key_type: P-384, migrate: true}
+  - {name: public, kind: public-key, private_key: key}
+  - {name: team, kind: ascii, value: blue}
+  - name: token
+    kind: jwt
+    signer: key
+    alg: ES384
+    validity: {for: 24h}
+    export: {session: b}
+    export_public: true
+    payload: {program: $$SCONE::self::software_identity$$, team: $$SCONE::team$$, text: 'team $$SCONE::team$$'}
+";
+
+#[test]
+fn a_jwt_says_which_program_was_attested_and_is_made_for_each_start() {
+    let mut rig = Rig::new();
+    rig.put_showing("a", &["$$SCONE::token$$"], &format!("{TOKEN}security: {{attestation: {{mode: none}}}}\n"));
+    rig.refuses("a/s", "A JWT names the program's identity, but no program was attested");
+    let pem = include_str!("session/p521.pem").replace('\n', "\\n");
+    let other = format!(
+        "secrets: [{{name: key, kind: private-key, value: \"{pem}\"}}, {{name: token, kind: jwt, signer: key, alg: ES384, validity: {{for: 1h}}}}]\n"
+    );
+    rig.put_showing("a", &["$$SCONE::token$$"], &other);
+    rig.refuses("a/s", "The signer of JWT 'token' is no P-384 key");
+    rig.put_showing("a", &["$$SCONE::token$$", "$$SCONE::public$$"], TOKEN);
+    assert!(rig.cas.public_values("a", None).unwrap().is_empty(), "nobody is attested who reads what is public");
+
+    let shown = rig.shown("a");
+    let spki = SubjectPublicKeyInfoDer::from_pem_slice(shown[1].as_bytes()).unwrap();
+    let point = &spki[spki.len() - 97..];
+    let claims = |token: &str| -> serde_json::Value {
+        let (signed, signature) = token.rsplit_once('.').unwrap();
+        let decode = |part: &str| data_encoding::BASE64URL_NOPAD.decode(part.as_bytes()).unwrap();
+        let key = UnparsedPublicKey::new(&ECDSA_P384_SHA384_FIXED, point);
+        assert!(key.verify(&[signed.as_bytes(), b"x"].concat(), &decode(signature)).is_err());
+        key.verify(signed.as_bytes(), &decode(signature)).unwrap();
+        let (header, claims) = signed.split_once('.').unwrap();
+        assert_eq!(decode(header), br#"{"alg":"ES384","typ":"JWT"}"#);
+        serde_json::from_slice(&decode(claims)).unwrap()
+    };
+    assert_eq!(
+        claims(&shown[0]),
+        serde_json::json!({
+            "program": MRENCLAVE, "team": "blue", "text": "team $$SCONE::team$$", "iat": NOW, "nbf": NOW, "exp": NOW + DAY
+        })
+    );
+    rig.at(NOW + 1);
+    assert_eq!(claims(&rig.shown("a")[0])["iat"], NOW + 1);
+    // Of the program that asks, whoever declares the token.
+    let import = "secrets: [{name: token, import: {session: a, secret: token}}]\n";
+    let lines = service_with("command: /p $$SCONE::token$$").replace(MRENCLAVE, OTHER);
+    rig.put("b", &format!("{lines}{import}"));
+    rig.refuses("b/s", "Unexpected enclave measurement");
+    let claim = Claim { service: "b/s", code: None, mrenclave: OTHER, vouched: true, access: Access::default() };
+    assert_eq!(claims(&rig.claim(&claim).unwrap().command[1])["program"], OTHER);
+}
+
+/// Each session knows half of the circle.
+#[test]
+fn secrets_that_are_made_of_one_another_are_refused() {
+    let mut rig = Rig::new();
+    let half = |other: &str| {
+        format!(
+            "secrets:
+  - {{name: k, kind: private-key, key_type: P-384}}
+  - {{name: above, kind: x509-ca, import: {{session: {other}, secret: ca}}}}
+  - {{name: ca, kind: x509-ca, private_key: k, issuer: above, export: {{session: {other}}}}}
+  - {{name: inner, import: {{session: {other}, secret: token}}}}
+  - {{name: token, kind: jwt, signer: k, alg: ES384, validity: {{for: 1h}}, payload: {{inner: $$SCONE::inner$$}}, export: {{session: {other}}}}}
+"
+        )
+    };
+    for shown in ["$$SCONE::ca$$", "$$SCONE::token$$"] {
+        rig.put_showing("b", &[shown], &half("a"));
+        rig.put_showing("a", &[shown], &half("b"));
+        rig.refuses("a/s", "is made of too many others, or of itself");
+    }
 }
 
 const PKI: &str = "secrets:

@@ -1,5 +1,6 @@
 //! Keys and certificates that CAS makes for a session (`reference/scone.md` section 2.9).
 
+use rcgen::PublicKeyData;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
@@ -44,6 +45,21 @@ impl Secrets<'_> {
         Ok(Value { kind, bytes, private_key: key.filter(|_| may_have_key), chain })
     }
 
+    /// A public key: the explicit one, or that of its private key.
+    pub fn public_key(&self, owner: &Session, secret: &Secret, explicit: Option<Vec<u8>>) -> Result<Vec<u8>> {
+        let (name, key) = (&secret.name, secret.private_key.as_deref());
+        match (explicit, key) {
+            (Some(bytes), _) => Ok(bytes),
+            (None, Some(key)) => {
+                let key = self.value(owner, key)?;
+                Ok(signing_key(name, &key.bytes)?.subject_public_key_info())
+            }
+            (None, None) => {
+                Err(StoreError::Damaged(format!("public key '{name}' is not declared as it must be")).into())
+            }
+        }
+    }
+
     /// The certificate made before, or a new one if that does not fit its key and issuer any more, or is about to expire.
     fn current_certificate(
         &self,
@@ -63,7 +79,7 @@ impl Secrets<'_> {
             return Ok(bytes);
         }
         let mut parameters = parameters(secret, kind)?;
-        let renew = self.set_validity(&mut parameters, secret.validity())?;
+        let renew = self.set_validity(&mut parameters, secret.lifetime())?;
         let bytes = sign(parameters, secret, key, issuer)?;
         let renew = renew.map_or(String::new(), |renew| format!(" {renew}"));
         self.keep(&owner.name, &secret.name, &format!("{} {made_of}{renew}", kind.text()), &bytes)?;
@@ -120,14 +136,7 @@ fn parameters(secret: &Secret, kind: Kind) -> Result<CertificateParams> {
 /// Signs a certificate with its issuer's key, or with its own.
 fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: Option<&Value>) -> Result<Vec<u8>> {
     parameters.use_authority_key_identifier_extension = issuer.is_some();
-    // A key that was given may be of any type.
-    let signing = |key: &[u8]| {
-        KeyPair::try_from(key).map_err(|_| {
-            let name = &secret.name;
-            Refusal::misconfigured(format!("Certificate '{name}' needs a private key of a type that is not simulated"))
-        })
-    };
-    let key = signing(key)?;
+    let key = signing_key(&secret.name, key)?;
     let Some(issuer) = issuer else {
         return Ok(parameters.self_signed(&key).map_err(failed)?.der().to_vec());
     };
@@ -136,10 +145,17 @@ fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: 
     let issuers_key = issuers_key.ok_or_else(|| {
         Refusal::misconfigured(format!("Certificate '{name}' cannot sign: its private key is not there"))
     })?;
-    let issuers_key = signing(issuers_key)?;
+    let issuers_key = signing_key(&secret.name, issuers_key)?;
     let certificate = CertificateDer::from(issuer.bytes.as_slice());
     let issuer = Issuer::from_ca_cert_der(&certificate, issuers_key).map_err(failed)?;
     Ok(parameters.signed_by(&key, &issuer).map_err(failed)?.der().to_vec())
+}
+
+/// A key that was given may be of any type.
+fn signing_key(name: &str, key: &[u8]) -> Result<KeyPair> {
+    KeyPair::try_from(key).map_err(|_| {
+        Refusal::misconfigured(format!("Secret '{name}' needs a private key of a type that is not simulated"))
+    })
 }
 
 pub(super) fn draw_key(key_type: KeyType) -> std::result::Result<Vec<u8>, CasError> {

@@ -96,8 +96,10 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
     let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
 
-    let secrets = Secrets { tx, now };
+    let secrets = Secrets::new(tx, now, None);
     let security = secrets.security(&session)?;
+    let program = security.judges_evidence().then_some(claim.mrenclave);
+    let secrets = Secrets::new(tx, now, program);
     let variants = secrets.variants(&session, service)?;
     let mut configuration = prepare(&secrets, &session, service)?;
     configuration.access_proof = check_access(&secrets, &session, &security, &claim.access)?;

@@ -2,6 +2,8 @@
 //! makes. Keys and certificates are drawn at their first use and kept until an update, or the certificate's end, asks for new
 //! ones (`reference/scone.md` section 2.9).
 
+use std::cell::Cell;
+
 use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
 use rusqlite::{Connection, OptionalExtension, params};
 use scone_protocol::hex;
@@ -21,11 +23,18 @@ pub(super) type Result<T> = std::result::Result<T, Stop<Refusal>>;
 /// The largest size of all texts of one configuration, in bytes. Placeholders are short; what they stand for need not be.
 pub(super) const MAX_CONFIGURATION: usize = 256 * 1024;
 
+/// How many secrets a secret may be made of, one of the other: a certificate, those above it, their keys and imports.
+const MAX_DEPTH: usize = 32;
+
 /// The secrets of all sessions, now.
 pub(super) struct Secrets<'a> {
     pub tx: &'a Connection,
     /// Seconds since the epoch.
     pub now: u64,
+    /// The measurement of the program that is being attested, if one is.
+    pub program: Option<&'a str>,
+    /// How many values are being made of one another.
+    depth: Cell<usize>,
 }
 
 /// A secret's value.
@@ -52,19 +61,22 @@ impl Value {
         }
         let certificate = |der: &[u8]| tls::pem(tls::CERTIFICATE, der).into_bytes();
         let key = |der: &[u8]| tls::pem("PRIVATE KEY", der).into_bytes();
+        let public_key = |der: &[u8]| tls::pem("PUBLIC KEY", der).into_bytes();
         Some(match format {
             Format::Plain => match kind {
-                Kind::Ascii | Kind::Binary | Kind::ConfigFragment => bytes.clone(),
+                Kind::Ascii | Kind::Binary | Kind::ConfigFragment | Kind::Jwt => bytes.clone(),
                 Kind::PrivateKey => key(bytes),
+                Kind::PublicKey => public_key(bytes),
                 Kind::X509 | Kind::X509Ca => certificate(bytes),
             },
-            Format::Bin | Format::Der | Format::CrtDer => bytes.clone(),
+            Format::Bin | Format::Der | Format::SpkiDer | Format::CrtDer => bytes.clone(),
             Format::Hex => hex(bytes).into_bytes(),
             Format::Base64 => BASE64.encode(bytes).into_bytes(),
             Format::Base64Url => BASE64URL.encode(bytes).into_bytes(),
             Format::Base32 => BASE32.encode(bytes).into_bytes(),
             Format::Base32NoPad => BASE32_NOPAD.encode(bytes).into_bytes(),
             Format::Pem => key(bytes),
+            Format::Spki => public_key(bytes),
             Format::Crt => certificate(bytes),
             Format::CrtKey => key(private_key.as_ref()?),
             Format::CrtKeyDer => private_key.clone()?,
@@ -74,7 +86,11 @@ impl Value {
     }
 }
 
-impl Secrets<'_> {
+impl<'a> Secrets<'a> {
+    pub fn new(tx: &'a Connection, now: u64, program: Option<&'a str>) -> Secrets<'a> {
+        Secrets { tx, now, program, depth: Cell::new(0) }
+    }
+
     /// Puts secrets in the place of placeholders, where only text will do.
     pub fn text(&self, session: &Session, text: &str) -> Result<String> {
         let filled = String::from_utf8(self.bytes(session, text)?).ok().filter(|text| !text.contains('\0'));
@@ -136,6 +152,18 @@ impl Secrets<'_> {
 
     /// The value of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
     pub fn value(&self, session: &Session, name: &str) -> Result<Value> {
+        // Imports can lead in a circle, which no session sees.
+        let depth = self.depth.get();
+        if depth > MAX_DEPTH {
+            return Err(Refusal::misconfigured(format!("Secret '{name}' is made of too many others, or of itself")));
+        }
+        self.depth.set(depth + 1);
+        let value = self.value_here_or_there(session, name);
+        self.depth.set(depth);
+        value
+    }
+
+    fn value_here_or_there(&self, session: &Session, name: &str) -> Result<Value> {
         let declared =
             session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
         let Some(import) = &declared.import else { return self.own_value(session, name, session) };
@@ -184,7 +212,9 @@ impl Secrets<'_> {
                 };
                 Ok(Value::plain(kind, bytes))
             }
+            Kind::PublicKey => Ok(Value::plain(kind, self.public_key(owner, secret, explicit)?)),
             Kind::X509 | Kind::X509Ca => self.certificate(owner, name, explicit, reader),
+            Kind::Jwt => Ok(Value::plain(kind, self.jwt(owner, secret)?)),
         }
     }
 

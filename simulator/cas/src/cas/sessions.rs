@@ -197,7 +197,7 @@ fn upload(
     erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
     let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
-    let secrets = Secrets { tx, now };
+    let secrets = Secrets::new(tx, now, None);
     let before = store::active(tx, &session.name)?;
     match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
@@ -252,7 +252,7 @@ fn read(
 ) -> Result<Stored, Stop<ClientRefusal>> {
     let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
     let active = store::active(tx, name)?.ok_or_else(unknown)?;
-    if !admits(&Secrets { tx, now }, &active, |policy| &policy.read, client)? {
+    if !admits(&Secrets::new(tx, now, None), &active, |policy| &policy.read, client)? {
         return refuse(ClientRefusal::Denied(name.to_owned()));
     }
     match hash {

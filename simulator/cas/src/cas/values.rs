@@ -20,7 +20,7 @@ impl Cas {
             for secret in session.secrets.iter().filter(|secret| secret.export_public && is_asked_for(&secret.name)) {
                 let format = if secret.kind == Some(Kind::Binary) { ":hex" } else { "" };
                 let placeholder = format!("$$SCONE::{}{format}$$", secret.name);
-                if let Ok(value) = settle(Secrets { tx, now }.text(&session, &placeholder))? {
+                if let Ok(value) = settle(Secrets::new(tx, now, None).text(&session, &placeholder))? {
                     size += value.len();
                     values.insert(secret.name.clone(), value);
                 }

@@ -48,10 +48,8 @@ pub const DEFAULTS: &[(&str, &str)] =
 
 /// A documented value that the simulator does not serve, with the path of its key. Finding one is an error of its own, too.
 pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
-    ("secrets.kind", "public-key"),
     ("secrets.kind", "aad-token"),
     ("secrets.kind", "pgp-key"),
-    ("secrets.kind", "jwt"),
     ("security.attestation.mode", "maa"),
     ("security.attestation.tolerate", "maa-managed-tcb"),
 ];
@@ -122,7 +120,9 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 refuse_placeholder(name, &path, "")?;
                 // What a fragment says is read where a placeholder stands for it.
                 let is_fragment = inner == "secrets.value" && mapping.get("kind").is_some_and(|kind| kind == FRAGMENT);
-                if key == "services.environment" || is_fragment {
+                // Each value of these is looked at by `validate`.
+                let is_text = matches!(key, "services.environment" | "secrets.payload");
+                if is_text || is_fragment {
                     continue;
                 }
                 let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");

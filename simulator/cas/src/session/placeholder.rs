@@ -6,6 +6,9 @@ use super::{Kind, Session, SessionError, rule};
 pub const OPEN: &str = "$$SCONE::";
 const CLOSE: &str = "$$";
 
+/// In the payload of a JWT: the measurement of the program that is attested.
+pub const SOFTWARE_IDENTITY: &str = "$$SCONE::self::software_identity$$";
+
 /// How a secret is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -27,6 +30,10 @@ pub enum Format {
     Pem,
     /// A private key, PKCS#8 in DER.
     Der,
+    /// A public key, SubjectPublicKeyInfo in PEM.
+    Spki,
+    /// A public key, SubjectPublicKeyInfo in DER.
+    SpkiDer,
     /// A certificate, PEM.
     Crt,
     /// A certificate, DER.
@@ -52,12 +59,14 @@ impl Format {
             "base32nopad" => Format::Base32NoPad,
             "pem" | "pkcs8:pem" => Format::Pem,
             "der" | "pkcs8:der" => Format::Der,
+            "spki:pem" => Format::Spki,
+            "spki:der" => Format::SpkiDer,
             "crt" | "crt:pem" => Format::Crt,
             "crt:der" => Format::CrtDer,
             "privatekey" | "privatekey:pem" | "privatekey:pkcs8:pem" => Format::CrtKey,
             "privatekey:der" | "privatekey:pkcs8:der" => Format::CrtKeyDer,
             "chain" => Format::Chain,
-            "pkcs12-with-private-key" | "spki:pem" | "spki:der" => {
+            "pkcs12-with-private-key" => {
                 return Err(SessionError::NotSimulated(format!("{path}: the placeholder format '{format}'")));
             }
             _ => return Err(rule(path, format!("unknown placeholder format '{format}'"))),
@@ -82,6 +91,7 @@ impl Format {
             Plain => true,
             Bin | Hex | Base64 | Base64Url | Base32 | Base32NoPad => kind == Kind::Binary,
             Pem | Der => kind == Kind::PrivateKey,
+            Spki | SpkiDer => kind == Kind::PublicKey,
             Crt | CrtDer | CrtKey | CrtKeyDer | Chain | ChainFromRoot => {
                 matches!(kind, Kind::X509 | Kind::X509Ca)
             }
@@ -92,7 +102,7 @@ impl Format {
     pub fn is_text(self, kind: Option<Kind>) -> bool {
         match self {
             Format::Plain => kind != Some(Kind::Binary),
-            Format::Bin | Format::Der | Format::CrtDer | Format::CrtKeyDer => false,
+            Format::Bin | Format::Der | Format::SpkiDer | Format::CrtDer | Format::CrtKeyDer => false,
             _ => true,
         }
     }
@@ -134,6 +144,12 @@ impl Session {
         }
         Ok(parts)
     }
+}
+
+/// Whether the text is a placeholder and nothing else.
+pub fn is_one_placeholder(text: &str) -> bool {
+    let body = text.strip_prefix(OPEN).and_then(|rest| rest.strip_suffix(CLOSE));
+    body.is_some_and(|body| !body.contains(CLOSE))
 }
 
 fn parts<'a>(path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {

@@ -1,7 +1,9 @@
 //! Secrets in a policy: what they are, and what their values must look like (`reference/scone.md` section 2.9).
 
+use std::collections::BTreeMap;
+
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, SubjectPublicKeyInfoDer};
 use serde::{Deserialize, Serialize};
 
 use super::{is_default, syntax};
@@ -27,7 +29,7 @@ pub struct Secret {
     /// For a private key that CAS draws: whether it survives an update.
     #[serde(default, skip_serializing_if = "is_default")]
     pub migrate: bool,
-    /// For a certificate: the secret that is its private key.
+    /// For a certificate or a public key: the secret that is its private key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub private_key: Option<String>,
     /// For a certificate: the secret that is its issuer's certificate. Absent: self-signed.
@@ -48,6 +50,18 @@ pub struct Secret {
     /// For a certificate: how long it is valid. Absent: virtually for ever.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub valid_for: Option<String>,
+    /// For a JWT: the secret whose private key signs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
+    /// For a JWT: how it is signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alg: Option<Algorithm>,
+    /// For a JWT: how long it is valid.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validity: Option<Validity>,
+    /// For a JWT: its claims, texts all, without those that CAS makes. A text that is one placeholder stands for its value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub payload: BTreeMap<String, serde_json::Value>,
     /// Who may import it.
     #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
     pub export: Vec<SecretExport>,
@@ -57,6 +71,22 @@ pub struct Secret {
     /// Whether everybody may read it.
     #[serde(default, skip_serializing_if = "is_default")]
     pub export_public: bool,
+}
+
+/// How a JWT is signed (RFC 7518 section 3.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Algorithm {
+    /// ECDSA on NIST P-384 with SHA-384.
+    ES384,
+}
+
+/// How long a JWT is valid.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Validity {
+    /// From the moment at which it is made.
+    #[serde(rename = "for")]
+    pub duration: String,
 }
 
 /// Who may import a secret: a session, or every session in a namespace, including the namespace's own.
@@ -97,12 +127,16 @@ pub enum Kind {
     Binary,
     /// A private key.
     PrivateKey,
+    /// A public key.
+    PublicKey,
     /// A certificate that signs no other.
     X509,
     /// A certificate that signs others.
     X509Ca,
     /// A part of a session. Its value is text, or JSON.
     ConfigFragment,
+    /// A JSON Web Token (RFC 7519), made anew for each start.
+    Jwt,
 }
 
 impl Kind {
@@ -117,9 +151,11 @@ impl Kind {
             Kind::Ascii => "ascii",
             Kind::Binary => "binary",
             Kind::PrivateKey => "private-key",
+            Kind::PublicKey => "public-key",
             Kind::X509 => "x509",
             Kind::X509Ca => "x509-ca",
             Kind::ConfigFragment => "config-fragment",
+            Kind::Jwt => "jwt",
         }
     }
 }
@@ -163,6 +199,11 @@ impl Secret {
                 let key = PrivatePkcs8KeyDer::from_pem_slice(value.as_bytes()).ok();
                 key.map(|key| key.secret_pkcs8_der().to_vec()).filter(|der| is_pkcs8(der))
             }
+            Some(Kind::PublicKey) => {
+                let key = SubjectPublicKeyInfoDer::from_pem_slice(value.as_bytes()).ok();
+                key.map(|key| key.to_vec()).filter(|der| rcgen::SubjectPublicKeyInfo::from_der(der).is_ok())
+            }
+            Some(Kind::Jwt) => None,
             Some(Kind::X509 | Kind::X509Ca) => {
                 CertificateDer::from_pem_slice(value.as_bytes()).ok().map(|certificate| certificate.to_vec())
             }
@@ -171,9 +212,9 @@ impl Secret {
         })
     }
 
-    /// How long a certificate is valid, in seconds; `None`: virtually for ever.
-    pub fn validity(&self) -> Option<u64> {
-        duration(self.valid_for.as_deref()?)
+    /// How long a certificate or a JWT is valid, in seconds; `None`: virtually for ever.
+    pub fn lifetime(&self) -> Option<u64> {
+        duration(self.valid_for.as_deref().or(self.validity.as_ref().map(|validity| validity.duration.as_str()))?)
     }
 
     /// What CAS keeps beside a value it drew, to tell whether an update may keep the value (section 2.9): kind, and for a

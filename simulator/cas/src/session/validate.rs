@@ -119,7 +119,7 @@ impl Session {
         };
         let fragment = self.secret(name).and_then(|secret| secret.value.as_deref());
         match self.secret(name).and_then(|secret| secret.kind) {
-            Some(kind @ (Kind::Binary | Kind::PrivateKey)) => {
+            Some(kind @ (Kind::Binary | Kind::PrivateKey | Kind::PublicKey | Kind::Jwt)) => {
                 Err(rule(path, format!("'{name}' is {}, not ascii or a certificate", kind.text())))
             }
             // What an import says may change: then it is ignored.
@@ -289,7 +289,7 @@ impl Session {
     }
 
     /// Text of a command, of the environment or of a token: no NUL, and only placeholders that give text.
-    fn check_text(&self, path: &str, text: &str) -> Result<(), SessionError> {
+    pub(super) fn check_text(&self, path: &str, text: &str) -> Result<(), SessionError> {
         if text.contains('\0') {
             return Err(rule(path, "holds a NUL"));
         }
@@ -348,7 +348,7 @@ impl Session {
                 // Random printable characters are not base32.
                 None => Err(weak()),
             },
-            Some(Kind::PrivateKey | Kind::X509 | Kind::X509Ca | Kind::ConfigFragment) => Err(weak()),
+            Some(kind) if !kind.is_bytes() => Err(weak()),
             _ => Ok(()),
         }
     }

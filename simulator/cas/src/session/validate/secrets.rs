@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use rustls::pki_types::CertificateDer;
 
 use super::{COMPONENTS, check_names, check_pin, check_reference};
+use crate::session::placeholder::{SOFTWARE_IDENTITY, is_one_placeholder};
 use crate::session::{Endpoint, KeyType, Kind, Secret, Session, SessionError, is_component, rule};
 use crate::tls::key_hash;
 
@@ -45,17 +46,18 @@ impl Session {
         Ok(())
     }
 
-    /// Checks that a certificate's private key and issuer are declared, and that its chain of issuers ends.
+    /// Checks that private key, signer and issuer are declared, and that its chain of issuers ends.
     fn check_signers(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
         let of_kind = |name: &str, kind: Kind| {
             // An import may leave the kind to the owner: then it is checked when it is used.
             self.secret(name).is_some_and(|found| found.kind.is_none_or(|known| known == kind))
         };
-        if let Some(key) = &secret.private_key
-            && !of_kind(key, Kind::PrivateKey)
-        {
-            return Err(rule(&format!("{path}.private_key"), format!("no private-key '{key}' is declared")));
+        for (field, key) in [("private_key", &secret.private_key), ("signer", &secret.signer)] {
+            if let Some(key) = key.as_ref().filter(|key| !of_kind(key, Kind::PrivateKey)) {
+                return Err(rule(&format!("{path}.{field}"), format!("no private-key '{key}' is declared")));
+            }
         }
+        self.check_payload(path, secret)?;
         self.check_signing_key(path, secret)?;
         let mut above = secret.issuer.as_deref();
         let mut steps = 0;
@@ -74,6 +76,25 @@ impl Session {
 }
 
 impl Session {
+    /// A JWT's claims are texts, and CAS makes some itself. A placeholder within a text stands for itself, as documented.
+    fn check_payload(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
+        for (name, value) in &secret.payload {
+            let path = format!("{path}.payload.{name}");
+            let Some(text) = value.as_str() else { return Err(rule(&path, "not a text")) };
+            if ["iat", "nbf", "exp"].contains(&name.as_str()) {
+                return Err(rule(&path, "made by CAS"));
+            }
+            if text != SOFTWARE_IDENTITY && is_one_placeholder(text) {
+                self.check_text(&path, text)?;
+            }
+        }
+        let signer = secret.signer.as_deref().and_then(|signer| self.secret(signer));
+        if signer.and_then(|signer| signer.key_type).is_some_and(|key_type| key_type != KeyType::P384) {
+            return Err(rule(&format!("{path}.signer"), "ES384 needs a key of type P-384"));
+        }
+        Ok(())
+    }
+
     /// Any private key may be given; to make a certificate CAS must be able to sign with it.
     fn check_signing_key(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
         if secret.value.is_some() {
@@ -94,18 +115,22 @@ impl Session {
 
 impl Secret {
     /// Which of its keys are given, and for which kinds they are.
-    fn given(&self) -> [(&'static str, bool, &'static [Kind]); 9] {
+    fn given(&self) -> [(&'static str, bool, &'static [Kind]); 13] {
         const CERTIFICATES: &[Kind] = &[Kind::X509, Kind::X509Ca];
         [
             ("size", self.size.is_some(), &[Kind::Ascii, Kind::Binary]),
             ("key_type", self.key_type.is_some(), &[Kind::PrivateKey]),
             ("migrate", self.migrate, &[Kind::PrivateKey]),
-            ("private_key", self.private_key.is_some(), CERTIFICATES),
+            ("private_key", self.private_key.is_some(), &[Kind::X509, Kind::X509Ca, Kind::PublicKey]),
             ("issuer", self.issuer.is_some(), CERTIFICATES),
             ("common_name", self.common_name.is_some(), CERTIFICATES),
             ("endpoint", self.endpoint.is_some(), &[Kind::X509]),
             ("san", !self.san.is_empty(), &[Kind::X509]),
             ("valid_for", self.valid_for.is_some(), CERTIFICATES),
+            ("signer", self.signer.is_some(), &[Kind::Jwt]),
+            ("alg", self.alg.is_some(), &[Kind::Jwt]),
+            ("validity", self.validity.is_some(), &[Kind::Jwt]),
+            ("payload", !self.payload.is_empty(), &[Kind::Jwt]),
         ]
     }
 
@@ -141,7 +166,9 @@ impl Secret {
                     Kind::Ascii | Kind::ConfigFragment => "not printable ASCII",
                     Kind::Binary => "not hex",
                     Kind::PrivateKey => "not a PKCS#8 private key in PEM",
+                    Kind::PublicKey => "not a public key in PEM (SubjectPublicKeyInfo)",
                     Kind::X509 | Kind::X509Ca => "not a certificate in PEM",
+                    Kind::Jwt => "not for a secret of kind jwt",
                 };
                 return Err(rule(&format!("{path}.value"), wanted));
             }
@@ -149,9 +176,26 @@ impl Secret {
         match kind {
             Kind::Ascii | Kind::Binary => self.check_size(path, value.as_deref()),
             Kind::PrivateKey => self.check_private_key(path),
+            Kind::PublicKey if value.is_some() == self.private_key.is_some() => {
+                Err(rule(path, "a public key has either value or private_key"))
+            }
+            Kind::PublicKey => Ok(()),
             Kind::X509 | Kind::X509Ca => self.check_certificate(path, value.as_deref()),
+            Kind::Jwt => self.check_jwt(path),
             Kind::ConfigFragment if value.is_none() => Err(rule(&format!("{path}.value"), "missing")),
             Kind::ConfigFragment => Ok(()),
+        }
+    }
+
+    fn check_jwt(&self, path: &str) -> Result<(), SessionError> {
+        let missing =
+            [("signer", self.signer.is_none()), ("alg", self.alg.is_none()), ("validity", self.validity.is_none())];
+        match missing.iter().find(|(_, missing)| *missing) {
+            Some((key, _)) => Err(rule(&format!("{path}.{key}"), "missing")),
+            None if self.lifetime().is_none() => {
+                Err(rule(&format!("{path}.validity.for"), "not a duration such as 24h"))
+            }
+            None => Ok(()),
         }
     }
 
@@ -202,7 +246,7 @@ impl Secret {
         if self.endpoint == Some(Endpoint::Client) && self.san.iter().any(|name| name.starts_with("dns:")) {
             return Err(rule(&format!("{path}.san"), "a client has no DNS name"));
         }
-        if self.valid_for.is_some() && self.validity().is_none() {
+        if self.valid_for.is_some() && self.lifetime().is_none() {
             return Err(rule(&format!("{path}.valid_for"), "not a duration such as 90 days or 1 year"));
         }
         Ok(())
