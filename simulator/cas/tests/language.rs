@@ -575,15 +575,21 @@ fn a_volume_is_used_and_exported_with_an_update_policy() {
 }
 
 #[test]
-fn an_injected_file_has_its_content_in_the_policy() {
+fn an_injected_file_is_the_images_or_has_its_content_in_the_policy() {
     let file = |file: &str| {
         session(&format!(
             "secrets: [{{name: b, kind: binary}}]\nvolumes: [{{name: v}}]\nimages: [{{name: i, volumes: [{{name: v, path: /v}}], injection_files: [{file}]}}]\n"
         ))
     };
-    refused(&file("/etc/my.cnf"), "not simulated: images[0].injection_files[0]: a file of the image");
-    let path_alone = "{path: /etc/my.cnf, permission: 0o600}";
-    refused(&file(path_alone), "not simulated: images[0].injection_files[0]: a file of the image");
+    refused(&file("etc/my.cnf"), "images[0].injection_files[0].path: not an absolute path");
+    refused(&file("{content: x}"), "missing field `path`");
+    refused(&file("{path: /a, contents: x}"), "unknown field `contents`");
+    refused(&file("/a], provide_secrets: [c"), "images[0].provide_secrets: no secret 'c' is declared");
+    let image = accepted(&file("/etc/my.cnf], provide_secrets: [b"));
+    assert!(image.images[0].has_templates() && accepted(&image.to_yaml().unwrap()) == image);
+    let spelled_out = accepted(&file("{path: /etc/my.cnf, permission: 0o700}], provide_secrets: [b"));
+    assert_eq!(spelled_out.hash(), image.hash());
+    assert_ne!(accepted(&file("/etc/my.cnf")).hash(), image.hash());
     refused(&file("{path: etc, content: x}"), "not an absolute path");
     refused(&file("{path: /v/f, content: x}"), "not simulated: images[0].injection_files[0].path: a file in a volume");
     refused(&file("{path: /a, content: x}, {path: /a/b, content: x}"), "used twice");

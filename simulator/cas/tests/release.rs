@@ -11,7 +11,7 @@ use ring::signature::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
-use scone_protocol::{Configuration, End, UpdatePolicy, access_proof, hex, proves_access, unhex};
+use scone_protocol::{Configuration, End, InjectionFile, UpdatePolicy, access_proof, hex, proves_access, unhex};
 use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
 use scone_sim::session::decode_shared_secret;
@@ -89,6 +89,10 @@ impl Rig {
 fn client(name: &str) -> Client {
     let identity = Identity::generate(name).unwrap();
     Client { key_hash: identity.key_hash.clone(), certificate: identity.certificate_pem.clone() }
+}
+
+fn content(file: &InjectionFile) -> &str {
+    file.content.as_ref().unwrap().expose()
 }
 
 fn service_with(lines: &str) -> String {
@@ -345,6 +349,44 @@ fn everybody_may_read_what_is_exported_to_the_public_and_nothing_else() {
 // Files and volumes
 
 #[test]
+fn a_file_of_the_image_may_hold_the_secrets_that_its_image_provides_in_all_their_forms() {
+    let mut rig = Rig::new();
+    let session = |image: &str| {
+        format!(
+            "{}images: [{{name: i, injection_files: [{image}]}}]
+secrets:
+  - {{name: a, kind: ascii, value: x}}
+  - {{name: b, kind: binary, value: 00ff}}
+  - {{name: gone, import: {{session: nobody, secret: s}}}}
+  - {{name: key, kind: private-key}}
+  - {{name: crt, kind: x509, private_key: key}}
+",
+            service_with("command: /p\n    image_name: i")
+        )
+    };
+    let provided = |rig: &Rig| {
+        let configuration = rig.ask("a/s").unwrap();
+        configuration.secrets.into_iter().map(|(name, value)| (name, unhex(value.expose()).unwrap())).collect()
+    };
+    // With the content in the policy, CAS fills it in.
+    rig.put("a", &session("{path: /f, content: x}"));
+    assert_eq!(provided(&rig), BTreeMap::new());
+    rig.put("a", &session("/f], provide_secrets: ["));
+    assert_eq!(provided(&rig), BTreeMap::new());
+    rig.put("a", &session("/f], provide_secrets: [a"));
+    assert_eq!(provided(&rig), BTreeMap::from([("a".to_owned(), b"x".to_vec())]));
+    rig.put("a", &session("{path: /f, permission: 0o400}, {path: /g, content: '$$SCONE::a$$'}"));
+    let configuration = rig.ask("a/s").unwrap();
+    let [f, g] = &configuration.injection_files[..] else { panic!() };
+    assert!(f.content.is_none() && f.mode == 0o400 && content(g) == hex(b"x") && g.mode == 0o700);
+    let forms: BTreeMap<String, Vec<u8>> = provided(&rig);
+    assert_eq!((&forms["b"], &forms["b:hex"], &forms["b.hex"]), (&vec![0, 255], &b"00ff".to_vec(), &b"00ff".to_vec()));
+    assert_eq!((&forms["b:base64"], &forms["b:base32nopad"]), (&b"AP8=".to_vec(), &b"AD7Q".to_vec()));
+    assert!(forms["crt"].starts_with(b"-----BEGIN CERTIFICATE-----") && forms["crt:privatekey"] == forms["key:pem"]);
+    assert!(forms.keys().all(|name| !name.starts_with("gone")));
+}
+
+#[test]
 fn an_injected_file_holds_secrets_in_whatever_form() {
     let mut rig = Rig::new();
     let service = service_with("command: /p\n    image_name: i");
@@ -364,7 +406,7 @@ fn an_injected_file_holds_secrets_in_whatever_form() {
     let configuration = rig.ask("a/s").unwrap();
     let [file] = &configuration.injection_files[..] else { panic!("one file") };
     assert_eq!((file.path.as_str(), file.mode), ("/etc/c", 0o640));
-    assert_eq!(unhex(file.content.expose()).unwrap(), b"b=\x00\xff h=00ff j=x\\\"y");
+    assert_eq!(unhex(content(file)).unwrap(), b"b=\x00\xff h=00ff j=x\\\"y");
 }
 
 #[test]
@@ -512,7 +554,7 @@ fn a_private_key_is_of_its_type_and_comes_as_pem_or_der() {
     );
     rig.put("a", &(service_with("command: /p\n    image_name: i") + &lines));
     let file = &rig.ask("a/s").unwrap().injection_files[0];
-    assert_eq!(file.content.expose(), hex(given.serialized_der()));
+    assert_eq!(content(file), hex(given.serialized_der()));
 }
 
 /// Where it is imported, its type is not known before the service starts.
@@ -554,7 +596,7 @@ images: [{{name: i, injection_files: [{{path: /p, content: '$$SCONE::p:spki:der$
     let spki = SubjectPublicKeyInfoDer::from_pem_slice(shown[1].as_bytes()).unwrap();
     assert!(spki.ends_with(key.public_key().as_ref()));
     assert_eq!(shown[1], shown[2]);
-    assert_eq!(rig.ask("a/s").unwrap().injection_files[0].content.expose(), hex(&spki));
+    assert_eq!(content(&rig.ask("a/s").unwrap().injection_files[0]), hex(&spki));
     assert_eq!(rig.shown("b"), [shown[1].clone()]);
     assert_eq!(rig.cas.public_values("a", Some("p")).unwrap()["p"], shown[1]);
 

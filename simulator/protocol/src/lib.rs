@@ -189,6 +189,9 @@ pub struct Configuration {
     /// The files to put into the program's memory.
     #[serde(default)]
     pub injection_files: Vec<InjectionFile>,
+    /// What placeholders in files of the image stand for: what is between `$$SCONE::` and `$$`, and the value in lower-case hex.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, Secret>,
     /// [`access_proof`] of CAS's end, if the session has a service access token.
     #[serde(default)]
     pub access_proof: Option<String>,
@@ -200,8 +203,9 @@ pub struct Configuration {
 pub struct InjectionFile {
     /// Where the program sees it: an absolute path.
     pub path: String,
-    /// Lower-case hex, since it need not be text.
-    pub content: Secret,
+    /// Lower-case hex, since it need not be text. `None`: the image has the file, with placeholders in it.
+    #[serde(default)]
+    pub content: Option<Secret>,
     /// Its permissions.
     pub mode: u32,
 }
@@ -259,6 +263,13 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret(..)")
     }
+}
+
+/// Escaped for use inside a JSON string (RFC 8259 section 7), which a placeholder asks for by `|escape(json)`; `None`: it is no
+/// text.
+pub fn escape_json(value: Vec<u8>) -> Option<Vec<u8>> {
+    let quoted = serde_json::Value::from(String::from_utf8(value).ok()?).to_string();
+    Some(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
 }
 
 /// Lower-case hex.

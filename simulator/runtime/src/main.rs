@@ -4,6 +4,7 @@
 //! Software only: whoever is root on the host can read and change everything. What it simulates is who gets what, when.
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
+mod injection;
 mod mount;
 
 use std::env;
@@ -17,9 +18,9 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, getpid, getrlimit, set_dumpable_behavior, setrlimit};
 
-use mount::{Mount, refuse_disk, seal_all};
+use mount::{Mount, seal_all};
 use scone_protocol::connection::{self, Address, Connection};
-use scone_protocol::{Configuration, InjectionFile, Secret, unhex};
+use scone_protocol::{Configuration, Secret, unhex};
 use scone_run::failure::{self, Failure};
 use scone_run::files::{self, Selection};
 use scone_run::program::Program;
@@ -226,7 +227,7 @@ fn run_protected(
     let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
     let command = command_line(&configuration, host_arguments)?;
-    let files = injection_files(&configuration)?;
+    let files = injection::files(&configuration, image.as_ref())?;
 
     let in_container = image.is_none();
     match image {
@@ -236,7 +237,7 @@ fn run_protected(
         }
         None => {
             for (path, content, mode) in &files {
-                inject(path, content, *mode).map_err(|cause| {
+                injection::inject(path, content, *mode).map_err(|cause| {
                     Failure::while_starting(format!("Injecting {} failed", path.display()), vec![cause])
                 })?;
             }
@@ -288,25 +289,6 @@ fn access_token() -> Result<Option<String>, Failure> {
     let Some(token) = env::var_os("SCONE_SERVICE_ACCESS_TOKEN") else { return Ok(None) };
     let unusable = |_| Failure::while_starting("SCONE_SERVICE_ACCESS_TOKEN is unusable: it is not UTF-8", vec![]);
     token.into_string().map_err(unusable).map(Some)
-}
-
-type File = (PathBuf, Vec<u8>, u32);
-
-fn injection_files(configuration: &Configuration) -> Result<Vec<File>, Failure> {
-    let decode = |file: &InjectionFile| {
-        let content = unhex(file.content.expose());
-        let unusable = || Failure::while_starting(format!("CAS sent {} in no usable form", file.path), vec![]);
-        Ok((PathBuf::from(&file.path), content.ok_or_else(unusable)?, file.mode & 0o777))
-    };
-    configuration.injection_files.iter().map(decode).collect()
-}
-
-/// In a container: the file's directory must be in memory, or the secrets in the file would reach the host's disk.
-fn inject(path: &Path, content: &[u8], mode: u32) -> Result<(), String> {
-    let failed = |error: io::Error| format!("cannot write '{}': {error}", path.display());
-    let directory = path.parent().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-    refuse_disk(directory)?;
-    root::write_new(path, content, mode).map_err(failed)
 }
 
 /// Runs the program to its end. What it left unsynced is sealed before its exit status is believed.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -525,14 +525,14 @@ fn injected_files_are_in_memory_with_their_mode() {
         let path = format!("{directory}/my.cnf");
         let inject = |path: String| {
             host.cas.state().more = Some(Box::new(move |configuration| {
-                let content = Secret::new(hex(b"password=hunter2"));
+                let content = Some(Secret::new(hex(b"password=hunter2")));
                 configuration.injection_files = vec![InjectionFile { path: path.clone(), content, mode: 0o640 }];
                 configuration.volumes.clear();
             }));
         };
         // In a volume it would be kept; nor may it lie below a file, nor in a container where there is a disk.
         host.cas.state().more = Some(Box::new(|configuration| {
-            let content = Secret::new(String::new());
+            let content = Some(Secret::new(String::new()));
             let path = "/root/single_run/f".to_owned();
             configuration.injection_files = vec![InjectionFile { path, content, mode: 0o640 }];
         }));
@@ -561,6 +561,45 @@ fn injected_files_are_in_memory_with_their_mode() {
         assert_eq!(text(&output.stdout), "password=hunter2\n640\nx\n", "{}", text(&output.stderr));
         let image = host.path("image");
         assert!(!image.join("etc/app").exists() && !image.join("root/my.cnf").exists(), "it is in memory only");
+    });
+}
+
+#[test]
+fn secrets_are_filled_into_a_file_of_the_image_in_memory() {
+    everywhere(|host| {
+        let path = "/etc/app.conf";
+        let file = host.path("image").join("etc/app.conf");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        host.policy(&[&format!("read={path}"), &format!("mode={path}"), &format!("write={path},x")]);
+        host.cas.state().more = Some(Box::new(|configuration| {
+            let path = "/etc/app.conf".to_owned();
+            configuration.injection_files = vec![InjectionFile { path, content: None, mode: 0o640 }];
+            configuration.secrets = [("pass".to_owned(), Secret::new(hex(b"hunter2")))].into();
+            configuration.volumes.clear();
+        }));
+        if host.image.is_some() {
+            assert_fatal(&host.run(&[]), &["Injecting /etc/app.conf failed", "not simulated in a container"]);
+            return;
+        }
+        let fails =
+            |why: &str| assert_fatal(&host.command().output().unwrap(), &["Injecting /etc/app.conf failed", why]);
+        fails("cannot read '/etc/app.conf' of the image: No such file");
+        symlink(host.path("outside"), &file).unwrap();
+        fs::write(host.path("outside"), "password=$$SCONE::pass$$").unwrap();
+        fails("cannot read '/etc/app.conf' of the image: No such file");
+        fs::remove_file(&file).unwrap();
+        fs::create_dir(&file).unwrap();
+        fails("'/etc/app.conf' of the image is no regular file");
+        fs::remove_dir(&file).unwrap();
+        fs::write(&file, vec![b' '; 256 * 1024 + 1]).unwrap();
+        fails("is larger than 262144 bytes");
+        fs::write(&file, "password=$$SCONE::other$$").unwrap();
+        fails("the session provides no secret for the placeholder 'other'");
+        let written = "password=$$SCONE::pass$$ cost=$$5";
+        fs::write(&file, written).unwrap();
+        let output = host.command().output().unwrap();
+        assert_eq!(text(&output.stdout), "password=hunter2 cost=$$5\n640\n", "{}", text(&output.stderr));
+        assert_eq!(fs::read_to_string(&file).unwrap(), written, "the image's file stays as it was");
     });
 }
 

@@ -190,13 +190,19 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
             configuration.volumes.push(grant(secrets.tx, session, mount)?);
         }
         for file in &image.injection_files {
-            let content = secrets.bytes(session, &file.content)?;
-            size += content.len();
+            let content = file.content.as_ref().map(|content| secrets.bytes(session, content)).transpose()?;
+            size += content.as_ref().map_or(0, Vec::len);
             configuration.injection_files.push(InjectionFile {
                 path: file.path.clone(),
-                content: Secret::new(hex(&content)),
+                content: content.map(|content| Secret::new(hex(&content))),
                 mode: file.mode().ok_or_else(|| StoreError::Damaged("a permission is not valid".into()))?,
             });
+        }
+    }
+    if let Some(image) = session.image(service).filter(|image| image.has_templates()) {
+        for (name, value) in secrets.forms(session, image)? {
+            size += value.len();
+            configuration.secrets.insert(name, Secret::new(hex(&value)));
         }
     }
     if size > secrets::MAX_CONFIGURATION { Err(secrets::too_large()) } else { Ok(configuration) }

@@ -6,14 +6,15 @@ use std::cell::Cell;
 
 use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
 use rusqlite::{Connection, OptionalExtension, params};
-use scone_protocol::hex;
+use scone_protocol::{escape_json, hex};
 
 use super::Stop;
 use super::certificates::draw_key;
 use super::release::Refusal;
 use crate::session::placeholder::{Format, Part, Placeholder};
 use crate::session::{
-    Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, decode_shared_secret, fragment,
+    Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, decode_shared_secret,
+    fragment,
 };
 use crate::store::{self, StoreError};
 use crate::tls;
@@ -116,6 +117,25 @@ impl<'a> Secrets<'a> {
             }
         }
         Ok(filled)
+    }
+
+    /// All forms of the secrets that files of an image may hold: what is between `$$SCONE::` and `$$`, and the value. One that
+    /// cannot be had now is left out.
+    pub fn forms(&self, session: &Session, image: &Image) -> Result<Vec<(String, Vec<u8>)>> {
+        let may_hold = |name: &String| image.provide_secrets.as_ref().is_none_or(|names| names.contains(name));
+        let mut forms = Vec::new();
+        for name in session.secrets.iter().map(|secret| &secret.name).filter(|name| may_hold(name)) {
+            let value = match self.value(session, name) {
+                Ok(value) => value,
+                Err(Stop::Refused(_)) => continue,
+                Err(failed) => return Err(failed),
+            };
+            let spelled = Format::SPELLINGS.iter().chain(Format::DEPRECATED);
+            forms.extend(
+                spelled.filter_map(|(suffix, format)| Some((format!("{name}{suffix}"), value.written(*format)?))),
+            );
+        }
+        Ok(forms)
     }
 
     /// What services of the session must show, as it holds now: secrets may stand for any part of it.
@@ -287,10 +307,4 @@ fn not_valid(path: &str) -> Stop<Refusal> {
 
 pub(super) fn too_large() -> Stop<Refusal> {
     Refusal::misconfigured(format!("The configuration is larger than {MAX_CONFIGURATION} bytes"))
-}
-
-/// Escaped for use inside a JSON string; `None` if it is no text.
-fn escape_json(written: Vec<u8>) -> Option<Vec<u8>> {
-    let quoted = serde_json::Value::from(String::from_utf8(written).ok()?).to_string();
-    Some(quoted.as_bytes()[1..quoted.len() - 1].to_vec())
 }

@@ -23,7 +23,6 @@ pub const NOT_SIMULATED: &[&str] = &[
     "services.fspf_update_policy",
     "services.platforms",
     "services.persistency",
-    "images.provide_secrets",
     "volumes.fspf_key",
     "volumes.fspf_tag",
     "volumes.files",
@@ -92,8 +91,6 @@ const SESSION_IDS: &[&str] =
 /// The kind of a secret that is a part of a session.
 pub const FRAGMENT: &str = "config-fragment";
 
-const FILE_OF_THE_IMAGE: &str = "a file of the image with placeholders in it (give its content)";
-
 /// Refuses what SCONE documents and the simulator does not serve, and placeholders that nothing resolves.
 pub fn refuse(tree: &Value) -> Result<(), SessionError> {
     walk(tree, "", "")
@@ -110,9 +107,6 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
     let refuse = |path: String| Err(SessionError::NotSimulated(path));
     match value {
         Value::Mapping(mapping) => {
-            if key == "images.injection_files" && !mapping.contains_key("content") {
-                return refuse(format!("{path}: {FILE_OF_THE_IMAGE}"));
-            }
             for (name, value) in mapping {
                 let Some(name) = name.as_str() else { continue };
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
@@ -144,9 +138,6 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
             refuse_placeholder(text, path, key)?;
             if SESSION_IDS.contains(&key) {
                 return refuse(format!("{path}: the one-line form"));
-            }
-            if key == "images.injection_files" {
-                return refuse(format!("{path}: {FILE_OF_THE_IMAGE}"));
             }
         }
         _ => {}

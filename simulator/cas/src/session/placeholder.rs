@@ -49,39 +49,48 @@ pub enum Format {
 }
 
 impl Format {
-    fn parse(path: &str, format: &str) -> Result<Format, SessionError> {
-        Ok(match format {
-            "bin" => Format::Bin,
-            "hex" => Format::Hex,
-            "base64" => Format::Base64,
-            "base64url" => Format::Base64Url,
-            "base32" => Format::Base32,
-            "base32nopad" => Format::Base32NoPad,
-            "pem" | "pkcs8:pem" => Format::Pem,
-            "der" | "pkcs8:der" => Format::Der,
-            "spki:pem" => Format::Spki,
-            "spki:der" => Format::SpkiDer,
-            "crt" | "crt:pem" => Format::Crt,
-            "crt:der" => Format::CrtDer,
-            "privatekey" | "privatekey:pem" | "privatekey:pkcs8:pem" => Format::CrtKey,
-            "privatekey:der" | "privatekey:pkcs8:der" => Format::CrtKeyDer,
-            "chain" => Format::Chain,
-            "pkcs12-with-private-key" => {
-                return Err(SessionError::NotSimulated(format!("{path}: the placeholder format '{format}'")));
-            }
-            _ => return Err(rule(path, format!("unknown placeholder format '{format}'"))),
-        })
+    /// What may follow a secret's name.
+    pub const SPELLINGS: &[(&str, Format)] = &[
+        ("", Format::Plain),
+        (":bin", Format::Bin),
+        (":hex", Format::Hex),
+        (":base64", Format::Base64),
+        (":base64url", Format::Base64Url),
+        (":base32", Format::Base32),
+        (":base32nopad", Format::Base32NoPad),
+        (":pem", Format::Pem),
+        (":pkcs8:pem", Format::Pem),
+        (":der", Format::Der),
+        (":pkcs8:der", Format::Der),
+        (":spki:pem", Format::Spki),
+        (":spki:der", Format::SpkiDer),
+        (":crt", Format::Crt),
+        (":crt:pem", Format::Crt),
+        (":crt:der", Format::CrtDer),
+        (":privatekey", Format::CrtKey),
+        (":privatekey:pem", Format::CrtKey),
+        (":privatekey:pkcs8:pem", Format::CrtKey),
+        (":privatekey:der", Format::CrtKeyDer),
+        (":privatekey:pkcs8:der", Format::CrtKeyDer),
+        (":chain", Format::Chain),
+    ];
+
+    /// The same as it was spelled once.
+    pub const DEPRECATED: &[(&str, Format)] =
+        &[(".hex", Format::Hex), (".crt", Format::Crt), (".key", Format::CrtKey), (".chain", Format::ChainFromRoot)];
+
+    /// What a suffix of a secret's name means.
+    fn spelled(list: &[(&str, Format)], suffix: &str) -> Option<Format> {
+        list.iter().find(|(spelled, _)| *spelled == suffix).map(|(_, format)| *format)
     }
 
-    /// What a deprecated suffix `.hex`, `.crt`, `.key` or `.chain` means.
-    fn deprecated(suffix: &str) -> Option<Format> {
-        match suffix {
-            "hex" => Some(Format::Hex),
-            "crt" => Some(Format::Crt),
-            "key" => Some(Format::CrtKey),
-            "chain" => Some(Format::ChainFromRoot),
-            _ => None,
-        }
+    fn parse(path: &str, suffix: &str) -> Result<Format, SessionError> {
+        Format::spelled(Format::SPELLINGS, suffix).ok_or_else(|| match &suffix[1..] {
+            format @ "pkcs12-with-private-key" => {
+                SessionError::NotSimulated(format!("{path}: the placeholder format '{format}'"))
+            }
+            format => rule(path, format!("unknown placeholder format '{format}'")),
+        })
     }
 
     /// Whether a secret of this kind can be written so.
@@ -136,10 +145,10 @@ impl Session {
         for part in &mut parts {
             if let Part::Secret(Placeholder { name, format: format @ Format::Plain, .. }) = part
                 && self.secret(name).is_none()
-                && let Some((secret, suffix)) = name.rsplit_once('.')
-                && let Some(deprecated) = Format::deprecated(suffix)
+                && let Some(dot) = name.rfind('.')
+                && let Some(deprecated) = Format::spelled(Format::DEPRECATED, &name[dot..])
             {
-                (*name, *format) = (secret, deprecated);
+                (*name, *format) = (&name[..dot], deprecated);
             }
         }
         Ok(parts)
@@ -167,13 +176,11 @@ fn parts<'a>(path: &str, text: &'a str) -> Result<Vec<Part<'a>>, SessionError> {
             Some((body, "escape(json)")) => (body, true),
             Some((_, other)) => return Err(rule(path, format!("unknown encoding '{other}' in a placeholder"))),
         };
-        let (name, format) = match body.split_once(':') {
-            None => (body, Format::Plain),
-            Some(("self", what)) if what.starts_with(':') => {
-                return Err(SessionError::NotSimulated(format!("{path}: the placeholder {OPEN}{body}$$")));
-            }
-            Some((name, format)) => (name, Format::parse(path, format)?),
-        };
+        let (name, suffix) = body.split_at(body.find(':').unwrap_or(body.len()));
+        if name == "self" && suffix.starts_with("::") {
+            return Err(SessionError::NotSimulated(format!("{path}: the placeholder {OPEN}{body}$$")));
+        }
+        let format = Format::parse(path, suffix)?;
         parts.push(Part::Secret(Placeholder { name, format, json }));
         rest = after;
     }

@@ -12,7 +12,7 @@ use yaml_serde::Value;
 
 use super::not_simulated::FRAGMENT;
 use super::placeholder::OPEN;
-use super::{AccessPolicy, SessionId, UpdatePolicy, host_variable};
+use super::{AccessPolicy, InjectionFile, SessionId, UpdatePolicy, host_variable};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -93,6 +93,36 @@ pub fn access_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Acces
     }
 
     deserializer.deserialize_any(PolicyOrPlaceholder)
+}
+
+/// Files: what each has in it, or its path alone.
+pub fn injection_files<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<InjectionFile>, D::Error> {
+    struct FileOrPath(InjectionFile);
+    struct Visit;
+
+    impl<'de> Visitor<'de> for Visit {
+        type Value = FileOrPath;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a file or a path")
+        }
+
+        fn visit_str<E>(self, path: &str) -> Result<FileOrPath, E> {
+            Ok(FileOrPath(InjectionFile { path: path.to_owned(), content: None, permission: String::new() }))
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<FileOrPath, A::Error> {
+            InjectionFile::deserialize(MapAccessDeserializer::new(map)).map(FileOrPath)
+        }
+    }
+
+    impl<'de> Deserialize<'de> for FileOrPath {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<FileOrPath, D::Error> {
+            deserializer.deserialize_any(Visit)
+        }
+    }
+
+    Ok(list::<FileOrPath, D>(deserializer)?.into_iter().map(|FileOrPath(file)| file).collect())
 }
 
 /// A predecessor: absent, `~`, `null` and empty are the same (section 2.4).

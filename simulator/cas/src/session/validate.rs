@@ -194,9 +194,15 @@ impl Session {
             if file.mode().is_none() {
                 return Err(rule(&format!("{path}.permission"), "not 0o and octal digits, 0o777 at most"));
             }
-            self.check_placeholders(&format!("{path}.content"), &file.content)?;
+            if let Some(content) = &file.content {
+                self.check_placeholders(&format!("{path}.content"), content)?;
+            }
         }
-        Ok(())
+        let provided = image.provide_secrets.iter().flatten();
+        match provided.into_iter().find(|name| self.secret(name).is_none()) {
+            Some(name) => Err(rule(&format!("{path}.provide_secrets"), format!("no secret '{name}' is declared"))),
+            None => Ok(()),
+        }
     }
 
     fn check_service(&self, path: &str, service: &Service) -> Result<(), SessionError> {

@@ -15,8 +15,18 @@ pub struct Image {
     #[serde(default, deserialize_with = "syntax::list")]
     pub volumes: Vec<Mount>,
     /// The files put into it.
-    #[serde(default, deserialize_with = "syntax::list", skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, deserialize_with = "syntax::injection_files", skip_serializing_if = "Vec::is_empty")]
     pub injection_files: Vec<InjectionFile>,
+    /// The secrets that files of the image may hold. Absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provide_secrets: Option<Vec<String>>,
+}
+
+impl Image {
+    /// Whether it has files with placeholders in them, whose content the policy does not tell.
+    pub fn has_templates(&self) -> bool {
+        self.injection_files.iter().any(|file| file.content.is_none())
+    }
 }
 
 /// A volume in an image.
@@ -38,8 +48,9 @@ pub struct Mount {
 pub struct InjectionFile {
     /// Where the program sees it: an absolute path.
     pub path: String,
-    /// What is in it; placeholders stand for secrets.
-    pub content: String,
+    /// What is in it; placeholders stand for secrets. Absent: what the image's file of that path has in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
     /// Its mode, `0o` and octal digits; `0o700` by default.
     #[serde(default)]
     pub permission: String,
