@@ -292,6 +292,7 @@ fn refused(refusal: &ClientRefusal) -> HttpResponse {
         ClientRefusal::Invalid(_)
         | ClientRefusal::Exists
         | ClientRefusal::NoParent(_)
+        | ClientRefusal::WrongNamespace
         | ClientRefusal::WrongCreator => StatusCode::BAD_REQUEST,
         ClientRefusal::WrongPredecessor => StatusCode::CONFLICT,
         ClientRefusal::Anonymous => StatusCode::UNAUTHORIZED,

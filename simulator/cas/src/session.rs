@@ -66,6 +66,12 @@ pub struct Session {
     /// The hash of the version this one replaces.
     #[serde(default, deserialize_with = "syntax::predecessor")]
     pub predecessor: Option<String>,
+    /// The hash that the session of the namespace must have when this one is created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace_hash: Option<String>,
+    /// 16 bytes in hex, so that nobody can guess the policy from its hash, or from those of the versions after it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub salt: Option<String>,
     /// The programs this session configures.
     #[serde(default, deserialize_with = "syntax::list")]
     pub services: Vec<Service>,

@@ -457,6 +457,22 @@ fn another_identity_may_neither_read_nor_replace_nor_create_below() {
 }
 
 #[test]
+fn a_session_is_created_only_in_the_namespace_whose_hash_it_names() {
+    let world = World::new();
+    let namespace = world.file("ns.yml", "name: ns\nversion: 0.3\n");
+    let hash = world.scone(&["session", "create", &namespace]).succeeds();
+    let inner = |hash: &str| world.file("inner.yml", &format!("name: ns/a\nversion: 0.3\nnamespace_hash: {hash}\n"));
+    let create = |hash: &str| world.scone(&["session", "create", &inner(hash)]);
+    create(&"0".repeat(64)).fails(1, "The given namespace hash is not that of the parent session");
+    world.scone(&["session", "read", "ns/a"]).fails(2, "does not exist");
+    create(hash.trim()).succeeds();
+    // Later versions may not name it any more.
+    world
+        .scone(&["session", "update", &inner(hash.trim())])
+        .fails(1, "predecessor and namespace_hash exclude one another");
+}
+
+#[test]
 fn a_key_hash_in_the_access_policy_admits_its_owner() {
     let world = World::new();
     world.scone_as("bob", &["cas", "attest", &world.client, "-c", &world.key]).succeeds();

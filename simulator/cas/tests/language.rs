@@ -619,6 +619,23 @@ fn what_is_tolerated_must_be_known() {
 }
 
 #[test]
+fn a_salt_changes_the_hash_and_a_namespace_may_be_pinned() {
+    refused(&session("salt: abc\n"), "salt: not 16 bytes in hex");
+    refused(&session(&format!("salt: {MRENCLAVE}\n")), "salt: not 16 bytes in hex");
+    refused(&session("namespace_hash: abc\n"), "namespace_hash: not a session hash");
+    refused(
+        &session(&format!("namespace_hash: {MRENCLAVE}\npredecessor: {MRENCLAVE}\n")),
+        "predecessor and namespace_hash exclude one another",
+    );
+    let alone = format!("name: a\nversion: '0.3'\nnamespace_hash: {MRENCLAVE}\n");
+    refused(&alone, "not simulated: namespace_hash: of the root namespace");
+    let salted = accepted(&session("salt: fa9af327a1100a32fcd1a07e929ec271\n"));
+    assert_ne!(salted.hash(), accepted(&session("")).hash());
+    assert!(accepted(&salted.to_yaml().unwrap()) == salted);
+    assert_ne!(accepted(&session(&format!("namespace_hash: {MRENCLAVE}\n"))).hash(), accepted(&session("")).hash());
+}
+
+#[test]
 fn singletons_and_access_tokens_are_part_of_the_session() {
     refused(&session("security: {singleton_enclaves: perhaps}\n"), "singleton_enclaves");
     refused(&session("security: {service_access_token: ''}\n"), "service_access_token: empty");

@@ -39,6 +39,9 @@ pub enum ClientRefusal {
     /// A predecessor was given for a new name.
     #[error("A predecessor was given, but session '{0}' does not exist")]
     NoPredecessor(String),
+    /// The session that the name's namespace is, is not the one that the policy names.
+    #[error("The given namespace hash is not that of the parent session")]
+    WrongNamespace,
     /// The policy names a creator, and it is not the client that uploads it.
     #[error("The session names another creator")]
     WrongCreator,
@@ -56,6 +59,7 @@ impl ClientRefusal {
             ClientRefusal::Exists => "it exists, and no predecessor was given",
             ClientRefusal::WrongPredecessor => "wrong predecessor",
             ClientRefusal::NoPredecessor(_) => "a predecessor was given for a new name",
+            ClientRefusal::WrongNamespace => "wrong namespace hash",
             ClientRefusal::WrongCreator => "it names another creator",
         }
     }
@@ -218,6 +222,9 @@ fn upload(
                 };
                 if !admits(&secrets, &parent, |policy| &policy.create_sessions, Some(client))? {
                     return refuse(ClientRefusal::Denied(parent_name.to_owned()));
+                }
+                if session.namespace_hash.as_ref().is_some_and(|hash| *hash != parent.hash) {
+                    return refuse(ClientRefusal::WrongNamespace);
                 }
             }
         }

@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn a_documented_key_is_named_before_a_tag_in_its_value_is_refused() {
-        assert_eq!(filled("salt: !random x\n", &[]).unwrap_err(), "not simulated: salt");
+        assert_eq!(filled("secret_config: !cas x\n", &[]).unwrap_err(), "not simulated: secret_config");
     }
 
     #[test]

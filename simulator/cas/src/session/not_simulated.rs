@@ -7,9 +7,7 @@ use super::{SessionError, rule};
 
 /// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
 pub const NOT_SIMULATED: &[&str] = &[
-    "salt",
     "creator.signer",
-    "namespace_hash",
     "secret_config",
     "access_policy.list_sessions",
     "access_policy.read.signer",

@@ -5,6 +5,8 @@ mod secrets;
 use std::collections::HashSet;
 use std::path::Path;
 
+use scone_protocol::unhex;
+
 use super::placeholder::{Format, OPEN, Part, Placeholder};
 use super::{AccessPolicy, Image, Kind, Mode, Or, Security, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
@@ -38,7 +40,23 @@ impl Session {
         if self.predecessor.as_deref().is_some_and(|hash| !is_digest(hash)) {
             return Err(rule("predecessor", "not a session hash (64 lower-case hex digits)"));
         }
-        Ok(())
+        match &self.namespace_hash {
+            Some(hash) if !is_digest(hash) => {
+                return Err(rule("namespace_hash", "not a session hash (64 lower-case hex digits)"));
+            }
+            Some(_) if self.predecessor.is_some() => {
+                return Err(rule("namespace_hash", "predecessor and namespace_hash exclude one another"));
+            }
+            Some(_) if self.parent().is_none() => {
+                return Err(SessionError::NotSimulated("namespace_hash: of the root namespace".into()));
+            }
+            _ => {}
+        }
+        let is_salt = |salt: &String| unhex(&salt.to_ascii_lowercase()).is_some_and(|salt| salt.len() == 16);
+        match &self.salt {
+            Some(salt) if !is_salt(salt) => Err(rule("salt", "not 16 bytes in hex")),
+            _ => Ok(()),
+        }
     }
 
     /// Checks everything else.
