@@ -17,13 +17,14 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ring::digest::{SHA256, digest};
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::ServerConfig;
 use scone_protocol::{EXPORTER_LABEL, Hello, MAX_FRAME, Request, Response, Secret, hex};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
@@ -67,6 +68,7 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
         .route("/v1/values/{*secrets}", get(values))
         .route("/v1/audit-log/{sequence}", get(checkpoint))
         .route("/v1/version", get(version))
+        .route("/v1/attest", get(measurement))
         .layer(DefaultBodyLimit::max(MAX_TEXT))
         .with_state(cas);
     serve(listener, tls, move |stream, _| {
@@ -285,6 +287,20 @@ async fn checkpoint(State(cas): State<Arc<Cas>>, Path(sequence): Path<i64>) -> H
 
 async fn version() -> Json<serde_json::Value> {
     Json(json!({ "version": env!("CARGO_PKG_VERSION"), "name": env!("CARGO_PKG_NAME") }))
+}
+
+/// What CAS says of itself. In SGX a quote would be here.
+async fn measurement() -> HttpResponse {
+    static MEASURED: OnceCell<String> = OnceCell::const_new();
+    // The file that this process was started from: while it runs it can be replaced, but not changed.
+    let measure = || std::fs::read("/proc/self/exe").map(|program| hex(digest(&SHA256, &program).as_ref()));
+    match MEASURED.get_or_try_init(|| async { spawn_blocking(measure).await? }).await {
+        Ok(mrenclave) => Json(json!({ "mrenclave": mrenclave })).into_response(),
+        Err(error) => {
+            eprintln!("scone-sim: error: cannot read its own program: {error}");
+            failed()
+        }
+    }
 }
 
 fn refused(refusal: &ClientRefusal) -> HttpResponse {

@@ -10,6 +10,7 @@ mod not_simulated;
 pub mod placeholder;
 mod secret;
 mod service;
+mod shown;
 mod syntax;
 pub mod tree;
 mod validate;
@@ -224,9 +225,13 @@ impl Session {
         Ok(session)
     }
 
-    /// The policy's text in normal form.
+    /// The policy's text in normal form, without what its absence would say, too.
     pub fn to_yaml(&self) -> Result<String, yaml_serde::Error> {
-        yaml_serde::to_string(self)
+        let mut tree = yaml_serde::to_value(self)?;
+        if let Value::Mapping(session) = &mut tree {
+            shown::shorten(session);
+        }
+        yaml_serde::to_string(&tree)
     }
 
     /// The session hash: 64 lower-case hex digits (section 2.4). The construction is our own: SHA-256 over a domain label and the

@@ -14,7 +14,7 @@ use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, Secret,
 use scone_sim::daemon::{CLIENT_PORT, ENCLAVE_PORT};
 use scone_sim::session::decode_shared_secret;
 use scone_sim::tls::{self, Identity};
-use world::{ANOTHER, HEADLINE, MRENCLAVE, NOW, Outcome, World, code, program, refused, start};
+use world::{ANOTHER, HEADLINE, MRENCLAVE, NOW, Outcome, TESTING, World, code, program, refused, start};
 
 const UNVOUCHED: &str = "The evidence was not made on this connection with this CAS's evidence key";
 
@@ -540,7 +540,7 @@ fn variables_of_a_session_file_are_filled_in() {
     world.scone(&create).fails(1, "Value for variable $SIM_COMMAND is missing at line 3 column 31");
     let all = [&create[..], &["-e", "SIM_COMMAND=/p", "--name", "named"]].concat();
     world.scone(&all).succeeds();
-    assert!(world.scone(&["session", "read", "named"]).succeeds().contains("- /p\n"));
+    assert!(world.scone(&["session", "read", "named"]).succeeds().contains("command: /p\n"));
     world.scone(&["session", "read", "filled"]).fails(2, "does not exist");
     // The test runner's environment holds this one.
     let file = world.file("environment.yml", "name: $CARGO_PKG_NAME\nversion: 0.3\n");
@@ -555,7 +555,9 @@ fn a_cas_that_was_not_attested_is_refused() {
     let world = World::unattested();
     world.scone(&["session", "read", "x"]).fails(1, "No CAS was attested yet");
     world.scone(&["session", "read", "--cas", &world.client, "x"]).fails(1, "was not attested yet");
-    world.scone(&["cas", "attest", &world.client]).fails(1, "Nothing is known that the CAS could be compared with");
+    world
+        .scone(&["cas", "attest", &world.client])
+        .fails(1, "The CAS is software: as one in debug mode it cannot protect secrets");
     world.scone(&["cas", "attest", &world.client, "-c", MRENCLAVE]).fails(1, "does not match expectation");
     world.scone(&["cas", "list"]).succeeds();
     let testing = "--only_for_testing-disable-attestation-verification";
@@ -581,7 +583,7 @@ fn a_cas_that_has_another_key_than_it_had_is_refused() {
     world.process = process;
     assert_ne!(key, world.key);
     world.scone(&["session", "read", "x"]).fails(1, "another key than when it was attested");
-    world.scone(&["cas", "attest", &world.client, "--only_for_testing-trust-any"]).fails(1, "another key");
+    world.scone(&["cas", "attest", &world.client, TESTING[0], TESTING[1], TESTING[2]]).fails(1, "another key");
     world.scone(&["cas", "attest", &world.client, "-c", &key]).succeeds();
     world.scone(&["session", "read", "x"]).fails(2, "does not exist");
 }

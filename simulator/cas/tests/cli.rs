@@ -9,7 +9,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use scone_protocol::hex;
 use scone_sim::tls::Identity;
-use world::{MRENCLAVE, Outcome, World};
+use world::{MRENCLAVE, Outcome, TESTING, World};
 
 const HASH: &str = "64 lower-case hex digits";
 
@@ -49,6 +49,11 @@ fn what_a_file_lacks_is_said_with_its_name_and_place() {
     let file = world.file("s.yml", "version: 0.3\nname:\n  $SESSION\n");
     let why = "Caused by: name: Value for variable $SESSION is missing at line 3 column 3\n";
     world.scone(&["session", "check", &file]).fails(1, why);
+    let attested = World::new();
+    let parsing = format!(
+        "Error: Creating session failed\nCaused by: Parsing session from session template file '{file}' failed\n{why}"
+    );
+    assert_eq!(attested.scone(&["session", "create", &file]).error(), parsing);
     // Filled in, the file has other lines: those that were written are meant, or none.
     let file = world.file("s.yml", "name: $A\nversion: 0.3\n\n# Why\ncolour: red\n");
     world.scone(&["session", "check", &file, "-e", "A=x"]).fails(1, "`creator` at line 5 column 1\n");
@@ -58,6 +63,73 @@ fn what_a_file_lacks_is_said_with_its_name_and_place() {
     let bomb = format!("name: $A\na: &a {}\nb: [{}]\n", "x".repeat(50_000), vec!["*a"; 60_000].join(","));
     let bomb = world.file("bomb.yml", &bomb);
     world.scone(&["session", "check", &bomb, "-e", "A=x"]).fails(1, "too large once its aliases are expanded");
+}
+
+/// The example of SCONE's tutorial, in the order in which SCONE prints it.
+#[test]
+fn a_session_is_read_back_as_it_was_written_and_with_the_defaults_that_scone_writes_out() {
+    let world = World::new();
+    let written = "version: 0.3.10
+name: s
+security: {attestation: {mode: none}}
+services:
+  - name: p
+    command: ./p 'a b' \"it's\" $$SCONE::x:hex$$ @@1 ''
+    environment: {SCONE_MODE: auto}
+    pwd: /
+  - {name: q, command: [/q, 'both \" and ''']}
+secrets:
+  - {name: x, kind: binary, size: 20}
+  - {name: y, kind: ascii, value: z}
+  - {name: k, kind: private-key, key_type: P-384}
+  - {name: i, size: 20, import: {session: o, secret: i}}
+";
+    let hash = world.scone(&["session", "create", &world.file("s.yml", written)]).succeeds();
+    let read = world.scone(&["session", "read", "s"]).succeeds();
+    let (shown, creator) = read.split_once("creator: |\n").unwrap();
+    assert_eq!(
+        shown,
+        "version: 0.3.10
+name: s
+predecessor: null
+services:
+- name: p
+  environment:
+    SCONE_MODE: auto
+  command: ./p 'a b' \"it's\" $$SCONE::x:hex$$ @@1 ''
+  pwd: /
+  persistency: None
+- name: q
+  command:
+  - /q
+  - both \" and '
+  persistency: None
+secrets:
+- name: x
+  kind: binary
+- name: y
+  kind: ascii
+  value: z
+- name: k
+  kind: private-key
+  key_type: P-384
+- name: i
+  size: 20
+  import:
+    session: o
+    secret: i
+access_policy:
+  read:
+  - CREATOR
+  update:
+  - CREATOR
+security:
+  attestation:
+    mode: none
+"
+    );
+    assert!(creator.starts_with("  -----BEGIN CERTIFICATE-----\n"));
+    assert_eq!(world.scone(&["session", "verify", &world.file("read.yml", &read)]).succeeds(), hash);
 }
 
 #[test]
@@ -79,7 +151,7 @@ fn check_prints_the_session_and_nothing_else() {
     let world = World::unattested();
     let file = world.file("s.yml", "version: 0.3\nname: s\n");
     let checked = world.scone(&["session", "check", "--fail-on-warning", &file]);
-    let expected = "version: '0.3'\nname: s\npredecessor: null\nservices: []\nimages: []\nvolumes: []\nsecrets: []\naccess_policy:\n  read:\n  - CREATOR\n  update:\n  - CREATOR\n  create_sessions:\n  - CREATOR\nsecurity:\n  attestation:\n    mode: hardware\n";
+    let expected = "version: '0.3'\nname: s\npredecessor: null\nservices: []\naccess_policy:\n  read:\n  - CREATOR\n  update:\n  - CREATOR\n";
     assert_eq!((checked.succeeds().as_str(), checked.error().as_str()), (expected, ""));
 }
 
@@ -155,7 +227,7 @@ fn the_first_attested_cas_is_the_default_until_another_is_chosen() {
     let world = World::new();
     let other = World::unattested();
     world.scone(&["cas", "set-default", &other.client]).fails(1, "was not attested yet");
-    world.scone(&["cas", "attest", &other.client, "--only_for_testing-trust-any", "-GCS"]).succeeds();
+    world.scone(&[&["cas", "attest", &other.client, "-GCS"], &TESTING[..]].concat()).succeeds();
     let list = |default: &World, further: &World| {
         let mut lines =
             [(default, "*"), (further, " ")].map(|(cas, mark)| format!("{mark} {0}: https://{0}/\n", cas.client));
@@ -182,6 +254,47 @@ fn the_first_attested_cas_is_the_default_until_another_is_chosen() {
         assert_eq!(world.scone(args).succeeds(), version);
     }
     world.scone(&["cas", "version", "--cas", "nobody.invalid"]).fails(1, "was not attested yet");
+}
+
+/// As the documents attest a public CAS, which runs in debug mode, and one in production.
+#[test]
+fn a_cas_is_attested_as_scones_documents_do_it_as_far_as_software_can_be() {
+    let world = World::unattested();
+    let attest = |args: &[&str]| world.scone(&[&["cas", "attest", &world.client], args].concat());
+    let nothing_known = "Error: Error during attestation of CAS\nCaused by: The CAS is software: as one in debug mode it cannot protect secrets";
+    let [debug, ignore_signer, trust_any] = TESTING;
+    for tolerant in [&[][..], &["-GCS"], &[trust_any], &[ignore_signer, trust_any]] {
+        attest(tolerant).fails(1, nothing_known);
+    }
+    attest(&[debug, trust_any]).fails(1, "--only_for_testing-ignore-signer");
+    let too_little =
+        "Caused by: With --only_for_testing-ignore-signer, --mrenclave or --only_for_testing-trust-any is needed";
+    attest(&[debug, ignore_signer]).fails(1, too_little);
+    let mismatch = attest(&[MRENCLAVE, "-GCS", debug, ignore_signer]);
+    mismatch.fails(
+        1,
+        "Error: Error during attestation of CAS\nCaused by: Enclave hash does not match expectation:\nCaused by: ",
+    );
+    let shown = mismatch.error().trim_end().rsplit_once("Caused by: ").unwrap().1.to_owned();
+    is_hash_alone(&format!("{shown}\n"));
+    attest(&["--mrenclave", &shown]).fails(1, nothing_known);
+    let signed = ["--mrsigner", MRENCLAVE, "--isvprodid", "41316", "--isvsvn", "5"];
+    attest(&[&["-CS"], &signed[..]].concat()).fails(1, "Caused by: The CAS is software, which nobody signs");
+    for at in [0, 2, 4] {
+        let incomplete = [&signed[..at], &signed[at + 2..]].concat();
+        attest(&incomplete).fails(1, "required arguments were not provided");
+    }
+    attest(&[&[ignore_signer], &signed[..]].concat()).fails(1, "cannot be used with");
+    assert_eq!(world.scone(&["cas", "list"]).succeeds(), "", "none was taken for trustworthy");
+
+    for trusting in [
+        &[debug, ignore_signer, trust_any, "-G", "-C", "-S"][..],
+        &[MRENCLAVE, "--mrenclave", &shown, "-GCS", debug, ignore_signer],
+        &["-c", &world.key],
+        &["-c", &world.key, "--mrenclave", &shown.to_uppercase()],
+    ] {
+        assert!(attest(trusting).succeeds().starts_with(&format!("CAS {} at ", world.client)));
+    }
 }
 
 #[test]
@@ -254,8 +367,6 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
         (&["fspf", "create", "fspf.pb"], "fspf"),
         (&["las", "show"], "las"),
         (&["cargo", "build", "--release"], "cargo"),
-        (&["cas", "attest", "cas", "--mrenclave", MRENCLAVE], "--mrenclave"),
-        (&["cas", "attest", "cas", "--mrsigner", MRENCLAVE], "--mrsigner"),
         (&["cas", "attest", "cas", "-s", MRENCLAVE], "-s"),
         (&["cas", "show-identification", "-s"], "-s"),
         (&["cas", "show-identification", "-S"], "-S"),
@@ -266,7 +377,6 @@ fn what_needs_hardware_is_not_simulated_and_says_so() {
         (&["help-markdown"], "help-markdown"),
         (&["session", "create", "@arguments"], "argument file @arguments"),
         (&["session", "list", "--cas", "@"], "argument file @"),
-        (&["cas", "attest", "cas", MRENCLAVE, "-GCS"], "the measurement of a CAS"),
     ] {
         world.scone(args).fails(1, &format!("Error: not simulated: {name}\n"));
     }

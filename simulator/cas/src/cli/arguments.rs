@@ -142,36 +142,7 @@ pub(super) struct Target {
 #[derive(Subcommand)]
 pub(super) enum CasCommand {
     /// Look at a CAS's key, and remember it: from then on only that key is this CAS
-    Attest {
-        /// `host[:port]`
-        address: String,
-        /// The measurement of SCONE's CAS: not simulated
-        mrenclave: Option<String>,
-        /// The key hash it must have
-        #[arg(short)]
-        cas_key_hash: Option<String>,
-        /// Take whatever key it shows
-        #[arg(long = "only_for_testing-trust-any")]
-        trust_any: bool,
-        /// As in SCONE; a software CAS has nothing to tolerate
-        #[arg(short = 'C', long)]
-        accept_configuration_needed: bool,
-        /// As in SCONE; without effect here
-        #[arg(short = 'G', long)]
-        accept_group_out_of_date: bool,
-        /// As in SCONE; without effect here
-        #[arg(short = 'S', long)]
-        accept_sw_hardening_needed: bool,
-        /// As in SCONE; without effect here
-        #[arg(long = "only_for_testing-debug")]
-        debug: bool,
-        /// As in SCONE; without effect here
-        #[arg(long = "only_for_testing-ignore-signer")]
-        ignore_signer: bool,
-        /// How often to try to connect
-        #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
-        retries: u32,
-    },
+    Attest(Attest),
     /// List the CASes attested; the default one has a star
     List,
     /// Choose the default CAS
@@ -207,6 +178,51 @@ pub(super) enum CasCommand {
         #[command(flatten)]
         target: Target,
     },
+}
+
+#[derive(Args)]
+pub(super) struct Attest {
+    /// `host[:port]`
+    pub address: String,
+    /// Deprecated by SCONE: the same as --mrenclave
+    #[arg(value_name = "MRENCLAVE")]
+    pub deprecated_mrenclave: Option<String>,
+    /// The key hash it must have
+    #[arg(short)]
+    pub cas_key_hash: Option<String>,
+    /// The measurement it must have; may be given more than once. Of a software CAS it is what it says of itself
+    #[arg(long)]
+    pub mrenclave: Vec<String>,
+    /// Who must have signed it: nobody signs a software CAS
+    #[arg(long, requires_all = ["isvprodid", "isvsvn"])]
+    pub mrsigner: Option<String>,
+    /// The product it must be
+    #[arg(long, requires = "mrsigner")]
+    pub isvprodid: Option<u16>,
+    /// The lowest security version it may have
+    #[arg(long, requires = "mrsigner")]
+    pub isvsvn: Option<u16>,
+    /// As in SCONE; a software CAS has nothing to tolerate
+    #[arg(short = 'C', long)]
+    pub accept_configuration_needed: bool,
+    /// As in SCONE; without effect here
+    #[arg(short = 'G', long)]
+    pub accept_group_out_of_date: bool,
+    /// As in SCONE; without effect here
+    #[arg(short = 'S', long)]
+    pub accept_sw_hardening_needed: bool,
+    /// Take a CAS in debug mode, which cannot protect secrets: a software CAS is one
+    #[arg(long = "only_for_testing-debug", requires = "ignore_signer")]
+    pub debug: bool,
+    /// Take a CAS that SCONE's makers did not sign: a software CAS is one
+    #[arg(long = "only_for_testing-ignore-signer", conflicts_with = "mrsigner")]
+    pub ignore_signer: bool,
+    /// Take whatever measurement and key it shows
+    #[arg(long = "only_for_testing-trust-any")]
+    pub trust_any: bool,
+    /// How often to try to connect
+    #[arg(long, env = "SCONE_CLI_RETRIES", default_value_t = 3)]
+    pub retries: u32,
 }
 
 #[derive(Args)]

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use super::arguments::{CasCommand, VerifyAuditLog};
+use super::arguments::{Attest, CasCommand, VerifyAuditLog};
 use super::client::{Peer, accepted};
 use super::config::{Address, Config};
 use super::{CliError, Result, identity, print};
@@ -14,14 +14,9 @@ use crate::audit::{Entry, Export, Flaw, Table};
 /// What is to be printed.
 pub(super) fn run(command: CasCommand, path: &Path) -> Result<String> {
     match command {
-        CasCommand::Attest { mrenclave: Some(_), .. } => Err(CliError::new(
-            "not simulated: the measurement of a CAS",
-            "This CAS is software and has none: give its key hash with -c",
-        )),
-        CasCommand::Attest { address, cas_key_hash, trust_any, retries, .. } => {
+        CasCommand::Attest(arguments) => {
             eprintln!("{SOFTWARE_ONLY}");
-            attest(path, &address, cas_key_hash.as_deref(), trust_any, retries)
-                .map_err(|error| error.during("Error during attestation of CAS"))
+            attest(arguments, path).map_err(|error| error.during("Error during attestation of CAS"))
         }
         CasCommand::List => {
             let config = Config::load(path)?;
@@ -93,25 +88,29 @@ fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Resul
     Ok(format!("{} entries, the last one's hash is {hash}", export.count()))
 }
 
-fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, retries: u32) -> Result<String> {
-    let address = Address::parse(address)?;
-    if expected.is_none() && !trust_any {
-        return Err(CliError::new(
-            "Nothing is known that the CAS could be compared with",
-            "Give its key hash with -c, or --only_for_testing-trust-any",
+/// Checks what a software CAS can show. It is one of those that SCONE has flags for: in debug mode, and not signed.
+fn attest(arguments: Attest, path: &Path) -> Result<String> {
+    let Attest { address, deprecated_mrenclave, cas_key_hash, mut mrenclave, mrsigner, .. } = arguments;
+    mrenclave.extend(deprecated_mrenclave);
+    if arguments.ignore_signer && mrenclave.is_empty() && !arguments.trust_any {
+        return Err(CliError::alone(
+            "With --only_for_testing-ignore-signer, --mrenclave or --only_for_testing-trust-any is needed",
         ));
     }
     let config = Config::load(path)?;
-    let peer = Peer { address, key: None, identity: config.identity()?, retries };
+    let peer = Peer {
+        address: Address::parse(&address)?,
+        key: None,
+        identity: config.identity()?,
+        retries: arguments.retries,
+    };
     let key = peer.key_hash()?;
-    if let Some(expected) = expected
-        && expected != key
-    {
+    if cas_key_hash.as_ref().is_some_and(|expected| *expected != key) {
         return Err(CliError::new("CAS key hash does not match expectation:", key));
     }
     if let Some(known) = config.known_key(&peer.address)
         && known != key
-        && expected.is_none()
+        && cas_key_hash.is_none()
     {
         return Err(CliError::new(
             "The CAS has another key than when it was attested before",
@@ -119,6 +118,21 @@ fn attest(path: &Path, address: &str, expected: Option<&str>, trust_any: bool, r
         ));
     }
     let peer = Peer { key: Some(key.clone()), ..peer };
+    if let Some(mrsigner) = mrsigner {
+        return Err(CliError::new("The CAS is software, which nobody signs", format!("Expected MRSIGNER {mrsigner}")));
+    }
+    if !mrenclave.is_empty() {
+        let shown = accepted(&peer, peer.get("/v1/attest")?)?["mrenclave"].as_str().unwrap_or_default().to_owned();
+        if !mrenclave.iter().any(|expected| expected.eq_ignore_ascii_case(&shown)) {
+            return Err(CliError::new("Enclave hash does not match expectation:", shown));
+        }
+    }
+    if cas_key_hash.is_none() && !arguments.debug {
+        return Err(CliError::new(
+            "The CAS is software: as one in debug mode it cannot protect secrets, and nobody has signed it",
+            "Give its key hash with -c; or, for tests, --only_for_testing-debug and --only_for_testing-ignore-signer, with --mrenclave or --only_for_testing-trust-any",
+        ));
+    }
     let version = version(&peer)?;
     let Peer { address, .. } = peer;
     let trustworthy = format!("CAS {} at {} is trustworthy\n", address.name(), address.url());

@@ -24,18 +24,15 @@ pub(super) fn run(command: SessionCommand, config: &Path) -> Result<String> {
             Ok(session.hash() + "\n")
         }
         SessionCommand::Create { source, target } => {
-            let session = source.load()?;
-            let create = || upload(&target.peer(config)?, session);
+            let create = || upload(&target.peer(config)?, source.load()?);
             create().map_err(|error| error.during("Creating session failed"))
         }
         SessionCommand::Update { source, target } => {
-            let session = source.load()?;
-            let update = || update(&target.peer(config)?, session);
+            let update = || update(&target.peer(config)?, source.load()?);
             update().map_err(|error| error.during("Updating session failed"))
         }
         SessionCommand::Verify { source, target } => {
-            let session = source.load()?;
-            let verify = || verify(&target.peer(config)?, session);
+            let verify = || verify(&target.peer(config)?, source.load()?);
             verify().map_err(|error| error.during("Verifying session failed"))
         }
         SessionCommand::Read { name, target } => {

@@ -10,7 +10,7 @@ use super::{AccessPolicy, KeyType, Kind, Or, Secret, Session, SessionError, Vari
 use crate::tls::key_hash;
 
 /// The size of a secret that states none, in bytes.
-const DEFAULT_SIZE: usize = 20;
+pub(super) const DEFAULT_SIZE: usize = 20;
 
 impl Session {
     /// Brings a session into normal form. Fails only where a reference or a certificate cannot be read.

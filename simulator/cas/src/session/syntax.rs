@@ -155,7 +155,7 @@ pub fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>
 }
 
 /// `None`: a quote is not closed.
-fn split(text: &str) -> Option<Vec<String>> {
+pub(super) fn split(text: &str) -> Option<Vec<String>> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut quote = None;

@@ -20,6 +20,10 @@ pub const NOW: u64 = 1_800_000_000;
 pub const HEADLINE: &str =
     "CAS sent an attestation/configuration error: Failed to retrieve service attestation configuration";
 
+/// What SCONE's documents tell to attest a public CAS with.
+pub const TESTING: [&str; 3] =
+    ["--only_for_testing-debug", "--only_for_testing-ignore-signer", "--only_for_testing-trust-any"];
+
 /// A CAS of its own, with a clock that stands still. Ends with the test.
 pub struct World {
     pub home: TempDir,
