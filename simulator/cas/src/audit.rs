@@ -70,7 +70,8 @@ pub struct Record<'a> {
     pub event: Event,
     /// To which session, service or volume; empty if to CAS.
     pub subject: &'a str,
-    /// The key hash of the client that asked; empty if no key was shown, as by a runtime, which is known by its measurement.
+    /// The key hash of the client that asked, or those of who signed what it brought, with commas in between; empty if no key was
+    /// shown, as by a runtime, which is known by its measurement.
     pub who: &'a str,
     /// The measurement a runtime showed; empty if none was asked for.
     pub measurement: &'a str,
@@ -163,13 +164,13 @@ fn write(
     let named = |text: &str, fits: bool, otherwise: &str| {
         if text.is_empty() || fits { text.to_owned() } else { otherwise.to_owned() }
     };
-    let is_hash = |text| unhex(text).is_some_and(|bytes| bytes.len() == 32);
+    let is_hash = |text: &str| unhex(text).is_some_and(|bytes| bytes.len() == 32);
     let mut entry = Entry {
         sequence: before + 1,
         time,
         event: record.event.text().to_owned(),
         subject: named(record.subject, is_subject(record.subject), "(not a name)"),
-        who: named(record.who, is_hash(record.who), "(not a key hash)"),
+        who: named(record.who, record.who.split(',').all(is_hash), "(not a key hash)"),
         measurement: named(record.measurement, is_hash(record.measurement), "(not a measurement)"),
         outcome: record.outcome.to_owned(),
         previous,

@@ -1,6 +1,7 @@
 //! What CAS decides: who may upload and read which session, which program gets which configuration, which tag is fresh.
 //! Each decision is one transaction with its entry in the audit log; refusals are answers, not errors.
 
+mod access;
 mod certificates;
 mod evidence;
 mod jwt;

@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod not_simulated;
 mod session;
+mod sign;
 mod variables;
 
 use std::ffi::OsString;
@@ -45,10 +46,6 @@ impl CliError {
     /// Without a cause.
     fn alone(what: impl Into<String>) -> CliError {
         CliError { what: what.into(), causes: Vec::new(), exit_code: 1 }
-    }
-
-    fn not_simulated(what: &str) -> CliError {
-        CliError::alone(format!("not simulated: {what}"))
     }
 
     /// The same, as the cause of `what`.
@@ -117,12 +114,16 @@ fn run(cli: Cli) -> Result<String> {
         }
         Command::Version => Ok(concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n").to_owned()),
         Command::Own(command) => {
+            let signer = || sign::own_signer(&Config::signing_key(&path)?).map(String::from);
             let identity = Config::load(&path)?.identity()?;
             Ok(match command {
                 OwnCommand::ShowKeyHash => identity.key_hash + "\n",
                 OwnCommand::ShowCertificateHash => identity.certificate_hash() + "\n",
                 OwnCommand::ShowCertificate => identity.certificate_pem,
-                OwnCommand::Show => format!("key hash: {}\n{}", identity.key_hash, identity.certificate_pem),
+                OwnCommand::ShowSessionSigningKey => signer()?,
+                OwnCommand::Show => {
+                    format!("key hash: {}\n{}{}", identity.key_hash, identity.certificate_pem, signer()?)
+                }
             })
         }
     }

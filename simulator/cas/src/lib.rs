@@ -1,5 +1,5 @@
 //! A software-only stand-in for SCONE CAS and the `scone` command line: the same policies, the same answers, no protection
-//! from root. How to read it: `session` is the language, `cas` decides, `codes` judges codes, `store` and `audit` remember,
+//! from root. How to read it: `session` is the language, `cas` decides, `signing` is signed sessions, `codes` judges codes, `store` and `audit` remember,
 //! `server` and `tls` are the two ports, `daemon` starts and stops it all, `cli` is the `scone` command.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
@@ -12,6 +12,7 @@ pub mod codes;
 pub mod daemon;
 pub mod server;
 pub mod session;
+pub mod signing;
 pub mod store;
 pub mod tls;
 

@@ -34,7 +34,7 @@ use tokio_util::codec::{Framed, LengthDelimitedCodec};
 use futures_util::{SinkExt, StreamExt};
 
 use crate::cas::{Access, Cas, CasError, Claim, ClientRefusal, SessionAnswer};
-use crate::session::MAX_TEXT;
+use crate::signing::MAX_SIGNED;
 use crate::tls::Client;
 
 /// A handshake, a request's head, a runtime's first request: each must come within this.
@@ -69,7 +69,7 @@ pub async fn serve_clients(listener: TcpListener, tls: ServerConfig, cas: Arc<Ca
         .route("/v1/audit-log/{sequence}", get(checkpoint))
         .route("/v1/version", get(version))
         .route("/v1/attest", get(measurement))
-        .layer(DefaultBodyLimit::max(MAX_TEXT))
+        .layer(DefaultBodyLimit::max(MAX_SIGNED))
         .with_state(cas);
     serve(listener, tls, move |stream, _| {
         let router = router.clone();

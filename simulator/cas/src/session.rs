@@ -4,6 +4,7 @@
 //! nothing is ever ignored. A parsed session is in normal form: defaults written out, short spellings spelled out, references
 //! absolute. The normal form is what is hashed, stored and read back, so a file and what `read` gives for it are equal.
 
+mod access;
 mod delegated;
 mod normalise;
 mod not_simulated;
@@ -24,6 +25,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use yaml_serde::Value;
 
+pub use access::{Creator, Rule};
 pub use delegated::{Or, Unresolved, fragment};
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Algorithm, Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
@@ -53,6 +55,12 @@ pub enum SessionError {
         /// A sentence.
         problem: String,
     },
+}
+
+impl SessionError {
+    pub(crate) fn rule(path: &str, problem: impl Into<String>) -> SessionError {
+        SessionError::Rule { path: path.to_owned(), problem: problem.into() }
+    }
 }
 
 /// A policy, in normal form. Fields stand in the order in which SCONE reads a session back (section 4.2).
@@ -91,9 +99,9 @@ pub struct Session {
     /// What a service must show.
     #[serde(default)]
     pub security: Or<Security>,
-    /// The certificate (PEM) of the client that uploaded it, if the access policy refers to the creator. Written by CAS alone.
+    /// Who created it, if the access policy refers to the creator. Written by CAS, and by the command line before it signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub creator: Option<String>,
+    pub creator: Option<Creator>,
 }
 
 /// A session, or one version of it.
@@ -107,20 +115,22 @@ pub struct SessionId {
     pub session_hash: Option<String>,
 }
 
-/// Who may do what: `CREATOR`, `ANY`, `NONE` or the key hash of a client certificate (in a file also the certificate, PEM),
-/// or a placeholder for a secret whose value is `CREATOR`, a key hash, a certificate, or a fragment of such a policy.
+/// Who may do what: whoever meets any rule of a list.
 #[derive(Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AccessPolicy {
     /// Read the session, without what CAS drew. Default: its creator.
-    #[serde(default, deserialize_with = "syntax::list")]
-    pub read: Vec<String>,
+    #[serde(default, deserialize_with = "access::unsigned")]
+    pub read: Vec<Rule>,
     /// Replace the session. Default: its creator.
     #[serde(default, deserialize_with = "syntax::list")]
-    pub update: Vec<String>,
+    pub update: Vec<Rule>,
     /// Create sessions below its name. Default: as `update`.
     #[serde(default, deserialize_with = "syntax::list")]
-    pub create_sessions: Vec<String>,
+    pub create_sessions: Vec<Rule>,
+    /// List the sessions below its name, as may who may create them. Empty: as `read`.
+    #[serde(default, deserialize_with = "access::unsigned", skip_serializing_if = "Vec::is_empty")]
+    pub list_sessions: Vec<Rule>,
 }
 
 /// What a service must show.
@@ -248,11 +258,13 @@ impl Session {
 
     /// Whether the access policy speaks of the creator, so that the hash depends on who uploads. Assumption: a placeholder may.
     pub fn refers_to_creator(&self) -> bool {
-        let AccessPolicy { read, update, create_sessions } = &self.access_policy;
-        [read, update, create_sessions]
-            .into_iter()
-            .flatten()
-            .any(|who| who == "CREATOR" || who.contains(placeholder::OPEN))
+        let mut rules = self.access_policy.lists().into_iter().flat_map(|(_, rules)| rules);
+        rules.any(|rule| rule.names(|who| who == "CREATOR" || who.contains(placeholder::OPEN)))
+    }
+
+    /// Whether a creator is to be written into it before its hash is final.
+    pub fn lacks_creator(&self) -> bool {
+        self.creator.is_none() && self.refers_to_creator()
     }
 
     /// The name without its last component: the session that must grant the creation of this one.
@@ -294,7 +306,7 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 fn rule(path: &str, problem: impl Into<String>) -> SessionError {
-    SessionError::Rule { path: path.to_owned(), problem: problem.into() }
+    SessionError::rule(path, problem)
 }
 
 /// Shows the name only: values may be secrets.

@@ -50,7 +50,8 @@ fn cells(entry: &Entry) -> [String; 7] {
     };
     let subject = if entry.subject.is_empty() { "-" } else { &entry.subject };
     let (sequence, time) = (entry.sequence.to_string(), utc(entry.time));
-    let (who, measurement) = (short(&entry.who), short(&entry.measurement));
+    let who = entry.who.split(',').map(short).collect::<Vec<_>>().join(",");
+    let measurement = short(&entry.measurement);
     let cells = [&sequence, &time, &entry.event, subject, &who, &measurement, &entry.outcome];
     // Whatever stands in an entry, it stays on one line and cannot control a terminal.
     cells.map(|cell| cell.replace(char::is_control, "\u{fffd}"))

@@ -1,15 +1,15 @@
 //! What CAS decides on the client API: who may upload, read and list which session.
 
 use rusqlite::Connection;
-use rustls::pki_types::CertificateDer;
 
-use super::secrets::{Secrets, Value};
+use super::access::{Party, admits};
+use super::secrets::Secrets;
 use super::{Cas, CasError, Stop, refuse, settle};
 use crate::audit::{self, Event, Record};
 use crate::codes;
-use crate::session::placeholder::{Part, Placeholder};
-use crate::session::{AccessPolicy, Kind, Session, SessionError};
-use crate::store::{self, StoreError, Stored};
+use crate::session::{AccessPolicy, Creator, SessionError};
+use crate::signing::Signed;
+use crate::store::{self, Stored};
 use crate::tls;
 
 /// Why the client API says no.
@@ -18,7 +18,7 @@ pub enum ClientRefusal {
     /// Not a session. Nothing of the policy is repeated but the key that is wrong.
     #[error("Session is not valid: {0}")]
     Invalid(SessionError),
-    /// No client certificate, where one is needed.
+    /// Neither a client certificate nor a signature, where one is needed.
     #[error("A client certificate is required")]
     Anonymous,
     /// The access policy grants it to others.
@@ -42,7 +42,7 @@ pub enum ClientRefusal {
     /// The session that the name's namespace is, is not the one that the policy names.
     #[error("The given namespace hash is not that of the parent session")]
     WrongNamespace,
-    /// The policy names a creator, and it is not the client that uploads it.
+    /// The policy names a creator, and it is neither the client that uploads it nor one of those who signed it.
     #[error("The session names another creator")]
     WrongCreator,
 }
@@ -74,20 +74,25 @@ pub struct SessionAnswer {
 }
 
 impl Cas {
-    /// Creates a session, or replaces it if the policy names its predecessor. Answers the hash, and whether the name is new.
+    /// Creates a session, or replaces it if the policy names its predecessor. One that is signed is judged by its signatures alone,
+    /// any other by the client's certificate. Answers the hash, and whether the name is new.
     pub fn upload(
         &self,
         text: &str,
         client: Option<&tls::Client>,
     ) -> Result<Result<(String, bool), ClientRefusal>, CasError> {
         let now = self.clock.now()?;
-        let parsed = Session::parse(text);
+        let parsed = Signed::parse(text);
         let mut erased = false;
         let answer = self.store.write(|tx| {
-            let subject = parsed.as_ref().map_or(String::new(), |session| session.name.clone());
-            let replaces = parsed.as_ref().is_ok_and(|session| session.predecessor.is_some());
+            let subject = parsed.as_ref().map_or(String::new(), |signed| signed.session.name.clone());
+            let replaces = parsed.as_ref().is_ok_and(|signed| signed.session.predecessor.is_some());
+            let who = match &parsed {
+                Ok(signed) if signed.is_signed() => Party::Signers(&signed.signatures).key_hashes(),
+                _ => Party::from(client).key_hashes(),
+            };
             let result = match parsed {
-                Ok(session) => settle(upload(tx, session, client, now, &mut erased))?,
+                Ok(signed) => settle(upload(tx, signed, client, now, &mut erased))?,
                 Err(error) => Err(ClientRefusal::Invalid(error)),
             };
             let outcome = match &result {
@@ -97,7 +102,7 @@ impl Cas {
                 Err(refusal) => format!("refused: {refusal}"),
             };
             let event = if replaces { Event::SessionUpdated } else { Event::SessionCreated };
-            let record = Record { event, subject: &subject, who: key_hash(client), measurement: "", outcome: &outcome };
+            let record = Record { event, subject: &subject, who: &who, measurement: "", outcome: &outcome };
             audit::append(tx, now, &record)?;
             Ok(result)
         });
@@ -115,12 +120,14 @@ impl Cas {
         client: Option<&tls::Client>,
     ) -> Result<Result<SessionAnswer, ClientRefusal>, CasError> {
         let now = self.clock.now()?;
+        let party = Party::from(client);
         self.store.write(|tx| {
-            let result = settle(read(tx, name, hash, client, now))?;
+            let result = settle(read(tx, name, hash, party, now))?;
             let outcome =
                 result.as_ref().map_or_else(|refusal| format!("refused: {}", refusal.class()), |_| "accepted".into());
             let event = Event::SessionRead;
-            let record = Record { event, subject: name, who: key_hash(client), measurement: "", outcome: &outcome };
+            let who = &party.key_hashes();
+            let record = Record { event, subject: name, who, measurement: "", outcome: &outcome };
             audit::append(tx, now, &record)?;
             Ok(match result {
                 Ok(Stored { hash, session, .. }) => Ok(SessionAnswer { hash, text: session.to_yaml()? }),
@@ -129,83 +136,45 @@ impl Cas {
         })
     }
 
-    /// The names of the sessions that the client may read.
+    /// The names of the sessions that the client may read, or may list as those in a session's namespace. Assumption: that is what
+    /// stands directly below its name.
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
         let now = self.clock.now()?;
         let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
-        let mut readable = Vec::new();
+        let (mut listed, party) = (Vec::new(), Party::from(client));
         // A hundred at a time: anybody may ask for this, while others wait for the store.
         while !names.is_empty() {
             let some: Vec<String> = names.drain(..names.len().min(100)).collect();
             self.store.write::<_, CasError>(|tx| {
                 for name in some {
-                    if settle(read(tx, &name, None, client, now))?.is_ok() {
-                        readable.push(name);
+                    if settle(read(tx, &name, None, party, now))?.is_ok() || may_list(tx, &name, party, now)? {
+                        listed.push(name);
                     }
                 }
                 Ok(())
             })?;
         }
-        Ok(readable)
+        Ok(listed)
     }
-}
-
-fn key_hash(client: Option<&tls::Client>) -> &str {
-    client.map_or("", |client| &client.key_hash)
-}
-
-/// A list of an access policy.
-type List = fn(&AccessPolicy) -> &[String];
-
-/// Whether a list of the session's access policy admits the client.
-fn admits(secrets: &Secrets<'_>, asked: &Stored, list: List, client: Option<&tls::Client>) -> Result<bool, CasError> {
-    let who = listed(secrets, &asked.session, list)?;
-    Ok(who.iter().any(|entry| match (entry.as_str(), client) {
-        ("ANY", _) => who.len() == 1,
-        ("NONE", _) | (_, None) => false,
-        ("CREATOR", Some(client)) => client.key_hash == asked.creator,
-        (hash, Some(client)) => client.key_hash == hash,
-    }))
-}
-
-/// Whom a list names, with what secrets say now in the place of placeholders. A secret that cannot be had now, or names nobody, is
-/// ignored (section 2.8).
-fn listed(secrets: &Secrets<'_>, session: &Session, list: List) -> Result<Vec<String>, CasError> {
-    let mut who = Vec::new();
-    for entry in list(&session.access_policy) {
-        let parts = session.parts("", entry).map_err(|flaw| StoreError::Damaged(flaw.to_string()))?;
-        let [Part::Secret(Placeholder { name, .. })] = parts[..] else {
-            who.push(entry.clone());
-            continue;
-        };
-        let Ok(Value { kind, bytes, .. }) = settle(secrets.value(session, name))? else { continue };
-        let text = String::from_utf8_lossy(&bytes);
-        match kind {
-            Kind::Ascii if text != "ANY" => who.push(text.into_owned()),
-            Kind::X509 | Kind::X509Ca => who.extend(tls::key_hash(&CertificateDer::from(bytes))),
-            Kind::ConfigFragment => {
-                who.extend(AccessPolicy::of_fragment(&text).iter().flat_map(list).cloned());
-            }
-            _ => {}
-        }
-    }
-    Ok(who)
 }
 
 /// `erased`: set if a drawn secret was dropped.
 fn upload(
     tx: &Connection,
-    mut session: Session,
+    Signed { mut session, signatures }: Signed,
     client: Option<&tls::Client>,
     now: u64,
     erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
-    let Some(client) = client else { return refuse(ClientRefusal::Anonymous) };
+    let party = if signatures.is_empty() { Party::from(client) } else { Party::Signers(&signatures) };
+    if let Party::Nobody = party {
+        return refuse(ClientRefusal::Anonymous);
+    }
     let secrets = Secrets::new(tx, now, None);
     let before = store::active(tx, &session.name)?;
     match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
-            if !admits(&secrets, active, |policy| &policy.update, Some(client))? {
+            if !admits(&secrets, active, |policy| &policy.update, party)? {
                 return refuse(ClientRefusal::Denied(session.name));
             }
             match predecessor {
@@ -220,7 +189,7 @@ fn upload(
                 let Some(parent) = store::active(tx, parent_name)? else {
                     return refuse(ClientRefusal::NoParent(parent_name.to_owned()));
                 };
-                if !admits(&secrets, &parent, |policy| &policy.create_sessions, Some(client))? {
+                if !admits(&secrets, &parent, |policy| &policy.create_sessions, party)? {
                     return refuse(ClientRefusal::Denied(parent_name.to_owned()));
                 }
                 if session.namespace_hash.as_ref().is_some_and(|hash| *hash != parent.hash) {
@@ -229,7 +198,14 @@ fn upload(
             }
         }
     }
-    let creator = session.refers_to_creator().then(|| client.certificate.clone());
+    let creator = match party {
+        Party::Client(client) => session.refers_to_creator().then(|| Creator::Certificate(client.certificate.clone())),
+        // What is signed stays as it is, and is true or refused.
+        _ => session
+            .creator
+            .clone()
+            .filter(|creator| matches!(creator, Creator::Signer { signer } if party.has_signed(signer))),
+    };
     if session.creator.is_some() && session.creator != creator {
         return refuse(ClientRefusal::WrongCreator);
     }
@@ -237,7 +213,7 @@ fn upload(
 
     let hash = session.hash();
     let version = before.as_ref().map_or(1, |before| before.version + 1);
-    let new = Stored { version, hash: hash.clone(), creator: client.key_hash.clone(), session };
+    let new = Stored { version, hash: hash.clone(), creator: party.key_hashes(), session };
     *erased = store::activate(tx, &new)?;
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     // What is not available now (its owner does not exist yet) has no wait to lift.
@@ -254,16 +230,24 @@ fn read(
     tx: &Connection,
     name: &str,
     hash: Option<&str>,
-    client: Option<&tls::Client>,
+    party: Party<'_>,
     now: u64,
 ) -> Result<Stored, Stop<ClientRefusal>> {
     let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
     let active = store::active(tx, name)?.ok_or_else(unknown)?;
-    if !admits(&Secrets::new(tx, now, None), &active, |policy| &policy.read, client)? {
+    if !admits(&Secrets::new(tx, now, None), &active, |policy| &policy.read, party)? {
         return refuse(ClientRefusal::Denied(name.to_owned()));
     }
     match hash {
         None => Ok(active),
         Some(hash) => store::with_hash(tx, name, hash)?.ok_or_else(unknown),
     }
+}
+
+/// Whether the session above lets its namespace be listed.
+fn may_list(tx: &Connection, name: &str, party: Party<'_>, now: u64) -> Result<bool, CasError> {
+    let Some((parent, _)) = name.rsplit_once('/') else { return Ok(false) };
+    let (Some(parent), secrets) = (store::active(tx, parent)?, Secrets::new(tx, now, None)) else { return Ok(false) };
+    Ok(admits(&secrets, &parent, AccessPolicy::listers, party)?
+        || admits(&secrets, &parent, |policy| &policy.create_sessions, party)?)
 }

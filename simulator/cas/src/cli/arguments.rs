@@ -84,6 +84,13 @@ pub(super) enum SessionCommand {
         #[command(flatten)]
         target: Target,
     },
+    /// Sign a session file, with this user's key unless told otherwise. Prints the signed session (JSON)
+    Sign {
+        #[command(flatten)]
+        source: Source,
+        #[command(subcommand)]
+        how: Option<SignCommand>,
+    },
     /// Print the session hash of a file, without asking CAS
     CalculateHash {
         #[command(flatten)]
@@ -97,19 +104,40 @@ pub(super) enum SessionCommand {
     },
 }
 
+#[derive(Subcommand)]
+pub(super) enum SignCommand {
+    /// Sign with this user's key
+    SignWithCliIdentity,
+    /// Print what another program is to sign. Ed25519 signs it as it is, P-384 its SHA-384
+    GenerateMessageToBeSigned {
+        /// The signer's public key (SPKI, PEM), who becomes the session's creator if it needs one and has none
+        signer: Option<PathBuf>,
+        /// Also to a terminal
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Add a signature that another program made. Prints the signed session (JSON)
+    AddSignature {
+        /// The signer's public key (SPKI, PEM): Ed25519 or P-384
+        signer: PathBuf,
+        /// In base64; otherwise it is read from standard input as it is
+        signature: Option<String>,
+    },
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(super) enum CreatorKind {
     /// By the TLS client certificate
     Tls,
-    /// By the key that sessions are signed with: not simulated
+    /// By the key that this user signs sessions with
     Signer,
 }
 
 #[derive(Args)]
 pub(super) struct Source {
-    /// The session file (YAML)
+    /// The session file: YAML, or a signed session (JSON)
     pub file: PathBuf,
-    /// Give a variable of the file ($VAR) a value
+    /// Give a variable of the file ($VAR) a value. What is signed has none
     #[arg(short = 'e', value_name = "VAR=VALUE")]
     pub variables: Vec<String>,
     /// Take other variables from the environment
@@ -251,7 +279,7 @@ pub(super) struct VerifyAuditLog {
 
 #[derive(Subcommand)]
 pub(super) enum OwnCommand {
-    /// Print key hash and certificate
+    /// Print key hash, certificate and the public key of session signatures
     Show,
     /// Print the key hash, as access policies name it
     ShowKeyHash,
@@ -259,4 +287,6 @@ pub(super) enum OwnCommand {
     ShowCertificate,
     /// Print the SHA-256 of the certificate. Deprecated by SCONE: access policies name the key hash
     ShowCertificateHash,
+    /// Print the public key (PEM) of the signatures that this user makes, as access policies name it
+    ShowSessionSigningKey,
 }

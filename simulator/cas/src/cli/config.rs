@@ -1,4 +1,4 @@
-//! The CLI's memory: who this user is, and which CASes were attested with which key. JSON, 0600, replaced as a whole; a file
+//! The CLI's memory: who this user is, what he signs sessions with, and which CASes were attested with which key. JSON, 0600, replaced as a whole; a file
 //! that this program did not write is refused.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use rcgen::{KeyPair, PKCS_ED25519};
 use serde::{Deserialize, Serialize};
 
 use super::{CliError, Result};
@@ -22,6 +23,9 @@ pub struct Config {
     format: String,
     /// Private key and certificate, PEM.
     identity: String,
+    /// Private key that sessions are signed with, PEM: made when it is first needed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session_signing_key: Option<String>,
     default_cas: Option<String>,
     /// Key hashes by [`Address::name`].
     cas: BTreeMap<String, String>,
@@ -65,6 +69,7 @@ impl Config {
             None => Config {
                 format: FORMAT.into(),
                 identity: Identity::generate("scone-sim user").map_err(|error| failed(path, error))?.to_pem(),
+                session_signing_key: None,
                 default_cas: None,
                 cas: BTreeMap::new(),
             },
@@ -99,6 +104,23 @@ impl Config {
     pub fn identity(&self) -> Result<Identity> {
         Identity::from_pem(&self.identity)
             .map_err(|error| CliError::new("Cannot use this user's identity", error.to_string()))
+    }
+
+    /// What this user signs sessions with: an Ed25519 key.
+    pub fn signing_key(path: &Path) -> Result<KeyPair> {
+        let unusable =
+            |error: rcgen::Error| CliError::new("Cannot use this user's session signing key", error.to_string());
+        let mut key = Config::load(path)?.session_signing_key;
+        if key.is_none() {
+            let drawn = KeyPair::generate_for(&PKCS_ED25519).map_err(unusable)?.serialize_pem();
+            let change = |config: &mut Config| {
+                // Another process may have been faster.
+                config.session_signing_key.get_or_insert(drawn);
+                Ok(())
+            };
+            key = Config::change(path, change)?.session_signing_key;
+        }
+        KeyPair::from_pem(&key.unwrap_or_default()).map_err(unusable)
     }
 
     /// The default CAS's name.

@@ -23,7 +23,6 @@ const NOT_SIMULATED: &[&str] = &[
     "stack",
     "swarm",
     "session encrypt",
-    "session sign",
     "cas attest-audit-log",
     "cas get-audit-log-checkpoints",
     "cas provision",
@@ -32,7 +31,6 @@ const NOT_SIMULATED: &[&str] = &[
     "cas start-upgrade",
     "cas update-config",
     "cas verify-raw-rest-signature",
-    "self show-session-signing-key",
 ];
 
 /// As [`NOT_SIMULATED`], of options, by command.

@@ -7,18 +7,19 @@ use serde_json::Value;
 use super::arguments::{CreatorKind, SessionCommand, Source};
 use super::client::{Peer, accepted};
 use super::config::Config;
-use super::{CliError, Result, certificate, variables};
+use super::{CliError, Result, certificate, sign, variables};
 use crate::server::SessionReply;
-use crate::session::{MAX_TEXT, Session, is_session_name};
+use crate::session::{Creator, MAX_TEXT, Session, SessionError, is_session_name};
+use crate::signing::{MAX_SIGNED, Signed};
 use crate::tls;
 
 /// What is to be printed.
 pub(super) fn run(command: SessionCommand, config: &Path) -> Result<String> {
     match command {
-        SessionCommand::Check { source } => yaml(&source.load()?),
+        SessionCommand::Check { source } => yaml(&source.load()?.session),
         SessionCommand::CalculateHash { source, with_self_as_creator, identity } => {
-            let mut session = source.load()?;
-            if session.refers_to_creator() && session.creator.is_none() {
+            let mut session = source.load()?.session;
+            if session.lacks_creator() {
                 session.creator = Some(creator(with_self_as_creator, identity, config)?);
             }
             Ok(session.hash() + "\n")
@@ -39,6 +40,7 @@ pub(super) fn run(command: SessionCommand, config: &Path) -> Result<String> {
             let read = || read(&target.peer(config)?, &name);
             Ok(read().map_err(|error| error.during("Reading session failed"))?.session)
         }
+        SessionCommand::Sign { source, how } => sign::run(&source, how, config),
         SessionCommand::List { path, target } => {
             let list = || list(&target.peer(config)?, path.as_deref());
             list().map_err(|error| error.during("Listing sessions failed"))
@@ -46,34 +48,46 @@ pub(super) fn run(command: SessionCommand, config: &Path) -> Result<String> {
     }
 }
 
-/// The certificate (PEM) to calculate a session hash with.
-fn creator(kind: Option<CreatorKind>, identity: Option<PathBuf>, config: &Path) -> Result<String> {
+/// Whom to calculate a session hash with.
+fn creator(kind: Option<CreatorKind>, identity: Option<PathBuf>, config: &Path) -> Result<Creator> {
     match (kind, identity) {
-        (Some(CreatorKind::Tls), None) => Ok(Config::load(config)?.identity()?.certificate_pem),
-        (Some(CreatorKind::Tls), Some(file)) => Ok(tls::pem(tls::CERTIFICATE, &certificate(&file)?)),
-        (Some(CreatorKind::Signer), _) => Err(CliError::not_simulated("--with-self-as-creator signer")),
+        (Some(CreatorKind::Tls), None) => Ok(Creator::Certificate(Config::load(config)?.identity()?.certificate_pem)),
+        (Some(CreatorKind::Tls), Some(file)) => {
+            Ok(Creator::Certificate(tls::pem(tls::CERTIFICATE, &certificate(&file)?)))
+        }
+        (Some(CreatorKind::Signer), _) => {
+            Ok(Creator::Signer { signer: sign::own_signer(&Config::signing_key(config)?)? })
+        }
         (None, _) => Err(CliError::alone(
             "Cannot calculate session hash! The session, explicitly or through the default access policy, references its creator. The creator is only known once the session was created. You may use --with-self-as-creator to pretend you created the session, or remove all creator references.",
         )),
     }
 }
 
-fn update(peer: &Peer, mut session: Session) -> Result<String> {
-    if session.predecessor.is_none() {
-        session.predecessor = Some(read(peer, &session.name)?.hash);
+fn update(peer: &Peer, mut signed: Signed) -> Result<String> {
+    if signed.session.predecessor.is_none() {
+        if signed.is_signed() {
+            return Err(CliError::new(
+                "The session names no predecessor, and is signed",
+                "Write the active session's hash into its file as 'predecessor', and sign it again",
+            ));
+        }
+        signed.session.predecessor = Some(read(peer, &signed.session.name)?.hash);
     }
-    upload(peer, session)
+    upload(peer, signed)
 }
 
-fn verify(peer: &Peer, mut session: Session) -> Result<String> {
-    if session.refers_to_creator() && session.creator.is_none() {
+fn verify(peer: &Peer, signed: Signed) -> Result<String> {
+    let is_signed = signed.is_signed();
+    let mut session = signed.session;
+    if session.lacks_creator() {
         // Not the active session's: somebody else's session with the same text is not this one.
-        session.creator = Some(peer.identity.certificate_pem.clone());
+        session.creator = Some(Creator::Certificate(peer.identity.certificate_pem.clone()));
     }
     let active = read(peer, &session.name)?;
     let active = Session::parse(&active.session).map_err(|error| CliError::alone(error.to_string()))?;
     // Assumption: a file that names no predecessor is compared as `update` would upload it in the active one's place.
-    if session.predecessor.is_none() {
+    if session.predecessor.is_none() && !is_signed {
         session.predecessor.clone_from(&active.predecessor);
     }
     // The hash is computed here from what was read: CAS's word for it is not needed.
@@ -96,18 +110,27 @@ fn list(peer: &Peer, path: Option<&str>) -> Result<String> {
 
 impl Source {
     /// Reads, fills in and checks the session file.
-    fn load(&self) -> Result<Session> {
+    pub(super) fn load(&self) -> Result<Signed> {
         let failed = |cause: String| {
             CliError::new(format!("Parsing session from session template file '{}' failed", self.file.display()), cause)
         };
         let length = std::fs::metadata(&self.file).map_err(|error| failed(error.to_string()))?.len();
-        if length > MAX_TEXT as u64 {
-            return Err(failed(format!("the session is longer than {MAX_TEXT} bytes")));
+        if length > MAX_SIGNED as u64 {
+            return Err(failed(SessionError::TooLong.to_string()));
         }
         let text = std::fs::read_to_string(&self.file).map_err(|error| failed(error.to_string()))?;
+        if let Some(signed) = Signed::parse_signed(&text) {
+            return match &self.name {
+                Some(_) => Err(failed("it is signed, and cannot be given another name".into())),
+                None => signed.map_err(|error| failed(error.to_string())),
+            };
+        }
+        if text.len() > MAX_TEXT {
+            return Err(failed(SessionError::TooLong.to_string()));
+        }
         let filled = variables::substitute(text.clone(), &self.variables, self.use_env).map_err(failed)?;
         let problem = |text: &str| Session::parse_as(text, self.name.as_deref()).map_err(|error| error.to_string());
-        problem(&filled).map_err(|error| {
+        problem(&filled).map(Signed::unsigned).map_err(|error| {
             // The filled-in text has other lines than the file. The error names the file's, if the file has the same error, and
             // otherwise none.
             let bare = |error: &str| error.rsplit_once(" at line ").map_or(error, |(bare, _)| bare).to_owned();
@@ -121,10 +144,17 @@ fn yaml(session: &Session) -> Result<String> {
     session.to_yaml().map_err(|error| CliError::new("Cannot print the session", error.to_string()))
 }
 
-fn upload(peer: &Peer, mut session: Session) -> Result<String> {
-    let reply = accepted(peer, peer.post("/session", yaml(&session)?)?)?;
-    if session.refers_to_creator() {
-        session.creator = Some(peer.identity.certificate_pem.clone());
+pub(super) fn json(signed: &Signed) -> Result<String> {
+    signed.to_json().map_err(|error| CliError::new("Cannot print the session", error.to_string()))
+}
+
+fn upload(peer: &Peer, signed: Signed) -> Result<String> {
+    let is_signed = signed.is_signed();
+    let text = if is_signed { json(&signed)? } else { yaml(&signed.session)? };
+    let reply = accepted(peer, peer.post("/session", text)?)?;
+    let mut session = signed.session;
+    if session.refers_to_creator() && !is_signed {
+        session.creator = Some(Creator::Certificate(peer.identity.certificate_pem.clone()));
     }
     let expected = session.hash();
     match reply["hash"].as_str() {

@@ -6,7 +6,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
 use super::placeholder::OPEN;
-use super::{AccessPolicy, KeyType, Kind, Or, Secret, Session, SessionError, Variant, fragment, rule};
+use super::{AccessPolicy, KeyType, Kind, Or, Rule, Secret, Session, SessionError, Variant, fragment, rule};
 use crate::tls::key_hash;
 
 /// The size of a secret that states none, in bytes.
@@ -76,46 +76,68 @@ impl Session {
 
 impl AccessPolicy {
     /// With the same entries in each of its lists.
-    pub(super) fn same(who: Vec<String>) -> AccessPolicy {
-        AccessPolicy { read: who.clone(), update: who.clone(), create_sessions: who }
+    pub(super) fn same(rules: Vec<Rule>) -> AccessPolicy {
+        AccessPolicy { read: rules.clone(), update: rules.clone(), create_sessions: rules, list_sessions: Vec::new() }
     }
 
-    /// What a configuration fragment says: a whole policy, or the entries of any of its lists. `None`: nothing that is simulated.
-    pub fn of_fragment(text: &str) -> Option<AccessPolicy> {
-        // A placeholder in it is not simulated.
+    /// Its lists, by their keys.
+    pub(super) fn lists(&self) -> [(&'static str, &[Rule]); 4] {
+        let AccessPolicy { read, update, create_sessions, list_sessions } = self;
+        [("read", read), ("update", update), ("create_sessions", create_sessions), ("list_sessions", list_sessions)]
+    }
+
+    /// Who may list the sessions below its session, beside those who may create them.
+    pub fn listers(&self) -> &[Rule] {
+        if self.list_sessions.is_empty() { &self.read } else { &self.list_sessions }
+    }
+
+    /// What a configuration fragment says: a whole policy, or the entries of any of its lists. The error says why it is neither.
+    pub fn of_fragment(text: &str) -> Result<AccessPolicy, String> {
         if text.contains(OPEN) {
-            return None;
+            return Err("a placeholder in it is not simulated".into());
         }
+        let not_understood = |error: serde_json::Error| error.to_string();
         let mut policy = match fragment(text) {
-            policy @ Value::Object(_) => serde_json::from_value(policy).ok()?,
-            Value::String(who) => AccessPolicy::same(vec![who]),
-            list => AccessPolicy::same(serde_json::from_value(list).ok()?),
+            policy @ Value::Object(_) => serde_json::from_value(policy).map_err(not_understood)?,
+            Value::String(who) => AccessPolicy::same(vec![Rule::Who(who)]),
+            list => AccessPolicy::same(serde_json::from_value(list).map_err(not_understood)?),
         };
-        policy.normalise().ok()?;
-        Some(policy)
+        policy.normalise().map_err(|error| error.to_string())?;
+        Ok(policy)
     }
 
     fn normalise(&mut self) -> Result<(), SessionError> {
-        let AccessPolicy { read, update, create_sessions } = self;
-        if read.is_empty() {
-            read.push("CREATOR".into());
-        }
-        if update.is_empty() {
-            update.push("CREATOR".into());
+        let AccessPolicy { read, update, create_sessions, list_sessions } = self;
+        for rules in [&mut *read, update] {
+            if rules.is_empty() {
+                rules.push(Rule::Who("CREATOR".into()));
+            }
         }
         if create_sessions.is_empty() {
             create_sessions.clone_from(update);
         }
-        // A certificate stands for its key hash.
-        for (key, who) in [("read", read), ("update", update), ("create_sessions", create_sessions)] {
-            for entry in who.iter_mut().filter(|who| who.trim_start().starts_with("-----BEGIN CERTIFICATE-----")) {
-                let certificate = CertificateDer::from_pem_slice(entry.as_bytes()).ok();
-                let hash = certificate.and_then(|certificate| key_hash(&certificate));
-                let damaged = || rule(&format!("access_policy.{key}"), "a certificate is damaged");
-                *entry = hash.ok_or_else(damaged)?;
-            }
+        for (key, rules) in
+            [("read", read), ("update", update), ("create_sessions", create_sessions), ("list_sessions", list_sessions)]
+        {
+            rules.iter_mut().try_for_each(|rule| rule.normalise(&format!("access_policy.{key}")))?;
         }
         Ok(())
+    }
+}
+
+impl Rule {
+    /// A certificate stands for its key hash.
+    fn normalise(&mut self, path: &str) -> Result<(), SessionError> {
+        match self {
+            Rule::Who(who) if who.trim_start().starts_with("-----BEGIN CERTIFICATE-----") => {
+                let certificate = CertificateDer::from_pem_slice(who.as_bytes()).ok();
+                let hash = certificate.and_then(|certificate| key_hash(&certificate));
+                *who = hash.ok_or_else(|| rule(path, "a certificate is damaged"))?;
+                Ok(())
+            }
+            Rule::All(rules) | Rule::AtLeast(_, rules) => rules.iter_mut().try_for_each(|rule| rule.normalise(path)),
+            Rule::Who(_) | Rule::Signer(_) => Ok(()),
+        }
     }
 }
 

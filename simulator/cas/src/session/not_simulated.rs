@@ -7,14 +7,7 @@ use super::{SessionError, rule};
 
 /// A documented key that the simulator does not serve, as a path without list positions: finding one is an error of its own.
 pub const NOT_SIMULATED: &[&str] = &[
-    "creator.signer",
     "secret_config",
-    "access_policy.list_sessions",
-    "access_policy.read.signer",
-    "access_policy.update.signer",
-    "access_policy.update.require-all",
-    "access_policy.create_sessions.signer",
-    "access_policy.create_sessions.require-all",
     "services.fspf_path",
     "services.fspf_key",
     "services.fspf_tag",
@@ -61,6 +54,7 @@ const RESOLVED: &[&str] = &[
     "access_policy.read",
     "access_policy.update",
     "access_policy.create_sessions",
+    "access_policy.list_sessions",
     "services.command",
     "services.environment",
     "services.one_time_password_shared_secret",
@@ -108,7 +102,9 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
             for (name, value) in mapping {
                 let Some(name) = name.as_str() else { continue };
                 let join = |to: &str| if to.is_empty() { name.to_owned() } else { format!("{to}.{name}") };
-                let (path, inner) = (join(path), join(key));
+                // Rules within a rule are as any others of their list.
+                let within = key.starts_with("access_policy.") && name.starts_with("require-");
+                let (path, inner) = (join(path), if within { key.to_owned() } else { join(key) });
                 refuse_placeholder(name, &path, "")?;
                 // What a fragment says is read where a placeholder stands for it.
                 let is_fragment = inner == "secrets.value" && mapping.get("kind").is_some_and(|kind| kind == FRAGMENT);
@@ -117,8 +113,7 @@ fn walk(value: &Value, path: &str, key: &str) -> Result<(), SessionError> {
                 if is_text || is_fragment {
                     continue;
                 }
-                let rule_of_several = key.starts_with("access_policy.") && name.starts_with("require-");
-                if rule_of_several || NOT_SIMULATED.contains(&inner.as_str()) && !is_default(&inner, value) {
+                if NOT_SIMULATED.contains(&inner.as_str()) && !is_default(&inner, value) {
                     return refuse(path);
                 }
                 walk(value, &path, &inner)?;

@@ -12,7 +12,7 @@ use yaml_serde::Value;
 
 use super::not_simulated::FRAGMENT;
 use super::placeholder::OPEN;
-use super::{AccessPolicy, InjectionFile, SessionId, UpdatePolicy, host_variable};
+use super::{AccessPolicy, InjectionFile, Rule, SessionId, UpdatePolicy, host_variable};
 
 /// A list, one thing, or nothing.
 pub fn list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
@@ -81,7 +81,7 @@ pub fn access_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Acces
 
         fn visit_str<E: Error>(self, text: &str) -> Result<AccessPolicy, E> {
             if text.contains(OPEN) {
-                Ok(AccessPolicy::same(vec![text.to_owned()]))
+                Ok(AccessPolicy::same(vec![Rule::Who(text.to_owned())]))
             } else {
                 Err(E::invalid_type(Unexpected::Str(text), &self))
             }

@@ -7,8 +7,9 @@ use std::path::Path;
 
 use scone_protocol::unhex;
 
+use super::access::MAX_NESTING;
 use super::placeholder::{Format, OPEN, Part, Placeholder};
-use super::{AccessPolicy, Image, Kind, Mode, Or, Security, Service, Session, SessionError, Variant, rule};
+use super::{AccessPolicy, Image, Kind, Mode, Or, Rule, Security, Service, Session, SessionError, Variant, rule};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
 const TOLERABLE: &[&str] = &[
@@ -108,24 +109,32 @@ impl Session {
     }
 
     fn check_access(&self) -> Result<(), SessionError> {
-        let policy = &self.access_policy;
-        for (key, who) in
-            [("read", &policy.read), ("update", &policy.update), ("create_sessions", &policy.create_sessions)]
-        {
+        for (key, rules) in self.access_policy.lists() {
             let path = format!("access_policy.{key}");
-            let alone = who.len() == 1;
-            for entry in who {
-                match entry.as_str() {
-                    "CREATOR" => {}
-                    "ANY" | "NONE" if alone => {}
-                    "ANY" | "NONE" => return Err(rule(&path, format!("{entry} must stand alone"))),
-                    hash if is_digest(hash) || is_scone_key_hash(hash) => {}
-                    entry if entry.contains(OPEN) => self.check_access_secret(&path, entry)?,
-                    other => return Err(rule(&path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
-                }
+            if rules.iter().any(|rule| rule.nesting() > MAX_NESTING) {
+                return Err(rule(&path, format!("more than {MAX_NESTING} require- rules within one another")));
             }
+            rules.iter().try_for_each(|rule| self.check_rule(&path, rule, rules.len() == 1))?;
         }
         Ok(())
+    }
+
+    fn check_rule(&self, path: &str, entry: &Rule, alone: bool) -> Result<(), SessionError> {
+        let who = match entry {
+            Rule::Signer(_) => return Ok(()),
+            Rule::All(rules) | Rule::AtLeast(_, rules) => {
+                return rules.iter().try_for_each(|rule| self.check_rule(path, rule, false));
+            }
+            Rule::Who(who) => who,
+        };
+        match who.as_str() {
+            "CREATOR" => Ok(()),
+            "ANY" | "NONE" if alone => Ok(()),
+            "ANY" | "NONE" => Err(rule(path, format!("{who} must stand alone"))),
+            hash if is_digest(hash) || is_scone_key_hash(hash) => Ok(()),
+            placeholder if placeholder.contains(OPEN) => self.check_access_secret(path, placeholder),
+            other => Err(rule(path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
+        }
     }
 
     /// A secret in whose value the access policy names somebody.
@@ -135,14 +144,14 @@ impl Session {
         else {
             return Err(rule(path, "not one placeholder without format"));
         };
-        let fragment = self.secret(name).and_then(|secret| secret.value.as_deref());
-        match self.secret(name).and_then(|secret| secret.kind) {
-            Some(kind @ (Kind::Binary | Kind::PrivateKey | Kind::PublicKey | Kind::Jwt)) => {
+        let fragment = self.secret(name).and_then(|secret| secret.value.as_deref()).map(AccessPolicy::of_fragment);
+        match (self.secret(name).and_then(|secret| secret.kind), fragment) {
+            (Some(kind @ (Kind::Binary | Kind::PrivateKey | Kind::PublicKey | Kind::Jwt)), _) => {
                 Err(rule(path, format!("'{name}' is {}, not ascii or a certificate", kind.text())))
             }
             // What an import says may change: then it is ignored.
-            Some(Kind::ConfigFragment) if fragment.is_some_and(|text| AccessPolicy::of_fragment(text).is_none()) => {
-                Err(SessionError::NotSimulated(format!("{path}: what the config-fragment '{name}' says")))
+            (Some(Kind::ConfigFragment), Some(Err(why))) => {
+                Err(rule(path, format!("the config-fragment '{name}' is no access policy: {why}")))
             }
             _ => Ok(()),
         }

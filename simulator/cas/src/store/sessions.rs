@@ -11,7 +11,7 @@ pub struct Stored {
     pub version: i64,
     /// The session hash.
     pub hash: String,
-    /// The key hash of who uploaded it.
+    /// The key hash of who uploaded it, or those of who signed it, with commas in between.
     pub creator: String,
     /// The policy.
     pub session: Session,
