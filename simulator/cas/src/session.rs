@@ -57,12 +57,6 @@ pub enum SessionError {
     },
 }
 
-impl SessionError {
-    pub(crate) fn rule(path: &str, problem: impl Into<String>) -> SessionError {
-        SessionError::Rule { path: path.to_owned(), problem: problem.into() }
-    }
-}
-
 /// A policy, in normal form. Fields stand in the order in which SCONE reads a session back (section 4.2).
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -305,8 +299,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-fn rule(path: &str, problem: impl Into<String>) -> SessionError {
-    SessionError::rule(path, problem)
+pub(crate) fn rule(path: &str, problem: impl Into<String>) -> SessionError {
+    SessionError::Rule { path: path.to_owned(), problem: problem.into() }
 }
 
 /// Shows the name only: values may be secrets.

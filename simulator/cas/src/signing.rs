@@ -10,7 +10,7 @@ use scone_protocol::hex;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use crate::session::{MAX_TEXT, Session, SessionError};
+use crate::session::{MAX_TEXT, Session, SessionError, rule};
 use crate::tls;
 
 /// The longest signed session, in bytes: a policy's text as JSON has it, and its signatures.
@@ -33,7 +33,7 @@ const KEYS: [(&[u8], usize, &dyn VerificationAlgorithm); 2] = [
     ),
 ];
 
-/// The public key of a session signer, Ed25519 or P-384: a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), read and written as PEM.
+/// The public key of a session signer, Ed25519 or P-384: a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), in files as PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SessionSigner(Vec<u8>);
@@ -125,40 +125,40 @@ impl Signed {
     }
 
     fn check(text: &str) -> Result<Signed, SessionError> {
-        let file: File =
-            serde_json::from_str(text).map_err(|error| SessionError::rule("signed session", error.to_string()))?;
+        let file: File = serde_json::from_str(text).map_err(|error| rule("signed session", error.to_string()))?;
         let mut signed = Signed::unsigned(Session::parse(&file.session)?);
         if signed.session.lacks_creator() {
             let problem = "missing: the access policy refers to it, and what is signed cannot be completed";
-            return Err(SessionError::rule("creator", problem));
+            return Err(rule("creator", problem));
         }
         for Signature { signer, signature } in file.signatures {
             let signature = BASE64.decode(signature.as_bytes()).unwrap_or_default();
             signed.add(signer, &signature)?;
         }
-        if signed.signatures.is_empty() { Err(SessionError::rule("signatures", "none")) } else { Ok(signed) }
+        if signed.signatures.is_empty() { Err(rule("signatures", "none")) } else { Ok(signed) }
     }
 
     /// Adds a signature, if it is the signer's over this session.
     pub fn add(&mut self, signer: SessionSigner, signature: &[u8]) -> Result<(), SessionError> {
-        let wrong = |problem: &str| Err(SessionError::rule(&format!("signatures[{}]", self.signatures.len()), problem));
-        if self.signatures.len() == MAX_SIGNATURES {
-            return wrong("more than 64");
+        let count = self.signatures.len();
+        let wrong = |problem: &str| Err(rule(&format!("signatures[{count}]"), problem));
+        if count == MAX_SIGNATURES {
+            return wrong(&format!("more than {MAX_SIGNATURES}"));
         }
         if self.signatures.iter().any(|other| other.signer == signer) {
             return wrong("this signer signed already");
         }
-        if !signer.key().is_some_and(|key| key.verify(&self.message(), signature).is_ok()) {
+        if signer.key().is_none_or(|key| key.verify(self.message().as_bytes(), signature).is_err()) {
             return wrong("not the signer's signature over this session");
         }
         self.signatures.push(Signature { signer, signature: BASE64.encode(signature) });
         Ok(())
     }
 
-    /// What is signed: a label, and the session hash. Assumption, as is how: Ed25519 signs the message itself (RFC 8032), P-384 its
-    /// SHA-384.
-    pub fn message(&self) -> Vec<u8> {
-        format!("scone-sim session signature 1\0{}", self.session.hash()).into_bytes()
+    /// What is signed: a label, and the session hash. Assumption, as is how: Ed25519 signs the message itself (RFC 8032), P-384
+    /// its SHA-384.
+    pub fn message(&self) -> String {
+        format!("scone-sim session signature 1\0{}", self.session.hash())
     }
 
     /// Whether anybody signed.

@@ -88,7 +88,7 @@ fn session(name: &str, predecessor: &str, policy: &str) -> String {
 fn signed(text: &str, signers: &[&KeyPair]) -> String {
     let mut signed = Signed::unsigned(Session::parse(text).unwrap());
     for key in signers {
-        let signature = key.sign(&signed.message()).unwrap();
+        let signature = key.sign(signed.message().as_bytes()).unwrap();
         signed.add(signer(key), &signature).unwrap();
     }
     signed.to_json().unwrap()

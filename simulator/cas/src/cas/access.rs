@@ -21,13 +21,16 @@ pub(super) enum Party<'a> {
     Signers(&'a [Signature]),
 }
 
-impl<'a> From<Option<&'a tls::Client>> for Party<'a> {
-    fn from(client: Option<&'a tls::Client>) -> Party<'a> {
-        client.map_or(Party::Nobody, Party::Client)
+impl<'a> Party<'a> {
+    /// Signatures count alone, and without any the client does.
+    pub fn of(signatures: &'a [Signature], client: Option<&'a tls::Client>) -> Party<'a> {
+        match (signatures, client) {
+            ([], None) => Party::Nobody,
+            ([], Some(client)) => Party::Client(client),
+            _ => Party::Signers(signatures),
+        }
     }
-}
 
-impl Party<'_> {
     /// Whether this key signed.
     pub fn has_signed(self, signer: &SessionSigner) -> bool {
         matches!(self, Party::Signers(signatures) if signatures.iter().any(|signature| signature.signer == *signer))

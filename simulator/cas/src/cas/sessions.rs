@@ -74,8 +74,8 @@ pub struct SessionAnswer {
 }
 
 impl Cas {
-    /// Creates a session, or replaces it if the policy names its predecessor. One that is signed is judged by its signatures alone,
-    /// any other by the client's certificate. Answers the hash, and whether the name is new.
+    /// Creates a session, or replaces it if the policy names its predecessor. One that is signed is judged by its signatures
+    /// alone, any other by the client's certificate. Answers the hash, and whether the name is new.
     pub fn upload(
         &self,
         text: &str,
@@ -87,10 +87,8 @@ impl Cas {
         let answer = self.store.write(|tx| {
             let subject = parsed.as_ref().map_or(String::new(), |signed| signed.session.name.clone());
             let replaces = parsed.as_ref().is_ok_and(|signed| signed.session.predecessor.is_some());
-            let who = match &parsed {
-                Ok(signed) if signed.is_signed() => Party::Signers(&signed.signatures).key_hashes(),
-                _ => Party::from(client).key_hashes(),
-            };
+            let signatures = parsed.as_ref().map_or(&[][..], |signed| &signed.signatures);
+            let who = Party::of(signatures, client).key_hashes();
             let result = match parsed {
                 Ok(signed) => settle(upload(tx, signed, client, now, &mut erased))?,
                 Err(error) => Err(ClientRefusal::Invalid(error)),
@@ -120,7 +118,7 @@ impl Cas {
         client: Option<&tls::Client>,
     ) -> Result<Result<SessionAnswer, ClientRefusal>, CasError> {
         let now = self.clock.now()?;
-        let party = Party::from(client);
+        let party = Party::of(&[], client);
         self.store.write(|tx| {
             let result = settle(read(tx, name, hash, party, now))?;
             let outcome =
@@ -136,12 +134,12 @@ impl Cas {
         })
     }
 
-    /// The names of the sessions that the client may read, or may list as those in a session's namespace. Assumption: that is what
-    /// stands directly below its name.
+    /// The names of the sessions that the client may read, or may list as those in a session's namespace. Assumption: these are the
+    /// ones directly below its name.
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
         let now = self.clock.now()?;
         let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
-        let (mut listed, party) = (Vec::new(), Party::from(client));
+        let (mut listed, party) = (Vec::new(), Party::of(&[], client));
         // A hundred at a time: anybody may ask for this, while others wait for the store.
         while !names.is_empty() {
             let some: Vec<String> = names.drain(..names.len().min(100)).collect();
@@ -166,7 +164,7 @@ fn upload(
     now: u64,
     erased: &mut bool,
 ) -> Result<(String, bool), Stop<ClientRefusal>> {
-    let party = if signatures.is_empty() { Party::from(client) } else { Party::Signers(&signatures) };
+    let party = Party::of(&signatures, client);
     if let Party::Nobody = party {
         return refuse(ClientRefusal::Anonymous);
     }

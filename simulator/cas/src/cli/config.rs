@@ -1,4 +1,4 @@
-//! The CLI's memory: who this user is, what he signs sessions with, and which CASes were attested with which key. JSON, 0600, replaced as a whole; a file
+//! The CLI's memory: who this user is, which key signs this user's sessions, and which CASes were attested with which key. JSON, 0600, replaced as a whole; a file
 //! that this program did not write is refused.
 
 use std::collections::BTreeMap;

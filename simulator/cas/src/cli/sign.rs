@@ -13,49 +13,41 @@ use super::{CliError, Result, unreadable};
 use crate::session::Creator;
 use crate::signing::{SessionSigner, Signed};
 
-/// The longest signature read from standard input, in bytes.
+/// The most that is read of a signature from standard input, in bytes. The longest one that may be right has 104.
 const MAX_SIGNATURE: u64 = 1024;
 
 /// What is to be printed.
 pub(super) fn run(source: &Source, how: Option<SignCommand>, config: &Path) -> Result<String> {
     let mut signed = source.load()?;
-    let failed = |cause: String| CliError::new("Signing session failed", cause);
     match how.unwrap_or(SignCommand::SignWithCliIdentity) {
         SignCommand::SignWithCliIdentity => {
             let key = Config::signing_key(config)?;
             created_by(&mut signed, || own_signer(&key))?;
-            let signature = key.sign(&signed.message()).map_err(|error| failed(error.to_string()))?;
+            let signature = key.sign(signed.message().as_bytes()).map_err(failed)?;
             add(&mut signed, own_signer(&key)?, &signature)
         }
-        SignCommand::GenerateMessageToBeSigned { force, .. } if stdout().is_terminal() && !force => Err(failed(
-            "The message is not text, and standard output is a terminal: send it elsewhere, or use -f".into(),
-        )),
+        SignCommand::GenerateMessageToBeSigned { force: false, .. } if stdout().is_terminal() => {
+            Err(failed("The message is not text, and standard output is a terminal: send it elsewhere, or use -f"))
+        }
         SignCommand::GenerateMessageToBeSigned { signer, .. } => {
-            created_by(&mut signed, || {
-                let file = signer.ok_or_else(|| {
-                    failed("The session does not name its creator yet: give the public key of its signer".into())
-                })?;
-                read_signer(&file)
-            })?;
-            String::from_utf8(signed.message()).map_err(|error| failed(error.to_string()))
+            let nobody = || failed("The session does not name its creator yet: give the public key of its signer");
+            created_by(&mut signed, || read_signer(&signer.ok_or_else(nobody)?))?;
+            Ok(signed.message())
         }
         SignCommand::AddSignature { signer, signature } => {
             let signer = read_signer(&signer)?;
             created_by(&mut signed, || Ok(signer.clone()))?;
             let signature = match signature {
-                Some(text) => {
-                    BASE64.decode(text.as_bytes()).map_err(|_| failed("The signature is not base64".into()))?
-                }
-                None => {
-                    let mut bytes = Vec::new();
-                    let read = stdin().take(MAX_SIGNATURE).read_to_end(&mut bytes);
-                    read.map_err(|error| failed(error.to_string()))?;
-                    bytes
-                }
+                Some(text) => BASE64.decode(text.as_bytes()).map_err(|_| failed("The signature is not base64"))?,
+                None => read_signature().map_err(failed)?,
             };
             add(&mut signed, signer, &signature)
         }
     }
+}
+
+fn failed(cause: impl ToString) -> CliError {
+    CliError::new("Signing session failed", cause.to_string())
 }
 
 /// The session signer that this user is.
@@ -73,8 +65,14 @@ fn created_by(signed: &mut Signed, signer: impl FnOnce() -> Result<SessionSigner
 }
 
 fn add(signed: &mut Signed, signer: SessionSigner, signature: &[u8]) -> Result<String> {
-    signed.add(signer, signature).map_err(|error| CliError::new("Signing session failed", error.to_string()))?;
+    signed.add(signer, signature).map_err(failed)?;
     json(signed)
+}
+
+fn read_signature() -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    stdin().take(MAX_SIGNATURE).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn read_signer(file: &Path) -> Result<SessionSigner> {

@@ -8,14 +8,15 @@ use serde::{Serialize, Serializer};
 use super::syntax::list;
 use crate::signing::SessionSigner;
 
-/// `require-` rules within one another: in normal form, more would be nested deeper than a session may be.
+/// `require-` rules within one another. Assumption: SCONE names no limit. In normal form each is a list and a mapping, and more of
+/// them would be nested deeper than a session may be.
 pub(super) const MAX_NESTING: usize = 14;
 
 /// One entry of an access policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rule {
-    /// `CREATOR`, `ANY`, `NONE`, the key hash of a client certificate (in a file also the certificate, PEM), or a placeholder for a
-    /// secret whose value is `CREATOR`, a key hash, a certificate, or a fragment of such a policy.
+    /// `CREATOR`, `ANY`, `NONE`, the key hash of a client certificate (in a file also the certificate, PEM), or a placeholder
+    /// for a secret whose value is `CREATOR`, a key hash, a certificate, or a fragment of such a policy.
     Who(String),
     /// The session is signed with this key.
     Signer(SessionSigner),
