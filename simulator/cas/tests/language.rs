@@ -310,6 +310,7 @@ fn rules_of_several_are_for_update_and_create_sessions_and_can_be_met() {
         ("update: {require-at-least-0: [CREATOR]}", "unknown field `require-at-least-0`"),
         ("update: {require-at-least-01: [CREATOR]}", "unknown field `require-at-least-01`"),
         ("update: {require-at-least-+1: [CREATOR]}", "unknown field `require-at-least-+1`"),
+        ("update: {require-at-least-N: [CREATOR]}", "unknown field `require-at-least-N`"),
         ("update: {require-at-least-: [CREATOR]}", "unknown field `require-at-least-`"),
         ("update: {require-any: [CREATOR]}", "expected one of `signer`, `require-all`, `require-at-least-N`"),
         ("update: {signer: KEY, require-all: [CREATOR]}", "`require-all` stands beside another key"),
@@ -381,6 +382,12 @@ fn a_certificate_in_the_access_policy_stands_for_its_key() {
     let pem = bob.certificate_pem.replace('\n', "\n        ");
     let text = session(&format!("access_policy:\n  read:\n    - CREATOR\n    - |\n        {pem}\n"));
     assert_eq!(accepted(&text).access_policy.read, [who("CREATOR"), who(&bob.key_hash)]);
+    let within = |certificate: &str| {
+        session(&format!("access_policy: {{update: {{require-all: [{}]}}}}\n", serde_json::json!(certificate)))
+    };
+    refused(&within("-----BEGIN CERTIFICATE-----"), "access_policy.update: a certificate is damaged");
+    let update = accepted(&within(&bob.certificate_pem)).access_policy.update;
+    assert_eq!(update, [Rule::All(vec![who(&bob.key_hash)])]);
 }
 
 #[test]

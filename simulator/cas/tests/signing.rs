@@ -275,7 +275,7 @@ fn a_placeholder_in_a_rule_is_one_of_those_that_are_counted() {
         let text = format!("name: members\nversion: '0.3.10'\npredecessor: {predecessor}\nsecrets: [{secret}]\n");
         rig.upload_as(Some(&rig.alice), &text).unwrap()
     };
-    // The certificate stands for a creator: with a placeholder, there may be one.
+    // A placeholder may speak of the creator, so the session has to name one.
     let policy = format!("update: {{require-all: [$$SCONE::who$$, {}]}}", entry(&a));
     let creator = format!("creator: {}\n", entry(&a));
     let mut active = rig.upload(&signed(&(session("s", "~", &policy) + secrets + &creator), &[&a])).unwrap();

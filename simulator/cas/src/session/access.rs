@@ -69,11 +69,14 @@ impl Serialize for Rule {
 
 impl<'de> Deserialize<'de> for Rule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Rule, D::Error> {
-        deserializer.deserialize_any(Keys(&["signer", "require-all", "require-at-least-N"]))
+        deserializer.deserialize_any(Keys(RULES))
     }
 }
 
-/// Reads a text, or a mapping with one of these keys.
+/// The keys that a rule may have, one of them.
+const RULES: &[&str] = &["signer", "require-all", "require-at-least-N"];
+
+/// Reads a text, or a mapping with one of these keys: those of a rule, or of a creator.
 struct Keys(&'static [&'static str]);
 
 impl<'de> Visitor<'de> for Keys {
@@ -90,15 +93,12 @@ impl<'de> Visitor<'de> for Keys {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Rule, A::Error> {
         let mut rule = None;
         while let Some(key) = map.next_key::<String>()? {
-            let count = key.strip_prefix("require-at-least-").and_then(positive);
-            let general = if count.is_some() { "require-at-least-N" } else { &key };
-            if !self.0.contains(&general) {
-                return Err(A::Error::unknown_field(&key, self.0));
-            }
-            let next = match (general, count) {
+            let is_rule = self.0 == RULES;
+            let next = match (key.as_str(), key.strip_prefix("require-at-least-").and_then(positive)) {
                 ("signer", _) => Rule::Signer(map.next_value()?),
-                (_, None) => Rule::All(at_least(1, &key, map.next_value()?)?),
-                (_, Some(count)) => Rule::AtLeast(count, at_least(count, &key, map.next_value()?)?),
+                ("require-all", _) if is_rule => Rule::All(at_least(1, &key, map.next_value()?)?),
+                (_, Some(count)) if is_rule => Rule::AtLeast(count, at_least(count, &key, map.next_value()?)?),
+                _ => return Err(A::Error::unknown_field(&key, self.0)),
             };
             if rule.replace(next).is_some() {
                 return Err(A::Error::custom(format!(
