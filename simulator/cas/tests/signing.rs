@@ -430,6 +430,49 @@ fn the_command_line_signs_with_a_key_of_its_own_and_its_commands_take_what_is_si
 }
 
 #[test]
+fn the_parties_sign_one_after_another_until_the_policy_is_met() {
+    let world = World::new();
+    let parties = ["voter1", "voter2", "voter3", "veto_member1", "veto_member2"];
+    let keys = parties.map(|party| {
+        let key = world.scone_as(party, &["self", "show-session-signing-key"]).succeeds();
+        format!("{party}={key}")
+    });
+    let with_keys = |command: &[&str], predecessor: &str| {
+        let text = format!(
+            "
+name: shared
+version: 0.3.10
+predecessor: {predecessor}
+access_policy:
+  read: ANY
+  update:
+    require-all:
+      - require-at-least-2:
+          - signer: $voter1
+          - signer: $voter2
+          - signer: $voter3
+      - require-all:
+          - signer: $veto_member1
+          - signer: $veto_member2
+"
+        );
+        let file = world.file("shared.yml", &text);
+        let variables: Vec<&str> = keys.iter().flat_map(|key| ["-e", key]).collect();
+        world.scone_as(parties[0], &[&["session"], command, &[&file], &variables].concat()).succeeds()
+    };
+    let hash = world.scone(&["session", "create", &world.file("first.json", &with_keys(&["sign"], "~"))]).succeeds();
+    assert_eq!(with_keys(&["calculate-hash"], "~"), hash);
+
+    let mut file = world.file("next.json", &with_keys(&["sign"], &hash));
+    for party in &parties[2..] {
+        world.scone(&["session", "update", &file]).fails(1, "403 Forbidden");
+        file = sign(&world, party, &file);
+    }
+    let second = world.scone(&["session", "update", &file]).succeeds();
+    assert_eq!(world.scone(&["session", "verify", &file]).succeeds(), second);
+}
+
+#[test]
 fn the_signing_key_is_made_once_and_nothing_else_of_the_configuration_changes() {
     let world = World::new();
     let path = world.home.path().join("alice/config.json");
