@@ -1,5 +1,5 @@
-//! The CLI's memory: who this user is, which key signs this user's sessions, and which CASes were attested with which key. JSON, 0600, replaced as a whole; a file
-//! that this program did not write is refused.
+//! The CLI's memory: who this user is, which key signs this user's sessions, and which CASes were attested with which key.
+//! JSON, 0600, replaced as a whole; a file that this program did not write is refused.
 
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File, OpenOptions};
