@@ -35,12 +35,12 @@ pub fn shorten(session: &mut Mapping) {
     for secret in items(session, "secrets").filter(|secret| !secret.contains_key("import")) {
         // An explicit value has the size that it has.
         let is_explicit = secret.contains_key("value");
-        remove_if(secret, "size", |size| is_explicit || *size == Value::from(DEFAULT_SIZE));
+        remove_if(secret, "size", |size| is_explicit || size.as_u64() == Some(DEFAULT_SIZE as u64));
         remove_if(secret, "key_type", |key_type| key_type == "P-256");
     }
     if let Some(Value::Mapping(policy)) = session.get_mut("access_policy") {
         let update = policy.get("update").cloned();
-        remove_if(policy, "create_sessions", |create| Some(&*create) == update.as_ref());
+        remove_if(policy, "create_sessions", |create| Some(create) == update.as_ref());
     }
     for empty in ["images", "volumes", "secrets"] {
         remove_if(session, empty, is_empty);
