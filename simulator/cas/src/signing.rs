@@ -17,7 +17,7 @@ use crate::tls;
 pub const MAX_SIGNED: usize = 2 * MAX_TEXT;
 
 /// The most signatures of one session. Assumption.
-const MAX_SIGNATURES: usize = 64;
+const MAX_SIGNATURES: usize = 16;
 
 /// The label of a public key's PEM.
 const PUBLIC_KEY: &str = "PUBLIC KEY";

@@ -305,6 +305,10 @@ fn rules_of_several_are_for_update_and_create_sessions_and_can_be_met() {
             "update: {require-at-least-3: [CREATOR, {signer: KEY}]}",
             "require-at-least-3 has 2 rules, and can never be met",
         ),
+        (
+            "update: {require-at-least-2: [{signer: KEY}, CREATOR, {signer: KEY}]}",
+            "require-at-least-2 has the same rule twice: who meets it would count for two",
+        ),
         ("update: {require-at-least-1: []}", "require-at-least-1 has 0 rules"),
         ("update: {require-all: }", "require-all has 0 rules"),
         ("update: {require-at-least-0: [CREATOR]}", "unknown field `require-at-least-0`"),

@@ -115,10 +115,13 @@ impl<'de> Visitor<'de> for Keys {
 struct Rules(#[serde(deserialize_with = "list")] Vec<Rule>);
 
 fn at_least<E: Error>(count: usize, key: &str, Rules(rules): Rules) -> Result<Vec<Rule>, E> {
-    if rules.len() >= count {
-        return Ok(rules);
+    if rules.len() < count {
+        return Err(E::custom(format!("{key} has {} rules, and can never be met", rules.len())));
     }
-    Err(E::custom(format!("{key} has {} rules, and can never be met", rules.len())))
+    if rules.iter().enumerate().any(|(at, rule)| rules[..at].contains(rule)) {
+        return Err(E::custom(format!("{key} has the same rule twice: who meets it would count for two")));
+    }
+    Ok(rules)
 }
 
 /// A number from 1 on, without signs and leading zeros.
