@@ -10,6 +10,7 @@ mod client;
 mod config;
 mod not_simulated;
 mod session;
+mod signer;
 mod variables;
 
 use std::ffi::OsString;
@@ -115,6 +116,7 @@ fn run(cli: Cli) -> Result<String> {
             let hash = tls::key_hash(&certificate(&file)?);
             Ok(hash.ok_or_else(|| unreadable(&file, "its certificate is damaged"))? + "\n")
         }
+        Command::Signer(command) => signer::run(command),
         Command::Version => Ok(concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n").to_owned()),
         Command::Own(command) => {
             let identity = Config::load(&path)?.identity()?;

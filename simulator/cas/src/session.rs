@@ -25,6 +25,7 @@ use yaml_serde::Value;
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
+pub use syntax::Number;
 pub use volume::{Image, InjectionFile, Mount, Volume, VolumeExport, VolumeImport};
 
 /// The longest policy text, in bytes.

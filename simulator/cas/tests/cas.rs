@@ -162,9 +162,9 @@ fn recorded_evidence_is_refused_on_another_connection() {
     };
     let (mut first, hello, exporter) = dial();
     let key = world.evidence_key();
-    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce, &key);
+    let evidence = Evidence::new(MRENCLAVE, None, &exporter, &hello.nonce, &key);
     let (mut second, second_hello, _) = dial();
-    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce, &key);
+    let mixed = Evidence::new(MRENCLAVE, None, &exporter, &second_hello.nonce, &key);
     for recorded in [&evidence, &mixed] {
         let Response::Refused { causes } = ask(&mut second, recorded) else { panic!("accepted") };
         assert_eq!(causes.last().unwrap(), UNVOUCHED);
@@ -224,7 +224,7 @@ fn who_makes_up_evidence_learns_nothing_and_spends_nothing() {
     let refusal = [headline, "Failed to verify DCAP report", UNVOUCHED];
     let ask = |key: &str, service, code| {
         let mut connection = world.connect_with(Secret::new(key.to_owned()));
-        connection.configure(service, code, MRENCLAVE).map_err(Error::causes)
+        connection.configure(service, code, MRENCLAVE, None).map_err(Error::causes)
     };
     for key in ["", &world.key, &"00".repeat(32)] {
         for service in ["ns/otpqr/otpqr", "open/s", "ns/unknown/s"] {

@@ -253,15 +253,15 @@ fn a_service_needs_an_attestation_unless_the_session_switches_it_off() {
 fn attestation_is_one_or_a_list_and_has_an_old_spelling() {
     let measured = |lines: &str| {
         let text = session(&format!("services:\n  - name: s\n    command: /p\n    {lines}\n"));
-        accepted(&text).services[0].measurements().into_iter().map(str::to_owned).collect::<Vec<_>>()
+        accepted(&text).services[0].attestation.iter().flat_map(|variant| variant.mrenclave.clone()).collect::<Vec<_>>()
     };
     assert_eq!(measured(&format!("attestation: {{mrenclave: {MRENCLAVE}}}")), [MRENCLAVE]);
     assert_eq!(measured(&format!("attestation: {{mrenclave: [{MRENCLAVE}, {OTHER}]}}")), [MRENCLAVE, OTHER]);
     assert_eq!(
         measured(&format!("attestation: [{{mrenclave: {OTHER}}}, {{mrenclave: [{MRENCLAVE}]}}]")),
-        [MRENCLAVE, OTHER]
+        [OTHER, MRENCLAVE]
     );
-    assert_eq!(measured(&format!("mrenclaves: [{OTHER}, {MRENCLAVE}]")), [MRENCLAVE, OTHER]);
+    assert_eq!(measured(&format!("mrenclaves: [{OTHER}, {MRENCLAVE}]")), [OTHER, MRENCLAVE]);
     assert_eq!(measured(&format!("mrenclaves: [{}]", OTHER.to_uppercase())), [OTHER]);
 }
 
@@ -281,10 +281,22 @@ fn a_signer_is_whole_and_says_one_thing_about_versions() {
         let again = accepted(&session.to_yaml().unwrap());
         assert_eq!(again.hash(), session.hash());
     }
-    let either = with(&format!(
-        "[{{mrenclave: {MRENCLAVE}}}, {{mrenclave: {OTHER}, signer: {{mrsigner: {OTHER}, isvprodid: 1}}}}]"
-    ));
-    assert_eq!(accepted(&either).services[0].measurements().into_iter().collect::<Vec<_>>(), [MRENCLAVE]);
+}
+
+#[test]
+fn a_signers_numbers_may_be_text_as_a_variable_leaves_them() {
+    let signer = |numbers: &str| {
+        session(&format!(
+            "services: [{{name: s, command: /p, attestation: {{signer: {{mrsigner: {OTHER}, {numbers}}}}}}}]\n"
+        ))
+    };
+    for bad in ["''", "'1.0'", "'+1'", "'65536'", "'0x1'", "-1", "1.5", "[1]"] {
+        refused(&signer(&format!("isvprodid: {bad}")), "expected a number from 0 to 65535");
+    }
+    let (text, number) =
+        (accepted(&signer("isvprodid: '1', isvsvn: '02'")), accepted(&signer("isvprodid: 1, isvsvn: 2")));
+    assert!(text.to_yaml().unwrap().contains("isvprodid: 1\n"), "the normal form is a number");
+    assert_eq!(text.hash(), number.hash());
 }
 
 #[test]

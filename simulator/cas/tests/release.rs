@@ -61,7 +61,14 @@ impl Rig {
     }
 
     fn ask(&self, service: &str) -> Result<Configuration, Vec<String>> {
-        self.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access: Access::default() })
+        self.claim(&Claim {
+            service,
+            code: None,
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access: Access::default(),
+        })
     }
 
     fn claim(&self, claim: &Claim<'_>) -> Result<Configuration, Vec<String>> {
@@ -117,8 +124,14 @@ fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_
     let secret = decode_shared_secret("BASE32SECRET3232BASE32SECRET3232").unwrap();
     let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
     let mrenclave = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
-    let claim =
-        Claim { service: "my_session_1234/service", code: None, mrenclave, vouched: true, access: Access::default() };
+    let claim = Claim {
+        service: "my_session_1234/service",
+        code: None,
+        mrenclave,
+        signer: None,
+        vouched: true,
+        access: Access::default(),
+    };
     assert_eq!(rig.claim(&claim).unwrap_err()[1], "An One-time Password is required to access this session");
     let configuration = rig.claim(&Claim { code: Some(&code), ..claim }).unwrap();
     assert_eq!(configuration.command, ["python3", "my_service.py", "-a", "4", "-b", "12", "-x", ""]);
@@ -134,8 +147,14 @@ fn a_service_without_a_command_uses_up_no_code() {
     let security = format!("security: {{attestation: {{one_time_password_shared_secret: {secret}}}}}\n");
     rig.put("a", &(service_with("pwd: /") + &security));
     let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
-    let claim =
-        Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access: Access::default() };
+    let claim = Claim {
+        service: "a/s",
+        code: Some(&code),
+        mrenclave: MRENCLAVE,
+        signer: None,
+        vouched: true,
+        access: Access::default(),
+    };
     assert_eq!(rig.claim(&claim).unwrap_err()[1], "Service 's' has no command");
     rig.put("a", &(service_with("command: /p") + &security));
     assert_eq!(rig.claim(&claim).unwrap().command, ["/p"]);
@@ -157,6 +176,7 @@ fn a_services_own_code_secret_beats_the_sessions() {
             service: "a/s",
             code: Some(code),
             mrenclave: MRENCLAVE,
+            signer: None,
             vouched: true,
             access: Access::default(),
         })
@@ -175,7 +195,14 @@ fn any_variant_of_the_attestation_will_do() {
     );
     rig.put("a", &text);
     let claim = |mrenclave: &str| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave, vouched: true, access: Access::default() })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: None,
+            mrenclave,
+            signer: None,
+            vouched: true,
+            access: Access::default(),
+        })
     };
     let causes = claim(&"dd".repeat(32)).unwrap_err();
     assert!(causes.iter().any(|cause| cause.starts_with("Error 1 of 3: Unexpected enclave measurement")), "{causes:?}");
@@ -192,7 +219,8 @@ fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_
     let ask = |rig: &mut Rig, attestation: &str| {
         rig.put("a", &service_with("command: /p").replace(&measured, attestation));
         let access = Access::default();
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access }).map(drop)
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
+            .map(drop)
     };
     let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
     for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
@@ -209,7 +237,14 @@ fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_
 fn without_attestation_anybody_may_start_the_service() {
     let mut rig = Rig::new();
     let any = |rig: &Rig| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: OTHER, vouched: true, access: Access::default() })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: None,
+            mrenclave: OTHER,
+            signer: None,
+            vouched: true,
+            access: Access::default(),
+        })
     };
     rig.put("a", &service_with("command: /p"));
     assert!(any(&rig).is_err());
@@ -225,7 +260,7 @@ fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
     let (exporter, nonce) = ([7; 32], "nonce");
     let claim = |proof: &str, exporter| {
         let access = Access { proof: Some(proof), exporter, nonce };
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
     };
     let wrong = access_proof(End::Runtime, "another", &exporter, nonce);
     let right = access_proof(End::Runtime, "j765WyMWTKksiqWbBuuc", &exporter, nonce);
@@ -253,7 +288,7 @@ fn an_access_token_by_reference_is_the_secrets_value() {
         let claim = |token: &str| {
             let proof = access_proof(End::Runtime, token, &[0; 32], "");
             let access = Access { proof: Some(&proof), ..Access::default() };
-            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access })
+            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
         };
         for wrong in ["t-$$SCONE::token$$", "$$SCONE::token$$", "correct-horse", "t-", ""] {
             assert_eq!(claim(wrong).unwrap_err().last().unwrap(), "The given service access token is invalid");
@@ -275,7 +310,14 @@ fn who_lacks_the_access_token_cannot_use_up_codes() {
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: Some(&code),
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access,
+        })
     };
     assert!(claim(None).is_err());
     claim(Some(&proof)).unwrap();
@@ -294,7 +336,14 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: Some(&code),
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access,
+        })
     };
     let refused = claim(Some(&proof)).unwrap_err();
     assert_eq!(refused.last().unwrap(), "A service access token was given, and this session has none");

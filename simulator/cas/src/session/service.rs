@@ -1,11 +1,12 @@
 //! Services in a policy: programs, and what they must show (`reference/scone.md` section 2.5).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use scone_protocol::signature::SignerIdentity;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::syntax;
+use super::syntax::{self, Number};
 
 /// A program, and all that reaches it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -38,19 +39,6 @@ pub struct Service {
     pub one_time_password_shared_secret: Option<String>,
 }
 
-impl Service {
-    /// The measurements that are trusted without a signature.
-    pub fn measurements(&self) -> BTreeSet<&str> {
-        let unsigned = self.attestation.iter().filter(|variant| variant.signer.is_none());
-        unsigned.flat_map(|variant| &variant.mrenclave).map(String::as_str).collect()
-    }
-
-    /// The signers that are asked for.
-    pub fn signers(&self) -> impl Iterator<Item = &Signer> {
-        self.attestation.iter().filter_map(|variant| variant.signer.as_ref())
-    }
-}
-
 /// One way to be trusted: all that it names must be met.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -63,23 +51,44 @@ pub struct Variant {
     pub signer: Option<Signer>,
 }
 
-/// Who must have signed an enclave, and as what. No simulated program is signed, so this is checked and kept, but never met.
+/// Who must have signed an enclave, and as what: `scone signer sign` signs simulated programs.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {
     /// The signer, 64 lower-case hex digits.
     pub mrsigner: String,
     /// The product.
-    pub isvprodid: u16,
+    pub isvprodid: Number,
     /// The one security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn: Option<u16>,
+    pub isvsvn: Option<Number>,
     /// The lowest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_min: Option<u16>,
+    pub isvsvn_min: Option<Number>,
     /// The highest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_max: Option<u16>,
+    pub isvsvn_max: Option<Number>,
+}
+
+impl Signer {
+    /// What a program signed so does not meet; `None`: it meets all. Our own words: SCONE's are not documented.
+    pub fn missed_by(&self, signed: Option<&SignerIdentity>) -> Option<String> {
+        let Some(SignerIdentity { mrsigner, isvprodid, isvsvn }) = signed else {
+            return Some(format!("The enclave is not signed - Expected MRSIGNER {}", self.mrsigner));
+        };
+        let lowest = self.isvsvn.or(self.isvsvn_min).map_or(0, |number| number.0);
+        let highest = self.isvsvn.or(self.isvsvn_max).map_or(u16::MAX, |number| number.0);
+        if *mrsigner != self.mrsigner {
+            Some(format!("Unexpected enclave signer (MRSIGNER, {mrsigner}) - Expected {}", self.mrsigner))
+        } else if *isvprodid != self.isvprodid.0 {
+            Some(format!("Unexpected enclave product (ISVPRODID, {isvprodid}) - Expected {}", self.isvprodid.0))
+        } else if !(lowest..=highest).contains(isvsvn) {
+            let versions = if lowest == highest { lowest.to_string() } else { format!("{lowest} to {highest}") };
+            Some(format!("Unexpected enclave security version (ISVSVN, {isvsvn}) - Expected {versions}"))
+        } else {
+            None
+        }
+    }
 }
 
 /// The position `N` of a command's word `@@N` (section 2.12): the caller's N-th argument takes its place.
