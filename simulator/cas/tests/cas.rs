@@ -62,7 +62,7 @@ fn of_many_runtimes_with_one_code_one_is_configured() {
             scope.spawn(|| {
                 let mut cas = world.connect();
                 start.wait();
-                usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE).is_ok())
+                usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE, None).is_ok())
             })
         };
         let racers: Vec<_> = (0..16).map(race).collect();
@@ -128,8 +128,9 @@ fn another_program_is_refused_in_scones_words() {
             "CAS sent an attestation/configuration error: DCAP quote verification failed",
             "Failed to verify DCAP report",
             "The program enclave is not trustworthy",
-            "None of the required enclave properties are met by the enclave",
-            &format!("Unexpected enclave measurement (MRENCLAVE, {ANOTHER}) - Expected {MRENCLAVE}"),
+            "  None of the required enclave properties are met by the enclave",
+            "  None of the required enclave properties are met by the enclave",
+            &format!("  Unexpected enclave measurement (MRENCLAVE, {ANOTHER}) - Expected {MRENCLAVE}"),
         ],
     );
 }

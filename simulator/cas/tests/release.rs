@@ -7,6 +7,7 @@ use rcgen::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use scone_protocol::signature::SignerIdentity;
 use scone_protocol::{Configuration, End, UpdatePolicy, access_proof, hex, proves_access, unhex};
 use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
@@ -185,52 +186,117 @@ fn a_services_own_code_secret_beats_the_sessions() {
     claim(&code(own)).unwrap();
 }
 
-#[test]
-fn any_variant_of_the_attestation_will_do() {
+/// A session whose service `s` has this attestation, and who asks for it with this measurement and this signature.
+fn judged(attestation: &str) -> impl Fn(&str, Option<&SignerIdentity>) -> Result<(), Vec<String>> + use<> {
     let mut rig = Rig::new();
-    let third = "cc".repeat(32);
-    let text = service_with("command: /p").replace(
-        &format!("{{mrenclave: {MRENCLAVE}}}"),
-        &format!("[{{mrenclave: [{OTHER}, {third}]}}, {{mrenclave: {MRENCLAVE}}}]"),
-    );
-    rig.put("a", &text);
-    let claim = |mrenclave: &str| {
-        rig.claim(&Claim {
-            service: "a/s",
-            code: None,
-            mrenclave,
-            signer: None,
-            vouched: true,
-            access: Access::default(),
-        })
-    };
-    let causes = claim(&"dd".repeat(32)).unwrap_err();
-    assert!(causes.iter().any(|cause| cause.starts_with("Error 1 of 3: Unexpected enclave measurement")), "{causes:?}");
-    for mrenclave in [MRENCLAVE, OTHER, &third] {
-        claim(mrenclave).unwrap();
+    rig.put("a", &service_with("command: /p").replace(&format!("{{mrenclave: {MRENCLAVE}}}"), attestation));
+    move |mrenclave, signer| {
+        let access = Access::default();
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave, signer, vouched: true, access }).map(drop)
     }
 }
 
+/// As [`SIGNER`] demands.
+fn signed() -> SignerIdentity {
+    SignerIdentity { mrsigner: OTHER.into(), isvprodid: 6, isvsvn: 3 }
+}
+
+const SIGNER: &str =
+    "signer: {mrsigner: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb, isvprodid: 6}";
+
 #[test]
-fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_be() {
-    let mut rig = Rig::new();
-    let signer = format!("signer: {{mrsigner: {OTHER}, isvprodid: 6}}");
-    let measured = format!("{{mrenclave: {MRENCLAVE}}}");
-    let ask = |rig: &mut Rig, attestation: &str| {
-        rig.put("a", &service_with("command: /p").replace(&measured, attestation));
-        let access = Access::default();
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
-            .map(drop)
-    };
-    let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
-    for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
-        let causes = ask(&mut rig, &all_of).unwrap_err();
-        assert!(causes.last().unwrap().starts_with(unsigned), "{causes:?}");
+fn any_variant_of_the_attestation_will_do() {
+    let third = "cc".repeat(32);
+    let ask = judged(&format!("[{{mrenclave: [{OTHER}, {third}]}}, {{mrenclave: {MRENCLAVE}}}, {{{SIGNER}}}]"));
+    ask(&"dd".repeat(32), None).unwrap_err();
+    for mrenclave in [MRENCLAVE, OTHER, &third] {
+        ask(mrenclave, None).unwrap();
     }
-    ask(&mut rig, &format!("[{{mrenclave: {OTHER}, {signer}}}, {measured}]")).unwrap();
-    let causes = ask(&mut rig, &format!("[{{{signer}}}, {{mrenclave: {OTHER}}}]")).unwrap_err();
-    assert!(causes[4].starts_with("Error 1 of 2: Unexpected enclave measurement"), "{causes:?}");
-    assert!(causes[5].starts_with(&format!("Error 2 of 2: {unsigned}")), "{causes:?}");
+    ask(&"dd".repeat(32), Some(&signed())).unwrap();
+}
+
+#[test]
+fn a_measurement_and_a_signer_in_one_variant_must_both_be_met() {
+    let ask = judged(&format!("{{mrenclave: {MRENCLAVE}, {SIGNER}}}"));
+    ask(MRENCLAVE, None).unwrap_err();
+    ask(OTHER, Some(&signed())).unwrap_err();
+    ask(MRENCLAVE, Some(&signed())).unwrap();
+}
+
+#[test]
+fn a_signer_is_met_by_its_key_its_product_and_the_versions_it_admits_so_that_a_downgrade_is_refused() {
+    let judge = |versions: &str, signer: SignerIdentity| {
+        let signer_is = SIGNER.replace('}', &format!("{versions}}}"));
+        judged(&format!("{{{signer_is}}}"))(OTHER, Some(&signer)).map_err(|mut causes| causes.pop().unwrap())
+    };
+    let version = |isvsvn| SignerIdentity { isvsvn, ..signed() };
+    assert_eq!(
+        judge("", SignerIdentity { mrsigner: MRENCLAVE.into(), ..signed() }).unwrap_err(),
+        format!("  Unexpected enclave signer (MRSIGNER, {MRENCLAVE}) - Expected {OTHER}")
+    );
+    assert_eq!(
+        judge("", SignerIdentity { isvprodid: 7, ..signed() }).unwrap_err(),
+        "  Unexpected enclave product (ISVPRODID, 7) - Expected 6"
+    );
+    for (versions, refused, expected) in [
+        (", isvsvn: 3", &[2, 4][..], "3"),
+        (", isvsvn_min: 3", &[0, 2], "3 to 65535"),
+        (", isvsvn_max: 3", &[4, 65535], "0 to 3"),
+        (", isvsvn_min: 2, isvsvn_max: 3", &[1, 4], "2 to 3"),
+        ("", &[], ""),
+    ] {
+        for &isvsvn in refused {
+            let unexpected = format!("  Unexpected enclave security version (ISVSVN, {isvsvn}) - Expected {expected}");
+            assert_eq!(judge(versions, version(isvsvn)).unwrap_err(), unexpected, "{versions}");
+        }
+        judge(versions, version(3)).unwrap();
+    }
+    judge(", isvsvn_min: 2, isvsvn_max: 3", version(2)).unwrap();
+}
+
+/// One measurement, and one or two beside a signer, are as documented (`reference/scone.md` section 5.4). What is said of a signer, and
+/// how deeper causes are nested, are our own.
+#[test]
+fn a_refusal_nests_what_is_not_met_as_scone_does() {
+    let (got, third) = ("dd".repeat(32), "cc".repeat(32));
+    let none = "None of the required enclave properties are met by the enclave";
+    let not_all = "Not all of the required enclave properties are met by the enclave";
+    let unexpected = |want: &str| format!("Unexpected enclave measurement (MRENCLAVE, {got}) - Expected {want}");
+    let unsigned = format!("The enclave is not signed - Expected MRSIGNER {OTHER}");
+    let (first, second) = (unexpected(&third), unexpected(MRENCLAVE));
+    let signed = signed();
+    for (signer, attestation, lines) in [
+        (None, format!("{{mrenclave: {MRENCLAVE}}}"), format!("  {none}\n  {none}\n  {second}")),
+        (
+            None,
+            format!("{{mrenclave: [{third}, {MRENCLAVE}]}}"),
+            format!("  {none}\n  {none}\n  Error 1 of 2: {first}\n  Error 2 of 2: {second}"),
+        ),
+        (
+            Some(&signed),
+            format!("{{mrenclave: {MRENCLAVE}, {SIGNER}}}"),
+            format!("  {none}\n  {not_all}\n  {none}\n  {second}"),
+        ),
+        (
+            Some(&signed),
+            format!("{{mrenclave: [{third}, {MRENCLAVE}], {SIGNER}}}"),
+            format!("  {none}\n  {not_all}\n  {none}\n  Error 1 of 2: {first}\n  Error 2 of 2: {second}"),
+        ),
+        (None, format!("{{{SIGNER}}}"), format!("  {none}\n  {unsigned}")),
+        (
+            None,
+            format!("[{{mrenclave: {third}, {SIGNER}}}, {{mrenclave: {MRENCLAVE}}}]"),
+            format!(
+                "  {none}\n  Error 1 of 2: {not_all}\n    Error 1 of 2: {none}\n      {first}\n    \
+                 Error 2 of 2: {unsigned}\n  Error 2 of 2: {none}\n    {second}"
+            ),
+        ),
+    ] {
+        let causes = judged(&attestation)(&got, signer).unwrap_err();
+        let expected = "CAS sent an attestation/configuration error: DCAP quote verification failed\nFailed to verify DCAP \
+                        report\nThe program enclave is not trustworthy\n";
+        assert_eq!(causes.join("\n"), format!("{expected}{lines}"), "{attestation}");
+    }
 }
 
 #[test]
