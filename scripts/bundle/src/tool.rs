@@ -211,8 +211,8 @@ impl Finished {
         self.code == Some(0)
     }
 
-    /// The one line that says why: the innermost `Caused by:` or the last of several causes (`Error 2 of 2: …`), else the line in which SCONE's runtime or docker begins to
-    /// complain (both go on after it), else the last line of standard error.
+    /// The one line that says why: the innermost `Caused by:`, or the last of several causes (`Error 2 of 2: …`), else the line
+    /// in which SCONE's runtime or docker begins to complain (both go on after it), else the last line of standard error.
     pub fn reason(&self) -> String {
         let lines = || {
             let lines = self.stderr.lines().map(str::trim);
