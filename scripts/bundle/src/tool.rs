@@ -219,9 +219,9 @@ impl Finished {
             lines.filter(|line| !line.is_empty() && !line.starts_with("hint: "))
         };
         let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
-        let causes = lines().filter_map(|line| line.strip_prefix("Caused by: ").or(is_numbered(line).then_some(line)));
+        let cause = |line| str::strip_prefix(line, "Caused by: ").or(is_numbered(line).then_some(line));
         let complaint = || ["[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
-        let cause = causes.last().or_else(complaint).or_else(|| lines().next_back());
+        let cause = lines().filter_map(cause).next_back().or_else(complaint).or_else(|| lines().next_back());
         match (cause, self.code) {
             (Some(cause), _) => cause.to_owned(),
             (None, Some(code)) => format!("it ended with status {code} and said nothing"),

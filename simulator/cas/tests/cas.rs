@@ -519,13 +519,15 @@ fn variables_of_a_session_file_are_filled_in() {
     let world = World::new();
     let file = world.file(
         "template.yml",
-        "name: $NAME\nversion: 0.3\nservices: [{name: s, command: $SIM_COMMAND, attestation: {mrenclave: $M}}]\n",
+        "name: $NAME\nversion: 0.3\nservices: [{name: s, command: $SIM_COMMAND, attestation: \
+         {mrenclave: $M, signer: {mrsigner: $M, isvprodid: $ID}}}]\n",
     );
-    let create = ["session", "create", &file, "-e", "NAME=filled", "-e", &format!("M={MRENCLAVE}")];
+    let create = ["session", "create", &file, "-e", "NAME=filled", "-e", "ID=22", "-e", &format!("M={MRENCLAVE}")];
     world.scone(&create).fails(1, "Value for variable $SIM_COMMAND is missing at line 3 column 31");
     let all = [&create[..], &["-e", "SIM_COMMAND=/p", "--name", "named"]].concat();
     world.scone(&all).succeeds();
-    assert!(world.scone(&["session", "read", "named"]).succeeds().contains("- /p\n"));
+    let session = world.scone(&["session", "read", "named"]).succeeds();
+    assert!(session.contains("- /p\n") && session.contains("isvprodid: 22\n"), "{session}");
     world.scone(&["session", "read", "filled"]).fails(2, "does not exist");
     // The test runner's environment holds this one.
     let file = world.file("environment.yml", "name: $CARGO_PKG_NAME\nversion: 0.3\n");
