@@ -1,4 +1,5 @@
-//! Called `scone` it is the `scone` command line, called `scone-signer` its `scone signer`, by any other name `scone-sim`, which runs the CAS behind it.
+//! Called `scone` it is the `scone` command line, called `scone-signer` its `scone signer`, by any other name `scone-sim`, which
+//! runs the CAS behind it.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
 

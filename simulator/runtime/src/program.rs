@@ -148,8 +148,8 @@ impl Program {
     }
 }
 
-/// The caller's environment says nothing else than was signed (`docs:SCONE signer`: with another configuration the startup fails).
-/// The error is a variable that does, and its signed value.
+/// The caller's environment may set no other value than the one signed: SCONE's page on its signer says that the start then fails.
+/// The error is the variable, and its signed value.
 fn refuse_other_settings(settings: &Settings) -> Result<(), (&'static str, u64)> {
     let differs = |(name, signed): &(&str, u64)| {
         env::var_os(name).is_some_and(|value| value.to_str().and_then(signature::size) != Some(*signed))

@@ -148,8 +148,16 @@ fn a_signed_program_starts_as_its_signers_product_in_a_version_that_is_admitted(
     host.create("measured", &format!("{{mrenclave: [{other}, {third}], {}}}", signer("")));
     let both = format!("    Error 1 of 2: {}\n    Error 2 of 2: {}\n", measured(&other), measured(&third));
     host.refuses("measured", &[], &[line(not_all), line(none), both].concat());
+    host.create("either", &format!("[{{mrenclave: {other}}}, {{{}}}]", signer(", isvsvn_max: 1")));
+    let late = "Unexpected enclave security version (ISVSVN, 2) - Expected 0 to 1";
+    let measurement = format!("    Error 1 of 2: {none}\n      Caused by: {}\n", measured(&other));
+    host.refuses("either", &[], &format!("{measurement}    Error 2 of 2: {late}\n"));
     // Other files could be anybody's.
     host.refuses("ours", &["--fs-dir", "/bin"], &line(&unsigned));
+
+    let log = Command::new(bin().join("scone-sim")).args(["log", "--data"]).arg(host.path("cas")).output().unwrap();
+    assert_eq!(text(&log.stdout).matches("refused: not signed as required").count(), 6, "{}", text(&log.stdout));
+    assert_eq!(text(&log.stdout).matches("refused: unexpected mrenclave").count(), 1);
 
     host.create("exactly", &format!("{{mrenclave: [{other}, {signed}], {}}}", signer(", isvsvn: 2")));
     for session in ["ours", "from-2", "exactly"] {

@@ -52,8 +52,8 @@ impl Miss {
         Miss { what, because: Vec::new() }
     }
 
-    /// As SCONE shows it: a single cause as deep as what it causes, several numbered. Assumption: what is behind a numbered one is
-    /// nested by two more spaces.
+    /// As SCONE shows it (`reference/scone.md` section 5.4): a single cause as deep as what it causes, several numbered.
+    /// Assumption: what is behind a numbered one is nested by two more spaces.
     fn write(self, lines: &mut Vec<String>, number: &str, nesting: &str) {
         lines.push(format!("{nesting}{number}{}", self.what));
         let deeper = if number.is_empty() { nesting.to_owned() } else { format!("{nesting}  ") };
@@ -73,7 +73,12 @@ fn missed(variant: &Variant, claim: &Claim<'_>) -> Option<Miss> {
     let measurement = (!variant.mrenclave.is_empty() && !is_measured(variant, claim))
         .then(|| Miss { what: NONE.into(), because: variant.mrenclave.iter().map(unexpected).collect() });
     let signer = variant.signer.as_ref().and_then(|signer| signer.missed_by(claim.signer)).map(Miss::of);
-    let mut because: Vec<Miss> = measurement.into_iter().chain(signer).collect();
-    let factors = usize::from(!variant.mrenclave.is_empty()) + usize::from(variant.signer.is_some());
-    if factors > 1 && !because.is_empty() { Some(Miss { what: NOT_ALL.into(), because }) } else { because.pop() }
+    let of_both = !variant.mrenclave.is_empty() && variant.signer.is_some();
+    match (measurement, signer) {
+        (None, None) => None,
+        (measurement, signer) if of_both => {
+            Some(Miss { what: NOT_ALL.into(), because: measurement.into_iter().chain(signer).collect() })
+        }
+        (measurement, signer) => measurement.or(signer),
+    }
 }
