@@ -81,6 +81,7 @@ sim: ## the simulator, otpqr and the entry as static binaries, in simulator/bin
 	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
+	ln -sf scone-sim simulator/bin/scone-signer
 
 programs: ## the other confidential programs as static binaries, in programs/bin
 	$(STATIC) programs/signer/target --manifest-path programs/signer/Cargo.toml

@@ -877,9 +877,12 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
     let dcap = format!("{headline}DCAP quote verification failed");
     let report = "Failed to verify DCAP report";
     let distrusted = "The program enclave is not trustworthy";
+    let none = "None of the required enclave properties are met by the enclave";
+    let not_all = "Not all of the required enclave properties are met by the enclave";
     let measured = format!(
         "Unexpected enclave measurement (MRENCLAVE, {MEASUREMENT}) - Expected 3061b9feb7fa67f3815336a085f629a13f04b0a1667c93b14ff35581dc8271e4"
     );
+    let nested = |lines: &str| frame(&[&dcap, report, &format!("{distrusted}\n    Caused by: {none}\n    {lines}")]);
     let bare = |line: &str| format!("[SCONE|FATAL] {line}\n{NOTE}{ABORTED}");
     let frames = [
         (
@@ -897,25 +900,12 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
             ]),
             "was already used within this time-step",
         ),
+        (nested(&format!("Caused by: {none}\n    Caused by: {measured}")), &measured),
         (
-            frame(&[
-                &dcap,
-                report,
-                distrusted,
-                "None of the required enclave properties are met by the enclave",
-                &measured,
-            ]),
-            &measured,
-        ),
-        (
-            frame(&[
-                &dcap,
-                report,
-                distrusted,
-                "Not all of the required enclave properties are met by the enclave",
-                &format!("Error 1 of 2: {measured}"),
-            ]),
-            "Error 1 of 2: Unexpected enclave measurement",
+            nested(&format!(
+                "Caused by: {not_all}\n    Caused by: {none}\n    Error 1 of 2: {measured}\n    Error 2 of 2: {measured}"
+            )),
+            "Error 2 of 2: Unexpected enclave measurement",
         ),
         (
             frame(&[

@@ -200,21 +200,28 @@ pub fn login_name() -> Option<String> {
     set("LOGNAME").or_else(|| set("USER")).or_else(known)
 }
 
+/// Whether SCONE names one of several causes in this line.
+fn is_numbered(line: &str) -> bool {
+    let numbers = line.strip_prefix("Error ").and_then(|rest| rest.split_once(": ")?.0.split_once(" of "));
+    numbers.is_some_and(|(number, all)| number.parse::<u32>().is_ok() && all.parse::<u32>().is_ok())
+}
+
 impl Finished {
     pub fn success(&self) -> bool {
         self.code == Some(0)
     }
 
-    /// The one line that says why: the innermost `Caused by:`, else the line in which SCONE's runtime or docker begins to
-    /// complain (both go on after it), else the last line of standard error.
+    /// The one line that says why: the innermost `Caused by:`, or the last of several causes (`Error 2 of 2: …`), else the line
+    /// in which SCONE's runtime or docker begins to complain (both go on after it), else the last line of standard error.
     pub fn reason(&self) -> String {
         let lines = || {
             let lines = self.stderr.lines().map(str::trim);
             lines.filter(|line| !line.is_empty() && !line.starts_with("hint: "))
         };
         let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
-        let marked = ["Caused by: ", "[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
-        let cause = marked.or_else(|| lines().next_back());
+        let cause = |line| str::strip_prefix(line, "Caused by: ").or(is_numbered(line).then_some(line));
+        let complaint = || ["[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
+        let cause = lines().filter_map(cause).next_back().or_else(complaint).or_else(|| lines().next_back());
         match (cause, self.code) {
             (Some(cause), _) => cause.to_owned(),
             (None, Some(code)) => format!("it ended with status {code} and said nothing"),
@@ -271,6 +278,9 @@ mod tests {
     #[test]
     fn the_reason_is_the_innermost_cause_else_the_first_complaint_else_the_last_line() {
         assert_eq!(finished("[SCONE|FATAL] failed\n  Caused by: a\n  Caused by: b\nmore\n").reason(), "b");
+        let several =
+            "[SCONE|FATAL] failed\n    Caused by: none\n    Error 1 of 2: a\n    Error 2 of 2: b\nNote: more\n";
+        assert_eq!(finished(several).reason(), "Error 2 of 2: b");
         assert_eq!(finished("docker: no such image\nSee 'docker run --help'.\n").reason(), "no such image");
         assert_eq!(finished("one\ntwo\n\n").reason(), "two");
         let frame = "[SCONE|FATAL] a.c:1: Could not initialize enclave state: Opening failed\n  Caused by: full\n";

@@ -191,8 +191,15 @@ fn in_process(cas: &Cas, clients: usize, sessions: std::ops::Range<usize>) -> Re
             let service = format!("s{session}/s");
             let access = Access { proof: None, exporter: [0; 32], nonce: "" };
             let code = Some(codes[session - sessions.start][turn].as_str());
-            cas.configure(&Claim { service: &service, code, access, mrenclave: MRENCLAVE, vouched: true })?
-                .map_err(|causes| causes.join(": "))?;
+            cas.configure(&Claim {
+                service: &service,
+                code,
+                access,
+                mrenclave: MRENCLAVE,
+                signer: None,
+                vouched: true,
+            })?
+            .map_err(|causes| causes.join(": "))?;
             Ok(())
         })?);
     }
@@ -277,7 +284,7 @@ impl Server {
                         for session in sessions.clone().skip(i).step_by(clients) {
                             let code = &codes[session - sessions.start][turn];
                             let before = Instant::now();
-                            let answer = runtime.configure(&format!("s{session}/s"), Some(code), MRENCLAVE);
+                            let answer = runtime.configure(&format!("s{session}/s"), Some(code), MRENCLAVE, None);
                             answer.map_err(|error| error.causes().join(": "))?;
                             times.push(before.elapsed());
                         }

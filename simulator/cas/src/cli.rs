@@ -11,6 +11,7 @@ mod config;
 mod not_simulated;
 mod session;
 mod sign;
+mod signer;
 mod variables;
 
 use std::ffi::OsString;
@@ -46,6 +47,10 @@ impl CliError {
     /// Without a cause.
     fn alone(what: impl Into<String>) -> CliError {
         CliError { what: what.into(), causes: Vec::new(), exit_code: 1 }
+    }
+
+    fn not_simulated(what: &str) -> CliError {
+        CliError::alone(format!("not simulated: {what}"))
     }
 
     /// The same, as the cause of `what`.
@@ -112,6 +117,7 @@ fn run(cli: Cli) -> Result<String> {
             let hash = tls::key_hash(&certificate(&file)?);
             Ok(hash.ok_or_else(|| unreadable(&file, "its certificate is damaged"))? + "\n")
         }
+        Command::Signer(command) => signer::run(command),
         Command::Version => Ok(concat!("scone-sim ", env!("CARGO_PKG_VERSION"), "\n").to_owned()),
         Command::Own(command) => {
             let signer = || sign::own_signer(&Config::signing_key(&path)?).map(String::from);

@@ -1,4 +1,5 @@
-//! Called `scone` it is the `scone` command line, by any other name `scone-sim`, which runs the CAS behind it.
+//! Called `scone` it is the `scone` command line, called `scone-signer` its `scone signer`, by any other name `scone-sim`, which
+//! runs the CAS behind it.
 #![forbid(unsafe_code)]
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
@@ -13,7 +14,7 @@ use scone_sim::daemon::{self, DaemonError, Options};
 
 /// A software-only SCONE CAS for development, tests and rehearsals: protects nobody from root
 ///
-/// Called by the name `scone` it is the scone command line.
+/// Called by the name `scone` it is the scone command line, by the name `scone-signer` its part that signs programs.
 #[derive(Parser)]
 #[command(name = "scone-sim", version)]
 struct Cli {
@@ -90,8 +91,13 @@ impl Serve {
 }
 
 fn main() -> ExitCode {
-    let args: Vec<_> = std::env::args_os().collect();
-    if args.first().map(Path::new).and_then(Path::file_name) == Some(OsStr::new("scone")) {
+    let mut args: Vec<_> = std::env::args_os().collect();
+    let name = args.first().map(Path::new).and_then(Path::file_name).and_then(OsStr::to_str);
+    if name == Some("scone-signer") {
+        args.insert(1, "signer".into());
+        return scone_sim::cli::main(args);
+    }
+    if name == Some("scone") {
         return scone_sim::cli::main(args);
     }
     match run(Cli::parse_from(args).command) {

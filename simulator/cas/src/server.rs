@@ -368,6 +368,7 @@ fn respond(
                 service: &service,
                 code: code.as_deref(),
                 mrenclave: &evidence.mrenclave,
+                signer: evidence.signer.as_ref(),
                 vouched: evidence.is_made_with(evidence_key, exporter, nonce),
                 access: Access { proof: access_proof.as_deref(), exporter: *exporter, nonce },
             };

@@ -30,6 +30,8 @@ pub use delegated::{Or, Unresolved, fragment};
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Algorithm, Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};
+pub use syntax::Number;
+pub use validate::check_variants;
 pub use volume::{Image, InjectionFile, Mount, Volume, VolumeExport, VolumeImport};
 
 /// The longest policy text, in bytes.

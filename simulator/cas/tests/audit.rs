@@ -286,7 +286,14 @@ fn refusals_cannot_fill_the_log_and_how_many_were_left_out_is_said() {
     let home = tempfile::tempdir().unwrap();
     fs::write(home.path().join("clock"), NOW.to_string()).unwrap();
     let cas = Cas::open(home.path(), Clock::File(home.path().join("clock"))).unwrap();
-    let claim = Claim { service: "a/b/c", code: None, mrenclave: MRENCLAVE, vouched: false, access: Access::default() };
+    let claim = Claim {
+        service: "a/b/c",
+        code: None,
+        mrenclave: MRENCLAVE,
+        signer: None,
+        vouched: false,
+        access: Access::default(),
+    };
     for _ in 0..1234 {
         cas.configure(&claim).unwrap().unwrap_err();
     }

@@ -62,7 +62,7 @@ fn of_many_runtimes_with_one_code_one_is_configured() {
             scope.spawn(|| {
                 let mut cas = world.connect();
                 start.wait();
-                usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE).is_ok())
+                usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE, None).is_ok())
             })
         };
         let racers: Vec<_> = (0..16).map(race).collect();
@@ -128,8 +128,9 @@ fn another_program_is_refused_in_scones_words() {
             "CAS sent an attestation/configuration error: DCAP quote verification failed",
             "Failed to verify DCAP report",
             "The program enclave is not trustworthy",
-            "None of the required enclave properties are met by the enclave",
-            &format!("Unexpected enclave measurement (MRENCLAVE, {ANOTHER}) - Expected {MRENCLAVE}"),
+            "  None of the required enclave properties are met by the enclave",
+            "  None of the required enclave properties are met by the enclave",
+            &format!("  Unexpected enclave measurement (MRENCLAVE, {ANOTHER}) - Expected {MRENCLAVE}"),
         ],
     );
 }
@@ -162,9 +163,9 @@ fn recorded_evidence_is_refused_on_another_connection() {
     };
     let (mut first, hello, exporter) = dial();
     let key = world.evidence_key();
-    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce, &key);
+    let evidence = Evidence::new(MRENCLAVE, None, &exporter, &hello.nonce, &key);
     let (mut second, second_hello, _) = dial();
-    let mixed = Evidence::new(MRENCLAVE, &exporter, &second_hello.nonce, &key);
+    let mixed = Evidence::new(MRENCLAVE, None, &exporter, &second_hello.nonce, &key);
     for recorded in [&evidence, &mixed] {
         let Response::Refused { causes } = ask(&mut second, recorded) else { panic!("accepted") };
         assert_eq!(causes.last().unwrap(), UNVOUCHED);
@@ -224,7 +225,7 @@ fn who_makes_up_evidence_learns_nothing_and_spends_nothing() {
     let refusal = [headline, "Failed to verify DCAP report", UNVOUCHED];
     let ask = |key: &str, service, code| {
         let mut connection = world.connect_with(Secret::new(key.to_owned()));
-        connection.configure(service, code, MRENCLAVE).map_err(Error::causes)
+        connection.configure(service, code, MRENCLAVE, None).map_err(Error::causes)
     };
     for key in ["", &world.key, &"00".repeat(32)] {
         for service in ["ns/otpqr/otpqr", "open/s", "ns/unknown/s"] {
@@ -534,13 +535,15 @@ fn variables_of_a_session_file_are_filled_in() {
     let world = World::new();
     let file = world.file(
         "template.yml",
-        "name: $NAME\nversion: 0.3\nservices: [{name: s, command: $SIM_COMMAND, attestation: {mrenclave: $M}}]\n",
+        "name: $NAME\nversion: 0.3\nservices: [{name: s, command: $SIM_COMMAND, attestation: \
+         {mrenclave: $M, signer: {mrsigner: $M, isvprodid: $ID}}}]\n",
     );
-    let create = ["session", "create", &file, "-e", "NAME=filled", "-e", &format!("M={MRENCLAVE}")];
+    let create = ["session", "create", &file, "-e", "NAME=filled", "-e", "ID=22", "-e", &format!("M={MRENCLAVE}")];
     world.scone(&create).fails(1, "Value for variable $SIM_COMMAND is missing at line 3 column 31");
     let all = [&create[..], &["-e", "SIM_COMMAND=/p", "--name", "named"]].concat();
     world.scone(&all).succeeds();
-    assert!(world.scone(&["session", "read", "named"]).succeeds().contains("command: /p\n"));
+    let session = world.scone(&["session", "read", "named"]).succeeds();
+    assert!(session.contains("command: /p\n") && session.contains("isvprodid: 22\n"), "{session}");
     world.scone(&["session", "read", "filled"]).fails(2, "does not exist");
     // The test runner's environment holds this one.
     let file = world.file("environment.yml", "name: $CARGO_PKG_NAME\nversion: 0.3\n");

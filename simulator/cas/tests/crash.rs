@@ -73,7 +73,7 @@ impl Victim {
         let address = Address::parse(&self.world.enclave).unwrap();
         let (key, evidence_key) = (Some(self.world.key.clone()), self.world.evidence_key());
         let mut cas = Connection::connect(&address, key, evidence_key).map_err(Error::causes)?;
-        cas.configure(SERVICE, Some(&self.code), MRENCLAVE).map_err(Error::causes)
+        cas.configure(SERVICE, Some(&self.code), MRENCLAVE, None).map_err(Error::causes)
     }
 
     /// Starts again, and whether the code is accepted then.
@@ -261,6 +261,7 @@ fn power_cuts(before: &Files, steps: &[Step], code: &str) -> Vec<(bool, Option<b
                 code: Some(code),
                 access: Access::default(),
                 mrenclave: MRENCLAVE,
+                signer: None,
                 vouched: true,
             };
             outcomes.push((released, cas.map(|cas| cas.configure(&claim).unwrap().is_ok())));

@@ -441,10 +441,25 @@ fn a_signer_is_whole_and_says_one_thing_about_versions() {
         let again = accepted(&session.to_yaml().unwrap());
         assert_eq!(again.hash(), session.hash());
     }
-    // As a variable fills them in.
-    let text = signer(", isvprodid: '1', isvsvn: '2'");
-    assert_eq!(accepted(&text).hash(), accepted(&signer(", isvprodid: 1, isvsvn: 2")).hash());
-    refused(&signer(", isvprodid: '01'"), "isvprodid");
+}
+
+#[test]
+fn a_signers_numbers_may_be_text_as_a_variable_leaves_them() {
+    let signer = |numbers: &str| {
+        session(&format!(
+            "services: [{{name: s, command: /p, attestation: {{signer: {{mrsigner: {OTHER}, {numbers}}}}}}}]\n"
+        ))
+    };
+    for bad in ["''", "'1.0'", "'+1'", "'65536'", "'0x1'", "65536"] {
+        refused(&signer(&format!("isvprodid: {bad}")), "expected a number from 0 to 65535");
+    }
+    for bad in ["-1", "1.5", "[1]"] {
+        refused(&signer(&format!("isvprodid: {bad}")), "signer.isvprodid: invalid type");
+    }
+    let (text, number) =
+        (accepted(&signer("isvprodid: '1', isvsvn: '02'")), accepted(&signer("isvprodid: 1, isvsvn: 2")));
+    assert!(text.to_yaml().unwrap().contains("isvprodid: 1\n"), "the normal form is a number");
+    assert_eq!(text.hash(), number.hash());
 }
 
 #[test]

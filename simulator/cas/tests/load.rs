@@ -101,7 +101,7 @@ fn noise_is_answered_by_nothing_and_disturbs_nobody() {
     // A request in all but its size.
     let mut stream = dial(&world, &world.enclave);
     receive(&mut stream);
-    let evidence = Evidence::new(MRENCLAVE, &[0; 32], "", &world.evidence_key());
+    let evidence = Evidence::new(MRENCLAVE, None, &[0; 32], "", &world.evidence_key());
     let code = Some("1".repeat(17_000));
     let request = Request::Configure { service: "ns/otpqr/check".into(), code, access_proof: None, evidence };
     send(&mut stream, &serde_json::to_vec(&request).unwrap());
@@ -115,7 +115,7 @@ fn requests_sent_all_at_once_are_answered_one_by_one_in_order() {
     let mut stream = dial(&world, &world.enclave);
     let hello: Hello = serde_json::from_slice(&receive(&mut stream)).unwrap();
     let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-    let evidence = Evidence::new(MRENCLAVE, &exporter, &hello.nonce, &world.evidence_key());
+    let evidence = Evidence::new(MRENCLAVE, None, &exporter, &hello.nonce, &world.evidence_key());
     let services = ["ns/otpqr/check", "ns/nobody/check"];
     for turn in 0..200 {
         let service = services[turn % 2].to_owned();
@@ -214,7 +214,7 @@ fn a_thousand_honest_runtimes_at_once_are_all_served() {
                 for _ in 0..20 {
                     // Kept open, as by programs that run: more than there are places.
                     let mut cas = world.connect();
-                    cas.configure("ns/otpqr/check", None, MRENCLAVE).unwrap();
+                    cas.configure("ns/otpqr/check", None, MRENCLAVE, None).unwrap();
                     open.push(cas);
                 }
             });

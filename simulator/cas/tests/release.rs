@@ -11,6 +11,7 @@ use ring::signature::{
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
+use scone_protocol::signature::SignerIdentity;
 use scone_protocol::{Configuration, End, InjectionFile, UpdatePolicy, access_proof, hex, proves_access, unhex};
 use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
@@ -65,7 +66,14 @@ impl Rig {
     }
 
     fn ask(&self, service: &str) -> Result<Configuration, Vec<String>> {
-        self.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access: Access::default() })
+        self.claim(&Claim {
+            service,
+            code: None,
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access: Access::default(),
+        })
     }
 
     fn claim(&self, claim: &Claim<'_>) -> Result<Configuration, Vec<String>> {
@@ -125,8 +133,14 @@ fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_
     let secret = decode_shared_secret("BASE32SECRET3232BASE32SECRET3232").unwrap();
     let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
     let mrenclave = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
-    let claim =
-        Claim { service: "my_session_1234/service", code: None, mrenclave, vouched: true, access: Access::default() };
+    let claim = Claim {
+        service: "my_session_1234/service",
+        code: None,
+        mrenclave,
+        signer: None,
+        vouched: true,
+        access: Access::default(),
+    };
     assert_eq!(rig.claim(&claim).unwrap_err()[1], "An One-time Password is required to access this session");
     let configuration = rig.claim(&Claim { code: Some(&code), ..claim }).unwrap();
     assert_eq!(configuration.command, ["python3", "my_service.py", "-a", "4", "-b", "12", "-x", ""]);
@@ -142,8 +156,14 @@ fn a_service_without_a_command_uses_up_no_code() {
     let security = format!("security: {{attestation: {{one_time_password_shared_secret: {secret}}}}}\n");
     rig.put("a", &(service_with("pwd: /") + &security));
     let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
-    let claim =
-        Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access: Access::default() };
+    let claim = Claim {
+        service: "a/s",
+        code: Some(&code),
+        mrenclave: MRENCLAVE,
+        signer: None,
+        vouched: true,
+        access: Access::default(),
+    };
     assert_eq!(rig.claim(&claim).unwrap_err()[1], "Service 's' has no command");
     rig.put("a", &(service_with("command: /p") + &security));
     assert_eq!(rig.claim(&claim).unwrap().command, ["/p"]);
@@ -165,6 +185,7 @@ fn a_services_own_code_secret_beats_the_sessions() {
             service: "a/s",
             code: Some(code),
             mrenclave: MRENCLAVE,
+            signer: None,
             vouched: true,
             access: Access::default(),
         })
@@ -173,51 +194,131 @@ fn a_services_own_code_secret_beats_the_sessions() {
     claim(&code(own)).unwrap();
 }
 
-#[test]
-fn any_variant_of_the_attestation_will_do() {
+/// A session whose service `s` has this attestation, and who asks for it with this measurement and this signature.
+fn judged(attestation: &str) -> impl Fn(&str, Option<&SignerIdentity>) -> Result<(), Vec<String>> + use<> {
     let mut rig = Rig::new();
-    let third = "cc".repeat(32);
-    let text = service_with("command: /p").replace(
-        &format!("{{mrenclave: {MRENCLAVE}}}"),
-        &format!("[{{mrenclave: [{OTHER}, {third}]}}, {{mrenclave: {MRENCLAVE}}}]"),
-    );
-    rig.put("a", &text);
-    let claim = |mrenclave: &str| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave, vouched: true, access: Access::default() })
-    };
-    let causes = claim(&"dd".repeat(32)).unwrap_err();
-    assert!(causes.iter().any(|cause| cause.starts_with("Error 1 of 3: Unexpected enclave measurement")), "{causes:?}");
-    for mrenclave in [MRENCLAVE, OTHER, &third] {
-        claim(mrenclave).unwrap();
+    rig.put("a", &service_with("command: /p").replace(&format!("{{mrenclave: {MRENCLAVE}}}"), attestation));
+    move |mrenclave, signer| {
+        let access = Access::default();
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave, signer, vouched: true, access }).map(drop)
     }
 }
 
+/// As [`SIGNER`] demands.
+fn signed() -> SignerIdentity {
+    SignerIdentity { mrsigner: OTHER.into(), isvprodid: 6, isvsvn: 3 }
+}
+
+const SIGNER: &str =
+    "signer: {mrsigner: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb, isvprodid: 6}";
+
 #[test]
-fn a_signer_is_never_met_alone_nor_beside_a_measurement_but_another_variant_may_be() {
-    let mut rig = Rig::new();
-    let signer = format!("signer: {{mrsigner: {OTHER}, isvprodid: 6}}");
-    let measured = format!("{{mrenclave: {MRENCLAVE}}}");
-    let ask = |rig: &mut Rig, attestation: &str| {
-        rig.put("a", &service_with("command: /p").replace(&measured, attestation));
-        let access = Access::default();
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access }).map(drop)
-    };
-    let unsigned = "The enclave is not signed: programs of the simulator never are - Expected MRSIGNER bbbb";
-    for all_of in [format!("{{{signer}}}"), format!("{{mrenclave: {MRENCLAVE}, {signer}}}")] {
-        let causes = ask(&mut rig, &all_of).unwrap_err();
-        assert!(causes.last().unwrap().starts_with(unsigned), "{causes:?}");
+fn any_variant_of_the_attestation_will_do() {
+    let third = "cc".repeat(32);
+    let ask = judged(&format!("[{{mrenclave: [{OTHER}, {third}]}}, {{mrenclave: {MRENCLAVE}}}, {{{SIGNER}}}]"));
+    ask(&"dd".repeat(32), None).unwrap_err();
+    for mrenclave in [MRENCLAVE, OTHER, &third] {
+        ask(mrenclave, None).unwrap();
     }
-    ask(&mut rig, &format!("[{{mrenclave: {OTHER}, {signer}}}, {measured}]")).unwrap();
-    let causes = ask(&mut rig, &format!("[{{{signer}}}, {{mrenclave: {OTHER}}}]")).unwrap_err();
-    assert!(causes[4].starts_with("Error 1 of 2: Unexpected enclave measurement"), "{causes:?}");
-    assert!(causes[5].starts_with(&format!("Error 2 of 2: {unsigned}")), "{causes:?}");
+    ask(&"dd".repeat(32), Some(&signed())).unwrap();
+}
+
+#[test]
+fn a_measurement_and_a_signer_in_one_variant_must_both_be_met() {
+    let ask = judged(&format!("{{mrenclave: {MRENCLAVE}, {SIGNER}}}"));
+    ask(MRENCLAVE, None).unwrap_err();
+    ask(OTHER, Some(&signed())).unwrap_err();
+    ask(MRENCLAVE, Some(&signed())).unwrap();
+}
+
+#[test]
+fn a_signer_is_met_by_its_key_its_product_and_the_versions_it_admits_so_that_a_downgrade_is_refused() {
+    let judge = |versions: &str, signer: SignerIdentity| {
+        let signer_is = SIGNER.replace('}', &format!("{versions}}}"));
+        judged(&format!("{{{signer_is}}}"))(OTHER, Some(&signer)).map_err(|mut causes| causes.pop().unwrap())
+    };
+    let version = |isvsvn| SignerIdentity { isvsvn, ..signed() };
+    assert_eq!(
+        judge("", SignerIdentity { mrsigner: MRENCLAVE.into(), ..signed() }).unwrap_err(),
+        format!("  Unexpected enclave signer (MRSIGNER, {MRENCLAVE}) - Expected {OTHER}")
+    );
+    assert_eq!(
+        judge("", SignerIdentity { isvprodid: 7, ..signed() }).unwrap_err(),
+        "  Unexpected enclave product (ISVPRODID, 7) - Expected 6"
+    );
+    for (versions, refused, expected) in [
+        (", isvsvn: 3", &[2, 4][..], "3"),
+        (", isvsvn_min: 3", &[0, 2], "3 to 65535"),
+        (", isvsvn_max: 3", &[4, 65535], "0 to 3"),
+        (", isvsvn_min: 2, isvsvn_max: 3", &[1, 4], "2 to 3"),
+        ("", &[], ""),
+    ] {
+        for &isvsvn in refused {
+            let unexpected = format!("  Unexpected enclave security version (ISVSVN, {isvsvn}) - Expected {expected}");
+            assert_eq!(judge(versions, version(isvsvn)).unwrap_err(), unexpected, "{versions}");
+        }
+        judge(versions, version(3)).unwrap();
+    }
+    judge(", isvsvn_min: 2, isvsvn_max: 3", version(2)).unwrap();
+}
+
+/// One measurement, and one or two beside a signer, are as documented (`reference/scone.md` section 5.4). What is said of a signer, and
+/// how deeper causes are nested, are our own.
+#[test]
+fn a_refusal_nests_what_is_not_met_as_scone_does() {
+    let (got, third) = ("dd".repeat(32), "cc".repeat(32));
+    let none = "None of the required enclave properties are met by the enclave";
+    let not_all = "Not all of the required enclave properties are met by the enclave";
+    let unexpected = |want: &str| format!("Unexpected enclave measurement (MRENCLAVE, {got}) - Expected {want}");
+    let unsigned = format!("The enclave is not signed - Expected MRSIGNER {OTHER}");
+    let (first, second) = (unexpected(&third), unexpected(MRENCLAVE));
+    let signed = signed();
+    for (signer, attestation, lines) in [
+        (None, format!("{{mrenclave: {MRENCLAVE}}}"), format!("  {none}\n  {none}\n  {second}")),
+        (
+            None,
+            format!("{{mrenclave: [{third}, {MRENCLAVE}]}}"),
+            format!("  {none}\n  {none}\n  Error 1 of 2: {first}\n  Error 2 of 2: {second}"),
+        ),
+        (
+            Some(&signed),
+            format!("{{mrenclave: {MRENCLAVE}, {SIGNER}}}"),
+            format!("  {none}\n  {not_all}\n  {none}\n  {second}"),
+        ),
+        (
+            Some(&signed),
+            format!("{{mrenclave: [{third}, {MRENCLAVE}], {SIGNER}}}"),
+            format!("  {none}\n  {not_all}\n  {none}\n  Error 1 of 2: {first}\n  Error 2 of 2: {second}"),
+        ),
+        (None, format!("{{{SIGNER}}}"), format!("  {none}\n  {unsigned}")),
+        (
+            None,
+            format!("[{{mrenclave: {third}, {SIGNER}}}, {{mrenclave: {MRENCLAVE}}}]"),
+            format!(
+                "  {none}\n  Error 1 of 2: {not_all}\n    Error 1 of 2: {none}\n      {first}\n    \
+                 Error 2 of 2: {unsigned}\n  Error 2 of 2: {none}\n    {second}"
+            ),
+        ),
+    ] {
+        let causes = judged(&attestation)(&got, signer).unwrap_err();
+        let expected = "CAS sent an attestation/configuration error: DCAP quote verification failed\nFailed to verify DCAP \
+                        report\nThe program enclave is not trustworthy\n";
+        assert_eq!(causes.join("\n"), format!("{expected}{lines}"), "{attestation}");
+    }
 }
 
 #[test]
 fn without_attestation_anybody_may_start_the_service() {
     let mut rig = Rig::new();
     let any = |rig: &Rig| {
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: OTHER, vouched: true, access: Access::default() })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: None,
+            mrenclave: OTHER,
+            signer: None,
+            vouched: true,
+            access: Access::default(),
+        })
     };
     rig.put("a", &service_with("command: /p"));
     assert!(any(&rig).is_err());
@@ -233,7 +334,7 @@ fn an_access_token_is_proven_by_both_ends_and_told_by_none() {
     let (exporter, nonce) = ([7; 32], "nonce");
     let claim = |proof: &str, exporter| {
         let access = Access { proof: Some(proof), exporter, nonce };
-        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim { service: "a/s", code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
     };
     let wrong = access_proof(End::Runtime, "another", &exporter, nonce);
     let right = access_proof(End::Runtime, "j765WyMWTKksiqWbBuuc", &exporter, nonce);
@@ -261,7 +362,7 @@ fn an_access_token_by_reference_is_the_secrets_value() {
         let claim = |token: &str| {
             let proof = access_proof(End::Runtime, token, &[0; 32], "");
             let access = Access { proof: Some(&proof), ..Access::default() };
-            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, vouched: true, access })
+            rig.claim(&Claim { service, code: None, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
         };
         for wrong in ["t-$$SCONE::token$$", "$$SCONE::token$$", "correct-horse", "t-", ""] {
             assert_eq!(claim(wrong).unwrap_err().last().unwrap(), "The given service access token is invalid");
@@ -283,7 +384,14 @@ fn who_lacks_the_access_token_cannot_use_up_codes() {
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: Some(&code),
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access,
+        })
     };
     assert!(claim(None).is_err());
     claim(Some(&proof)).unwrap();
@@ -302,7 +410,14 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
     let claim = |proof| {
         let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim { service: "a/s", code: Some(&code), mrenclave: MRENCLAVE, vouched: true, access })
+        rig.claim(&Claim {
+            service: "a/s",
+            code: Some(&code),
+            mrenclave: MRENCLAVE,
+            signer: None,
+            vouched: true,
+            access,
+        })
     };
     let refused = claim(Some(&proof)).unwrap_err();
     assert_eq!(refused.last().unwrap(), "A service access token was given, and this session has none");
@@ -660,7 +775,8 @@ fn a_jwt_says_which_program_was_attested_and_is_made_for_each_start() {
     let lines = service_with("command: /p $$SCONE::token$$").replace(MRENCLAVE, OTHER);
     rig.put("b", &format!("{lines}{import}"));
     rig.refuses("b/s", "Unexpected enclave measurement");
-    let claim = Claim { service: "b/s", code: None, mrenclave: OTHER, vouched: true, access: Access::default() };
+    let claim =
+        Claim { service: "b/s", code: None, mrenclave: OTHER, signer: None, vouched: true, access: Access::default() };
     assert_eq!(claims(&rig.claim(&claim).unwrap().command[1])["program"], OTHER);
 }
 
@@ -860,7 +976,7 @@ secrets:
         ),
     );
     let start = |rig: &Rig, code: Option<&str>, mrenclave: &str| {
-        rig.claim(&Claim { service: "a/s", code, mrenclave, vouched: true, access: Access::default() })
+        rig.claim(&Claim { service: "a/s", code, mrenclave, signer: None, vouched: true, access: Access::default() })
     };
     let last = |answer: Result<Configuration, Vec<String>>| answer.unwrap_err().pop().unwrap();
     assert!(last(start(&rig, None, MRENCLAVE)).contains("Unexpected enclave measurement"));

@@ -83,7 +83,15 @@ fn put_clock(home: &TempDir, now: u64) -> PathBuf {
 }
 
 fn configure(cas: &Cas, service: &str, code: Option<&str>) -> Result<Configuration, Vec<String>> {
-    cas.configure(&Claim { service, code, mrenclave: MRENCLAVE, vouched: true, access: Access::default() }).unwrap()
+    cas.configure(&Claim {
+        service,
+        code,
+        mrenclave: MRENCLAVE,
+        signer: None,
+        vouched: true,
+        access: Access::default(),
+    })
+    .unwrap()
 }
 
 fn race(rounds: u64) {
@@ -151,7 +159,7 @@ fn over_tls_of_64_clients_with_one_code_one_is_served_for_each_step_of_the_windo
                 scope.spawn(|| {
                     let mut cas = world.connect();
                     start.wait();
-                    usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&brought), MRENCLAVE).is_ok())
+                    usize::from(cas.configure("ns/otpqr-reset/otpqr", Some(&brought), MRENCLAVE, None).is_ok())
                 })
             };
             let clients: Vec<_> = (0..CLIENTS).map(client).collect();

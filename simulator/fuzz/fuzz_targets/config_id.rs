@@ -49,7 +49,7 @@ fuzz_target!(|text: &str| {
     }
     let (service, code) = config_id_parts(text);
     assert_eq!(code.map_or(service.to_owned(), |code| format!("{service}@{code}")), text);
-    let claim = Claim { service, code, mrenclave: MRENCLAVE, bound: true, access: Access::default() };
+    let claim = Claim { service, code, mrenclave: MRENCLAVE, signer: None, vouched: true, access: Access::default() };
     if cas().configure(&claim).unwrap().is_ok() {
         let is_code = |code: &str| code.len() == 6 && code.bytes().all(|byte| byte.is_ascii_digit());
         assert!(service == "ns/free" || service == "ns/s/code" && code.is_some_and(is_code), "{text:?}");

@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
+use crate::signature::SignerIdentity;
 use crate::{
     Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, Request, Response, Secret, SetTag, access_proof,
     hex, proves_access,
@@ -131,15 +132,21 @@ impl Connection {
         Connection { access_token, ..self }
     }
 
-    /// Asks for the configuration of `service`, with evidence for `mrenclave` bound to this very connection. Asked once:
-    /// CAS takes a code only once.
-    pub fn configure(&mut self, service: &str, code: Option<&str>, mrenclave: &str) -> Result<Configuration, Error> {
+    /// Asks for the configuration of `service`, with evidence for measurement and signer bound to this very connection. Asked
+    /// once: CAS takes a code only once.
+    pub fn configure(
+        &mut self,
+        service: &str,
+        code: Option<&str>,
+        mrenclave: &str,
+        signer: Option<&SignerIdentity>,
+    ) -> Result<Configuration, Error> {
         let exporter = self
             .stream
             .conn
             .export_keying_material([0; 32], EXPORTER_LABEL, None)
             .map_err(|error| Error::Channel(io::Error::other(error)))?;
-        let evidence = Evidence::new(mrenclave, &exporter, &self.nonce, &self.evidence_key);
+        let evidence = Evidence::new(mrenclave, signer, &exporter, &self.nonce, &self.evidence_key);
         let access_proof =
             self.access_token.as_ref().map(|token| access_proof(End::Runtime, token, &exporter, &self.nonce));
         let (service, code) = (service.to_owned(), code.map(str::to_owned));

@@ -10,11 +10,14 @@
 #![cfg_attr(not(test), warn(clippy::too_many_lines))]
 
 pub mod connection;
+pub mod signature;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+
+use signature::SignerIdentity;
 
 /// The largest frame either side accepts, in bytes.
 pub const MAX_FRAME: usize = 1 << 20;
@@ -57,28 +60,46 @@ pub enum Request {
 pub struct Evidence {
     /// The measurement, 64 lower-case hex digits.
     pub mrenclave: String,
-    /// HMAC-SHA-256 under the evidence key over this connection, the nonce and the measurement, lower-case hex.
+    /// Whose signature the runtime verified, if the program is signed.
+    #[serde(default)]
+    pub signer: Option<SignerIdentity>,
+    /// HMAC-SHA-256 under the evidence key over this connection, the nonce, the measurement and the signer, lower-case hex.
     pub binding: String,
 }
 
 impl Evidence {
-    /// Makes evidence for `mrenclave` on the connection with this exporter value and this nonce (as it stood in [`Hello`]).
-    pub fn new(mrenclave: &str, exporter: &[u8; 32], nonce: &str, key: &Secret) -> Evidence {
-        let mac = ring::hmac::sign(&mac_key(key.expose().as_bytes()), &evidence_text(mrenclave, exporter, nonce));
-        Evidence { mrenclave: mrenclave.to_owned(), binding: hex(mac.as_ref()) }
+    /// Makes evidence on the connection with this exporter value and this nonce (as it stood in [`Hello`]).
+    pub fn new(
+        mrenclave: &str,
+        signer: Option<&SignerIdentity>,
+        exporter: &[u8; 32],
+        nonce: &str,
+        key: &Secret,
+    ) -> Evidence {
+        let mut evidence =
+            Evidence { mrenclave: mrenclave.to_owned(), signer: signer.cloned(), binding: String::new() };
+        let text = evidence.text(exporter, nonce);
+        evidence.binding = hex(ring::hmac::sign(&mac_key(key.expose().as_bytes()), &text).as_ref());
+        evidence
     }
 
     /// Whether this evidence was made on the connection with this exporter value and this nonce, by somebody who knew `key`.
     /// Compares in constant time.
     pub fn is_made_with(&self, key: &Secret, exporter: &[u8; 32], nonce: &str) -> bool {
-        let text = evidence_text(&self.mrenclave, exporter, nonce);
+        let text = self.text(exporter, nonce);
         let key = mac_key(key.expose().as_bytes());
         unhex(&self.binding).is_some_and(|mac| ring::hmac::verify(&key, &text, &mac).is_ok())
     }
-}
 
-fn evidence_text(mrenclave: &str, exporter: &[u8; 32], nonce: &str) -> Vec<u8> {
-    [b"scone-sim evidence 2\0", &exporter[..], nonce.as_bytes(), b"\0", mrenclave.as_bytes()].concat()
+    /// The number in the label is the protocol's: ends that do not agree on it refuse one another.
+    fn text(&self, exporter: &[u8; 32], nonce: &str) -> Vec<u8> {
+        // A measurement and a signer are digits, so the parts cannot run together.
+        let signer = self.signer.as_ref().map_or("-".to_owned(), |SignerIdentity { mrsigner, isvprodid, isvsvn }| {
+            format!("{mrsigner} {isvprodid} {isvsvn}")
+        });
+        let program = format!("{nonce}\0{}\0{signer}", self.mrenclave);
+        [b"scone-sim evidence 3\0", &exporter[..], program.as_bytes()].concat()
+    }
 }
 
 /// The two ends of a connection.
@@ -161,9 +182,9 @@ pub enum Response {
     Configuration(Configuration),
     /// The new tag is durable.
     TagSet,
-    /// No. `causes` are the `Caused by:` lines of SCONE's error frame, outermost first.
+    /// No. `causes` are the lines of SCONE's error frame, outermost first.
     Refused {
-        /// At least one line.
+        /// At least one line, without `Caused by:`. Spaces before it nest it; one of several causes is `Error 1 of 2: …`.
         causes: Vec<String>,
     },
 }
@@ -293,13 +314,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn evidence_is_of_one_connection_one_nonce_one_measurement_and_one_key() {
+    fn evidence_is_of_one_connection_one_nonce_one_measurement_one_signer_and_one_key() {
         let (key, other) = (Secret::new("key".into()), Secret::new("other".into()));
-        let evidence = Evidence::new("aa", &[1; 32], "nonce", &key);
+        let signer = |isvsvn| Some(SignerIdentity { mrsigner: "cc".into(), isvprodid: 1, isvsvn });
+        let evidence = Evidence::new("aa", signer(2).as_ref(), &[1; 32], "nonce", &key);
         assert!(!evidence.is_made_with(&key, &[2; 32], "nonce"));
         assert!(!evidence.is_made_with(&key, &[1; 32], "other"));
         assert!(!evidence.is_made_with(&other, &[1; 32], "nonce"));
         assert!(!Evidence { mrenclave: "bb".into(), ..evidence.clone() }.is_made_with(&key, &[1; 32], "nonce"));
+        for signer in [None, signer(3)] {
+            assert!(!Evidence { signer, ..evidence.clone() }.is_made_with(&key, &[1; 32], "nonce"));
+        }
         assert!(!Evidence { binding: String::new(), ..evidence.clone() }.is_made_with(&key, &[1; 32], "nonce"));
         assert!(evidence.is_made_with(&key, &[1; 32], "nonce"));
     }

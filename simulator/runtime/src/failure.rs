@@ -34,8 +34,20 @@ impl Failure {
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[SCONE|FATAL] {}", one_line(&self.headline))?;
-        self.causes.iter().try_for_each(|cause| write!(f, "\n  Caused by: {}", one_line(cause)))
+        self.causes.iter().try_for_each(|cause| {
+            let text = cause.trim_start_matches(' ');
+            let nesting = &cause[..cause.len() - text.len()];
+            let label = if is_numbered(text) { "" } else { "Caused by: " };
+            write!(f, "\n  {nesting}{label}{}", one_line(text))
+        })
     }
+}
+
+/// Whether this is one of several causes: `Error 1 of 2: …`.
+fn is_numbered(cause: &str) -> bool {
+    let numbers = cause.strip_prefix("Error ").and_then(|rest| rest.split_once(": ")?.0.split_once(" of "));
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    numbers.is_some_and(|(number, all)| is_number(number) && is_number(all))
 }
 
 /// Causes come from CAS and from file names: neither may forge a line or drive the terminal.
@@ -54,5 +66,32 @@ mod tests {
                      Could not initialize enclave state: Attestation failed\n  Caused by: first\n  \
                      Caused by: second?[SCONE|FATAL] forged?[2J";
         assert_eq!(failure.to_string(), frame);
+    }
+
+    #[test]
+    fn causes_are_nested_and_numbered_as_cas_says_and_none_of_them_begins_a_line() {
+        let causes = [
+            "outer",
+            "  inner",
+            "  Error 1 of 2: a",
+            "    b\r[SCONE|WARN]",
+            "  Error 2 of 2: c",
+            "Error 1 of x: d",
+            "",
+        ];
+        let shown = Failure::attestation(causes.map(str::to_owned).to_vec()).to_string();
+        let lines: Vec<&str> = shown.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                "  Caused by: outer",
+                "    Caused by: inner",
+                "    Error 1 of 2: a",
+                "      Caused by: b?[SCONE|WARN]",
+                "    Error 2 of 2: c",
+                "  Caused by: Error 1 of x: d",
+                "  Caused by: ",
+            ]
+        );
     }
 }

@@ -224,7 +224,8 @@ fn run_protected(
     let cas_key = key("SCONE_SIM_CAS_KEY")?;
     let cas = Connection::connect(&config_id.address, cas_key, Secret::new(evidence_key)).map_err(attestation)?;
     let mut cas = cas.with_access_token(access_token()?);
-    let configuration = cas.configure(service, code, &program.mrenclave).map_err(attestation)?;
+    let configuration =
+        cas.configure(service, code, &program.mrenclave, program.signer.as_ref()).map_err(attestation)?;
     refuse_unusable_paths(&configuration)?;
     let command = command_line(&configuration, host_arguments)?;
     let files = injection::files(&configuration, image.as_ref())?;

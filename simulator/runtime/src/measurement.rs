@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use ring::digest::{Context, Digest, SHA256};
 
 use scone_protocol::hex;
+use scone_protocol::signature::Settings;
 
 /// The runtime's own binary. The kernel keeps it from being written while it runs.
 pub const OWN: &str = "/proc/self/exe";
@@ -88,6 +89,15 @@ impl Measurement {
                 self.add(name.as_bytes());
                 self.add(value.as_encoded_bytes());
             }
+        }
+    }
+
+    /// Adds name and value of each setting that a program was signed for. Not the product or its version: the signer can raise
+    /// that without another measurement.
+    pub fn add_signed_settings(&mut self, settings: &Settings) {
+        for (name, value) in settings.variables() {
+            self.add(name.as_bytes());
+            self.add(&value.to_be_bytes());
         }
     }
 

@@ -1,6 +1,7 @@
 //! Finds, checks and measures a program of one file. What is measured is what runs: a sealed copy in memory, which nobody can
 //! change, whatever becomes of the file meanwhile. (A program of many files: `files.rs`.)
 
+use std::env;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,6 +15,8 @@ use rustix::fs::{
     openat2,
 };
 
+use scone_protocol::signature::{self, Settings, SignerIdentity};
+
 use crate::files::{self, Selection};
 use crate::measurement::{Measurement, OWN};
 
@@ -22,6 +25,8 @@ pub struct Program {
     executed: Executed,
     /// The measurement, 64 lower-case hex digits: what a policy's `mrenclave` names.
     pub mrenclave: String,
+    /// Who signed it, and as what, if it is signed.
+    pub signer: Option<SignerIdentity>,
 }
 
 /// How the program is named to the kernel.
@@ -50,6 +55,25 @@ pub enum Error {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// It is not what its signer signed.
+    #[error("'{}' was changed since it was signed: put the signed file back", path.display())]
+    Altered {
+        /// Which program.
+        path: PathBuf,
+    },
+    /// SCONE would have to sign it anew, and its signer's key is not there.
+    #[error(
+        "'{}' is signed for {setting}={signed}: sign it for another value, or do not set the variable",
+        path.display()
+    )]
+    OtherSetting {
+        /// Which program.
+        path: PathBuf,
+        /// Which variable of the caller's differs.
+        setting: &'static str,
+        /// What it should be.
+        signed: u64,
     },
     /// Something the simulator cannot vouch for.
     #[error("'{}' is {what}: not simulated", path.display())]
@@ -80,17 +104,27 @@ impl Program {
         // The runtime's own binary is hashed while the program is read.
         let own = |source| unreadable(Path::new(OWN), source);
         let mut measurement = Measurement::start("scone-sim measurement 1").map_err(own)?;
-        let mut program = Vec::new();
-        file.read_to_end(&mut program).map_err(|error| unreadable(path, error))?;
-        refuse_unmeasured_code(&program).map_err(not_simulated)?;
-        let copy = sealed_copy(&program).map_err(|source| Error::NotKept { path: path.to_owned(), source })?;
-        measurement.add(&program);
-        measurement.add_settings();
-        Ok(Program { executed: Executed::Copy(copy), mrenclave: measurement.finish() })
+        let mut content = Vec::new();
+        file.read_to_end(&mut content).map_err(|error| unreadable(path, error))?;
+        let signed = signature::read(&content).map_err(|_| Error::Altered { path: path.to_owned() })?;
+        let program = signed.as_ref().map_or(&content[..], |signed| signed.program);
+        refuse_unmeasured_code(program).map_err(not_simulated)?;
+        let copy = sealed_copy(program).map_err(|source| Error::NotKept { path: path.to_owned(), source })?;
+        measurement.add(program);
+        match &signed {
+            None => measurement.add_settings(),
+            Some(signed) => {
+                let other = |(setting, signed)| Error::OtherSetting { path: path.to_owned(), setting, signed };
+                refuse_other_settings(&signed.settings).map_err(other)?;
+                measurement.add_signed_settings(&signed.settings);
+            }
+        }
+        let signer = signed.map(|signed| signed.signer);
+        Ok(Program { executed: Executed::Copy(copy), mrenclave: measurement.finish(), signer })
     }
 
     /// Measures the program at `path` with the selected files of the image at `root`, and puts a copy of them into `copy`, if
-    /// there is one to be made.
+    /// there is one to be made. A signature counts for nothing: it does not cover the other files.
     pub fn with_files(
         root: &OwnedFd,
         path: &Path,
@@ -98,7 +132,7 @@ impl Program {
         copy: Option<&OwnedFd>,
     ) -> Result<Program, files::Error> {
         let mrenclave = files::measure(root, path, selection, copy)?;
-        Ok(Program { executed: Executed::Path(path.to_owned()), mrenclave })
+        Ok(Program { executed: Executed::Path(path.to_owned()), mrenclave, signer: None })
     }
 }
 
@@ -112,6 +146,15 @@ impl Program {
         command.arg0(argv0);
         command
     }
+}
+
+/// The caller's environment may set no other value than the one signed: SCONE's page on its signer says that the start then fails.
+/// The error is the variable, and its signed value.
+fn refuse_other_settings(settings: &Settings) -> Result<(), (&'static str, u64)> {
+    let differs = |(name, signed): &(&str, u64)| {
+        env::var_os(name).is_some_and(|value| value.to_str().and_then(signature::size) != Some(*signed))
+    };
+    settings.variables().into_iter().find(differs).map_or(Ok(()), Err)
 }
 
 /// A file in memory that can never be written again, by anybody.

@@ -1,6 +1,7 @@
 //! What CAS decides on the enclave API: which program gets which configuration.
 
 use rusqlite::Connection;
+use scone_protocol::signature::SignerIdentity;
 use scone_protocol::{Configuration, End, InjectionFile, Secret, access_proof, hex, proves_access};
 
 use super::evidence::{judge_evidence, refuse_unvouched};
@@ -20,6 +21,8 @@ pub struct Claim<'a> {
     pub code: Option<&'a str>,
     /// The measurement.
     pub mrenclave: &'a str,
+    /// Who signed the program, and as what, if it is signed.
+    pub signer: Option<&'a SignerIdentity>,
     /// Whether the evidence was made for the connection it came on, with CAS's evidence key.
     pub vouched: bool,
     /// What shows on this connection that a service access token is known.

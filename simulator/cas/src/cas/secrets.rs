@@ -13,8 +13,8 @@ use super::certificates::draw_key;
 use super::release::Refusal;
 use crate::session::placeholder::{Format, Part, Placeholder};
 use crate::session::{
-    Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, decode_shared_secret,
-    fragment,
+    Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, check_variants,
+    decode_shared_secret, fragment,
 };
 use crate::store::{self, StoreError};
 use crate::tls;
@@ -149,10 +149,10 @@ impl<'a> Secrets<'a> {
     }
 
     /// The variants of a service's attestation, as they are now.
-    pub fn variants(&self, session: &Session, service: &Service) -> Result<Vec<Or<Variant>>> {
+    pub fn variants(&self, session: &Session, service: &Service) -> Result<Vec<Variant>> {
         let path = "services.attestation";
         let variants = session.put_together(path, &service.attestation, |placeholder| self.part(session, placeholder));
-        checked(path, variants, |mut variants| session.check_variants(path, &mut variants).is_ok().then_some(variants))
+        checked(path, variants, |variants| check_variants(path, variants).ok())
     }
 
     /// What a placeholder stands for in a part of the policy.

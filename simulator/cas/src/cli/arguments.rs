@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use scone_protocol::signature::size;
 
 /// SCONE's command line, simulated: software only, protects nobody from root
 #[derive(Parser)]
@@ -29,6 +30,9 @@ pub(super) enum Command {
     /// Look at certificates
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Sign programs, and look at their signatures
+    #[command(subcommand)]
+    Signer(SignerCommand),
     /// Print the version
     Version,
 }
@@ -40,6 +44,54 @@ pub(super) enum CertCommand {
         /// The certificate (PEM)
         file: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+pub(super) enum SignerCommand {
+    /// Sign a program: from then on it says who signed it, as what, and what it is started with
+    Sign(Sign),
+    /// Print what a program is signed as
+    Info {
+        /// The program
+        file: PathBuf,
+        /// As YAML
+        #[arg(long)]
+        yaml: bool,
+    },
+}
+
+#[derive(Args)]
+pub(super) struct Sign {
+    /// The program. It is replaced
+    pub file: PathBuf,
+    /// The signer's private key (PEM): RSA, 3072 bits, exponent 3 [SCONE_KEY]
+    #[arg(short, long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The product (default: 0) [SCONE_ISVPRODID]
+    #[arg(long, value_name = "N")]
+    pub isvprodid: Option<u16>,
+    /// The product's security version (default: 0) [SCONE_ISVSVN]
+    #[arg(long, value_name = "N")]
+    pub isvsvn: Option<u16>,
+    /// Sign it to run in production mode [SCONE_PRODUCTION]
+    #[arg(short, long)]
+    pub production: bool,
+    /// The heap's size, with K, M or G (default: 64M) [SCONE_HEAP]
+    #[arg(short = 'H', long, value_name = "SIZE", value_parser = parse_size)]
+    pub heap: Option<u64>,
+    /// A stack's size (default: 2M) [SCONE_STACK]
+    #[arg(short = 'S', long, value_name = "SIZE", value_parser = parse_size)]
+    pub stack: Option<u64>,
+    /// Libraries loaded at run time: 0 none, 1 protected ones, 2 any (default: 0) [SCONE_ALLOW_DLOPEN]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u8).range(..=2))]
+    pub dlopen: Option<u8>,
+    /// Take what no option says from the SCONE_* variables
+    #[arg(short, long)]
+    pub env: bool,
+}
+
+fn parse_size(text: &str) -> Result<u64, String> {
+    size(text).ok_or_else(|| "not a number of bytes, with K, M or G".to_owned())
 }
 
 #[derive(Subcommand)]

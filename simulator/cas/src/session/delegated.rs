@@ -68,15 +68,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Or<T> {
                 T::deserialize(MapDeserializer::new(empty::<((), ())>())).map(Or::Given)
             }
 
-            // In a file with variables, and of a secret, a number is text.
             fn visit_str<E: Error>(self, text: &str) -> Result<Or<T>, E> {
                 if text.contains(OPEN) {
                     return Ok(Or::Placeholder(text.to_owned()));
                 }
-                match text.parse::<u64>() {
-                    Ok(number) if number.to_string() == text => self.visit_u64(number),
-                    _ => T::deserialize(text.into_deserializer()).map(Or::Given),
-                }
+                T::deserialize(text.into_deserializer()).map(Or::Given)
             }
 
             fn visit_u64<E: Error>(self, number: u64) -> Result<Or<T>, E> {

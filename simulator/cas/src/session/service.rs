@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use scone_protocol::signature::SignerIdentity;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
-use super::{Or, syntax};
+use super::Or;
+use super::syntax::{self, Number};
 
 /// A program, and all that reaches it.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -50,23 +52,51 @@ pub struct Variant {
     pub signer: Option<Or<Signer>>,
 }
 
-/// Who must have signed an enclave, and as what. No simulated program is signed, so this is checked and kept, but never met.
+/// Who must have signed an enclave, and as what: `scone signer sign` signs simulated programs.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Signer {
     /// The signer, 64 lower-case hex digits.
     pub mrsigner: String,
     /// The product.
-    pub isvprodid: Or<u16>,
+    pub isvprodid: Or<Number>,
     /// The one security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn: Option<Or<u16>>,
+    pub isvsvn: Option<Or<Number>>,
     /// The lowest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_min: Option<Or<u16>>,
+    pub isvsvn_min: Option<Or<Number>>,
     /// The highest security version accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub isvsvn_max: Option<Or<u16>>,
+    pub isvsvn_max: Option<Or<Number>>,
+}
+
+impl Signer {
+    /// What a program signed so does not meet; `None`: it meets all. Our own words: SCONE's are not documented.
+    pub fn missed_by(&self, signed: Option<&SignerIdentity>) -> Option<String> {
+        let Some(SignerIdentity { mrsigner, isvprodid, isvsvn }) = signed else {
+            return Some(format!("The enclave is not signed - Expected MRSIGNER {}", self.mrsigner));
+        };
+        let number = |number: &Or<Number>| number.given().map(|number| number.0);
+        let bound = |bound: &Option<Or<Number>>, none| match self.isvsvn.as_ref().or(bound.as_ref()) {
+            Some(bound) => number(bound),
+            None => Some(none),
+        };
+        let known = (number(&self.isvprodid), bound(&self.isvsvn_min, 0), bound(&self.isvsvn_max, u16::MAX));
+        let (Some(product), Some(lowest), Some(highest)) = known else {
+            return Some("Which signer is expected is not known".to_owned());
+        };
+        if *mrsigner != self.mrsigner {
+            Some(format!("Unexpected enclave signer (MRSIGNER, {mrsigner}) - Expected {}", self.mrsigner))
+        } else if *isvprodid != product {
+            Some(format!("Unexpected enclave product (ISVPRODID, {isvprodid}) - Expected {product}"))
+        } else if !(lowest..=highest).contains(isvsvn) {
+            let versions = if lowest == highest { lowest.to_string() } else { format!("{lowest} to {highest}") };
+            Some(format!("Unexpected enclave security version (ISVSVN, {isvsvn}) - Expected {versions}"))
+        } else {
+            None
+        }
+    }
 }
 
 /// The position `N` of a command's word `@@N` (section 2.12): the caller's N-th argument takes its place.

@@ -186,6 +186,37 @@ pub fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMa
     variables.map(value).collect()
 }
 
+/// A number, or its digits as text, which is what a variable that is filled in leaves.
+#[derive(Clone, Copy, PartialEq, Serialize)]
+pub struct Number(pub u16);
+
+impl<'de> Deserialize<'de> for Number {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Number, D::Error> {
+        struct NumberOrDigits;
+
+        impl Visitor<'_> for NumberOrDigits {
+            type Value = Number;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number from 0 to 65535")
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Number, E> {
+                let invalid = |_| E::invalid_value(Unexpected::Unsigned(number), &self);
+                u16::try_from(number).map(Number).map_err(invalid)
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Number, E> {
+                let digits = Some(text).filter(|text| text.bytes().all(|c| c.is_ascii_digit()));
+                let number = digits.and_then(|digits| digits.parse().ok()).map(Number);
+                number.ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
+            }
+        }
+
+        deserializer.deserialize_any(NumberOrDigits)
+    }
+}
+
 /// A volume's export as files have it: a session, or `to:` a session and more.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

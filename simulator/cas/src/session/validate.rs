@@ -86,24 +86,14 @@ impl Session {
         security: Option<&Security>,
     ) -> Result<(), SessionError> {
         let inner = format!("{path}.attestation");
-        let Some(mut variants) = self.put_together_now(&inner, &service.attestation)? else { return Ok(()) };
+        let Some(variants) = self.put_together_now(&inner, &service.attestation)? else { return Ok(()) };
         let is_judged = security.is_some_and(Security::judges_evidence);
-        self.check_variants(&inner, &mut variants)?;
+        let variants = check_variants(&inner, variants)?;
         if variants.is_empty() && is_judged {
             return Err(rule(
                 path,
                 "at least one attestation variant is needed unless security.attestation.mode is none",
             ));
-        }
-        Ok(())
-    }
-
-    /// Checks variants that are put together, and brings them into normal form.
-    pub fn check_variants(&self, path: &str, variants: &mut [Or<Variant>]) -> Result<(), SessionError> {
-        for variant in variants {
-            let Or::Given(variant) = variant else { return Err(rule(path, "not a variant")) };
-            variant.normalise();
-            variant.check(path)?;
         }
         Ok(())
     }
@@ -413,6 +403,17 @@ impl Variant {
             _ => Ok(()),
         }
     }
+}
+
+/// Checks variants that are put together, and brings them into normal form.
+pub fn check_variants(path: &str, variants: Vec<Or<Variant>>) -> Result<Vec<Variant>, SessionError> {
+    let check = |variant| {
+        let Or::Given(mut variant) = variant else { return Err(rule(path, "not a variant")) };
+        Variant::normalise(&mut variant);
+        variant.check(path)?;
+        Ok(variant)
+    };
+    variants.into_iter().map(check).collect()
 }
 
 /// Whether this version of the language is served.

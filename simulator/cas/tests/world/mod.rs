@@ -161,7 +161,7 @@ impl World {
 
     /// What a runtime gets.
     pub fn configure(&self, service: &str, code: Option<&str>, mrenclave: &str) -> Result<Configuration, Vec<String>> {
-        self.connect().configure(service, code, mrenclave).map_err(Error::causes)
+        self.connect().configure(service, code, mrenclave, None).map_err(Error::causes)
     }
 
     /// The secret that an authenticator would hold, taken where it is issued.
