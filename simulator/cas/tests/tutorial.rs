@@ -88,6 +88,10 @@ impl Run {
         String::from_utf8(self.0.stdout.clone()).unwrap()
     }
 
+    fn says(&self, text: &str) -> bool {
+        String::from_utf8_lossy(&self.0.stderr).contains(text)
+    }
+
     /// SCONE's error frame; the last line of it says that.
     #[track_caller]
     fn is_refused(&self, last: &str) {
@@ -461,6 +465,76 @@ secrets:
             "argv: ./scone-print-arg-env start first last 1234567 end\nenviron:\nCONF_ACCESS_TOKEN={token}\nHOME=/root\nHOSTNAME=\nSCONE_MODE=auto\nSCONE_SERVICE_ACCESS_TOKEN={token}\n"
         )
     );
+}
+
+/// `e6` to `e7c`: without attestation any program gets the secrets; with it the one that was measured, or the one that was signed.
+#[test]
+fn attestation_keeps_the_secrets_from_another_program_and_a_signature_is_part_of_it() {
+    let (mut shell, secret) = Shell::with_namespace();
+    let issued = format!("otp-example-1-2/access_token_policy/print_access_token@{}", code(&secret, NOW));
+    let token = shell.run(&issued, "print-access-token", &[]).prints(0);
+    shell.export("SCONE_SERVICE_ACCESS_TOKEN", &token);
+    let arguments = ["first", "last", "1234567"];
+    shell.create("HOST", &printing("host_arguments_policy", "HOST", "    mode: none", ""));
+    let id = |policy: &str, code: String| format!("otp-example-1-2/{policy}/scone-print-arg-env@{code}");
+    let open = |code| id("host_arguments_policy", code);
+    let stolen = shell.run(&open(shell.next_code(&secret, 1)), "malicious-print-arg-env", &arguments).prints(0);
+    assert!(stolen.contains(&format!("stolen: {token}\n")), "{stolen}");
+
+    shell.export("MRENCLAVE", shell.measure("print-arg-env"));
+    let tolerant = "    mode: hardware\n    tolerate: [outdated-tcb, hyperthreading]\n    ignore_advisories: '*'";
+    let measured = "    attestation:\n      - mrenclave:\n        - $MRENCLAVE";
+    shell.create("ATTESTED", &printing("attestation_policy", "ATTESTED", tolerant, measured));
+    let attested = |code| id("attestation_policy", code);
+    let malicious = shell.measure("malicious-print-arg-env");
+    let refused = shell.run(&attested(shell.next_code(&secret, 2)), "malicious-print-arg-env", &arguments);
+    let frame = |not_all: &str, got: &str, wanted: &str| {
+        format!(
+            "Attestation failed
+  Caused by: CAS sent an attestation/configuration error: DCAP quote verification failed
+  Caused by: Failed to verify DCAP report
+  Caused by: The program enclave is not trustworthy
+    Caused by: None of the required enclave properties are met by the enclave
+{not_all}    Caused by: None of the required enclave properties are met by the enclave
+    Caused by: Unexpected enclave measurement (MRENCLAVE, {got}) - Expected {wanted}
+Note: "
+        )
+    };
+    let expected = shell.variables["MRENCLAVE"].clone();
+    refused.is_refused(&format!("Unexpected enclave measurement (MRENCLAVE, {malicious}) - Expected {expected}"));
+    assert!(refused.says(&frame("", &malicious, &expected)));
+    shell.run(&attested(shell.next_code(&secret, 3)), "print-arg-env", &arguments).prints(42);
+
+    // Signed, the program has another measurement, and the policy asks for the signer, too.
+    let identity = shell.world.home.path().join("identity.pem");
+    let drawn = Command::new("openssl").args(["genrsa", "-3", "-out"]).arg(&identity).arg("3072").output();
+    if !drawn.is_ok_and(|drawn| drawn.status.success()) {
+        assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: openssl");
+        eprintln!("SKIPPED the signed program: openssl is missing");
+        return;
+    }
+    let program = shell.program("print-arg-env").display().to_string();
+    let sign = |version: &str| {
+        let key = format!("--key={}", identity.display());
+        let (product, version) = ("--isvprodid=22", format!("--isvsvn={version}"));
+        shell.scone(&["signer", "sign", &key, product, &version, "--production", "--stack=4M", "--heap=100M", &program])
+    };
+    sign("2").succeeds();
+    let info = shell.scone(&["signer", "info", "--yaml", &program]).succeeds();
+    let mrsigner = info.lines().find_map(|line| line.strip_prefix("mrsigner: ")).unwrap().to_owned();
+    for (name, value) in [("MRSIGNER", mrsigner.as_str()), ("ISVPRODID", "22"), ("ISVSVN", "2")] {
+        shell.export(name, value);
+    }
+    let signed = format!("{measured}\n        signer: {{mrsigner: $MRSIGNER, isvprodid: $ISVPRODID, isvsvn: $ISVSVN}}");
+    let policy = printing("attestation_policy", "ATTESTED", tolerant, &signed);
+    shell.create("ATTESTED", &policy);
+    let now = shell.measure("print-arg-env");
+    let refused = shell.run(&attested(shell.next_code(&secret, 4)), "print-arg-env", &arguments);
+    let not_all = "    Caused by: Not all of the required enclave properties are met by the enclave\n";
+    assert!(refused.says(&frame(not_all, &now, &expected)));
+    shell.export("MRENCLAVE", now);
+    shell.create("ATTESTED", &policy);
+    shell.run(&attested(shell.next_code(&secret, 5)), "print-arg-env", &arguments).prints(42);
 }
 
 /// `e20`: an encrypted volume, an older copy of it, and a new one under a new name.
