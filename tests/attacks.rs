@@ -402,7 +402,7 @@ fn the_thief_of_the_identity_fetches_the_secret_and_puts_the_policy_back() {
   environment: {OTP_SECRET: '$$SCONE::otp_secret_1:base32nopad$$', OTP_ACCOUNT_NAME: a, OTP_ACCOUNT_LOGIN: b,
     OTP_OUTPUT_FILE: /out/qrcode.svg, OTP_SINGLE_USE: /out/once}
 ";
-        upload(&policy.replace("mode: hardware", "mode: none").replace("services:\n", service));
+        upload(&format!("security: {{attestation: {{mode: none}}}}\n{}", policy.replace("services:\n", service)));
         let other = OtherImage::of(bundle);
         let steal = ByHand { image: Some(&other.name), ..ByHand::default() };
         run(bundle.by_hand(&format!("{session}/steal"), &steal)).expect(0);

@@ -1,7 +1,6 @@
 //! A session as `read` and `check` print it (`reference/scone.md` section 4.2): commands as text, and no default but those that
 //! SCONE writes out. Read again, it is the same session.
 
-use serde_json::json;
 use yaml_serde::{Mapping, Value};
 
 use super::normalise::DEFAULT_SIZE;
@@ -42,10 +41,15 @@ pub fn shorten(session: &mut Mapping) {
         let update = policy.get("update").cloned();
         remove_if(policy, "create_sessions", |create| Some(create) == update.as_ref());
     }
-    for empty in ["images", "volumes", "secrets"] {
+    if let Some(Value::Mapping(security)) = session.get_mut("security") {
+        if let Some(Value::Mapping(attestation)) = security.get_mut("attestation") {
+            remove_if(attestation, "mode", |mode| mode == "hardware");
+        }
+        remove_if(security, "attestation", is_empty);
+    }
+    for empty in ["images", "volumes", "secrets", "security"] {
         remove_if(session, empty, is_empty);
     }
-    remove_if(session, "security", |security| json!(security) == json!({ "attestation": { "mode": "hardware" } }));
 }
 
 /// The mappings in a list.
