@@ -24,6 +24,7 @@ demo: warm sim programs $(if $(DOCKER),image) ## the whole flow, step by step, a
 test: export RUST_TEST_THREADS ?= 4
 test: warm sim bin programs $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
+	cargo test --locked --manifest-path programs/permit/Cargo.toml
 	cargo test --locked --manifest-path programs/signer/Cargo.toml
 	cargo test --locked --manifest-path programs/signer/cosign-check/Cargo.toml
 	cargo test --locked --workspace
@@ -33,7 +34,8 @@ attacks: sim $(if $(DOCKER),image) ## each attack of the documentation, and what
 	@cargo test --locked --quiet --test scripts attacks:: -- --nocapture --test-threads=1 >target/attacks.txt
 	@sed -n 's/^attack: //p' target/attacks.txt
 
-soak: ## single use, long: 64 clients and one code, ten thousand times
+soak: ## single use, long: 64 clients and one code, 64 takers and 32 starts, ten thousand times each
+	cargo test --locked --release --manifest-path programs/permit/Cargo.toml -- --ignored --nocapture ten_thousand
 	cargo test --locked --release --package scone-sim --test single_use -- --ignored
 
 bench: bench-run warm ## what the start of a script, CAS, the start of a program and the sync of a volume cost here, as tables
@@ -56,10 +58,12 @@ LINTS := -D warnings -D clippy::match_bool
 check: ## the gate: formatting, lints, documentation
 	cargo fmt --all --check
 	cargo fmt --manifest-path otpqr/Cargo.toml --check
+	cargo fmt --manifest-path programs/permit/Cargo.toml --check
 	cargo fmt --manifest-path programs/signer/Cargo.toml --check
 	cargo fmt --manifest-path programs/signer/cosign-check/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- $(LINTS)
+	cargo clippy --locked --manifest-path programs/permit/Cargo.toml --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path programs/signer/Cargo.toml --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path programs/signer/cosign-check/Cargo.toml --all-targets -- $(LINTS)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim -p bundle --lib

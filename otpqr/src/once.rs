@@ -8,10 +8,12 @@ use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use permit::Budget;
+
 use crate::environment::Secret;
 use crate::{Exit, Failure};
 
-/// Nobody else may read the secret, nor the marker.
+/// Nobody else may read the secret.
 const PRIVATE: u32 = 0o600;
 
 /// A new output file whose space on the disk is allocated.
@@ -73,83 +75,54 @@ impl Reservation {
     }
 }
 
-/// The once-marker: a file whose existence says that the QR code was issued.
+/// The once-marker: a file whose existence says that the QR code was issued. It is a budget of one start.
 pub struct Marker {
     path: PathBuf,
+    budget: Budget,
     reset: bool,
 }
 
 impl Marker {
     /// With `reset`, an existing marker is accepted.
     pub fn new(path: PathBuf, reset: bool) -> Marker {
-        Marker { path, reset }
+        Marker { budget: Budget::once(path.clone()), path, reset }
     }
 
     /// Refuses if the marker exists, even as a dangling link.
     pub fn refuse_if_taken(&self) -> Result<(), Failure> {
-        match fs::symlink_metadata(&self.path) {
-            Ok(_) if !self.reset => Err(self.refusal()),
-            Err(cause) if cause.kind() != ErrorKind::NotFound => Err(self.failure("look at", &cause)),
-            _ => Ok(()),
+        match self.budget.refuse_if_spent() {
+            Err(permit::Error::Spent { .. }) if self.reset => Ok(()),
+            looked => looked.map_err(|error| self.failure(error)),
         }
     }
 
     /// Takes the marker: afterwards it exists and survives a crash. Of two at once, one is refused. With `reset`, too, a missing
     /// marker is created, so that nothing issues the same QR code later without a reset.
     pub fn take(&self) -> Result<(), Failure> {
-        let file = match create_private(&self.path) {
-            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => {
-                if self.reset {
-                    OpenOptions::new().write(true).open(&self.path)
-                } else {
-                    return Err(self.refusal());
-                }
-            }
-            created => created,
-        };
         // If this fails, nothing was shown, yet the marker stays: better never shown than shown twice.
-        file.and_then(|file| sync(&file, &self.path)).map_err(|cause| self.failure("take", &cause))
+        let taken = if self.reset { self.budget.take_first_again() } else { self.budget.take().map(drop) };
+        taken.map_err(|error| self.failure(error))
     }
 
     /// Checks that the marker could be created, whether or not it is there.
     pub fn check_volume(&self) -> Result<(), Failure> {
-        let mut probe = self.path.clone().into_os_string();
-        probe.push(".check");
-        // Not create-exclusive: the probe of a check that was killed must not fail every check after it.
-        OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(PRIVATE)
-            .open(&probe)
-            .and_then(|_| fs::remove_file(&probe))
-            .map_err(|cause| self.failure("take", &cause))
+        self.budget.check().map_err(|error| self.failure(error))
     }
 
-    fn refusal(&self) -> Failure {
-        Failure(Exit::Refused, format!("once-marker '{}' exists: the QR code was issued before", self.path.display()))
-    }
-
-    fn failure(&self, what: &str, cause: &io::Error) -> Failure {
-        Failure(Exit::Other, format!("cannot {what} once-marker '{}': {cause}", self.path.display()))
+    fn failure(&self, error: permit::Error) -> Failure {
+        let marker = self.path.display();
+        match error {
+            permit::Error::Spent { .. } => {
+                Failure(Exit::Refused, format!("once-marker '{marker}' exists: the QR code was issued before"))
+            }
+            permit::Error::Volume { what, cause, .. } => {
+                Failure(Exit::Other, format!("cannot {what} once-marker '{marker}': {cause}"))
+            }
+            other => Failure(Exit::Other, other.to_string()),
+        }
     }
 }
 
 fn create_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
-}
-
-/// Makes a file and its name durable. In a volume, this is the moment at which the new state becomes the only fresh one.
-fn sync(file: &File, path: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    match File::open(directory).and_then(|directory| directory.sync_all()) {
-        Err(cause) if is_unsupported(&cause) => Ok(()),
-        synced => synced,
-    }
-}
-
-/// Some file systems cannot sync a directory, and need not: EINVAL, ENOSYS, ENOTSUP (Linux).
-fn is_unsupported(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(22 | 38 | 95))
 }

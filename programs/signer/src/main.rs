@@ -3,7 +3,8 @@
 //! It runs in an enclave. CAS draws the key and gives it to this program alone; what leaves the program is signatures and the
 //! public key. Whoever starts it decides what is signed: the policy says who may, and this program does not ask.
 //!
-//! Nothing is written before everything has succeeded: after an error, standard output is empty.
+//! Nothing is written before everything has succeeded: after an error, standard output is empty. If the policy grants a number of
+//! starts, one is taken when all is ready to be signed: a file that cannot be read costs none.
 
 #![forbid(unsafe_code)]
 
@@ -19,6 +20,7 @@ use std::process::ExitCode;
 use digest::Subject;
 use image::Image;
 use key::PrivateKey;
+use permit::Budget;
 
 const HELP: &str = "\
 Signs files, digests and container images with a key that stays inside
@@ -39,13 +41,15 @@ Options:
   --version  Print version
 
 Environment:
-  SIGNER_KEY  private key: P-256, PKCS#8 in PEM
+  SIGNER_KEY     private key: P-256, PKCS#8 in PEM
+  PERMIT_STARTS  how often it signs in all, and
+  PERMIT_FILE    where the first of these starts is noted, in a volume; unset, both of them: as often as it is started
 
 Exit codes:
    0  done
    2  usage
-  10  refused: the argument is no digest or no image that can be signed
-  11  SIGNER_KEY is missing or bad
+  10  refused: the argument is no digest or no image that can be signed, or all starts are taken
+  11  a variable is missing or bad
   12  the file cannot be read
    1  anything else
 ";
@@ -94,13 +98,32 @@ fn run(arguments: Vec<OsString>) -> Result<(), Failure> {
 fn sign(subject: &OsStr) -> Result<String, Failure> {
     let subject = Subject::parse(subject)?;
     let key = PrivateKey::from_environment()?;
-    Ok(key.sign(subject.digest()?)? + "\n")
+    let digest = subject.digest()?;
+    take_start()?;
+    Ok(key.sign(digest)? + "\n")
 }
 
 fn sign_image(argument: &OsStr) -> Result<String, Failure> {
     let image = Image::parse(argument)?;
     let key = PrivateKey::from_environment()?;
+    take_start()?;
     Ok(image.sign(&key)? + "\n")
+}
+
+/// Takes one of the starts that the policy grants, if it grants a number of them.
+fn take_start() -> Result<(), Failure> {
+    let failed = |error: permit::Error| {
+        let exit = match error {
+            permit::Error::Environment { .. } => Exit::Environment,
+            permit::Error::Spent { .. } => Exit::Refused,
+            permit::Error::Volume { .. } => Exit::Other,
+        };
+        Failure(exit, error.to_string())
+    };
+    let Some(budget) = Budget::from_environment().map_err(failed)? else { return Ok(()) };
+    let number = budget.take().map_err(failed)?;
+    let _ = writeln!(std::io::stderr(), "signer: start {number} of {}", budget.starts());
+    Ok(())
 }
 
 /// An argument as messages show it: between quotes and on one line, whatever it holds.

@@ -295,6 +295,56 @@ fn a_file_of_any_size_is_read_piece_by_piece() {
 }
 
 #[test]
+fn a_limit_counts_signatures_and_nothing_else() {
+    let world = World::new("limit");
+    world.write("file", "x");
+    fs::create_dir(world.root.join("volume")).unwrap();
+    let starts = |number: &str, arguments: &[&str]| {
+        let mut command = world.signer(arguments);
+        command.env("PERMIT_STARTS", number).env("PERMIT_FILE", world.root.join("volume/start"));
+        command
+    };
+    // A limit that is not understood is no reason to sign.
+    let file = ["sign", "./file"];
+    for (number, problem) in
+        [("", "from 1"), ("0", "from 1"), ("-1", "from 1"), ("1000001", "from 1"), ("2x", "from 1")]
+    {
+        let message = format!("PERMIT_STARTS is not a number {problem} to 1000000");
+        world.refuses(&mut starts(number, &file), 11, &message);
+    }
+    world.refuses(starts("2", &file).env_remove("PERMIT_FILE"), 11, "PERMIT_FILE is not set");
+    world.refuses(starts("2", &file).env_remove("PERMIT_STARTS"), 11, "PERMIT_STARTS is not set");
+    for relative in ["start", "", "/"] {
+        let message = "PERMIT_FILE is not the absolute path of a file";
+        world.refuses(starts("2", &file).env("PERMIT_FILE", relative), 11, message);
+    }
+    // What signs nothing takes nothing.
+    assert_eq!(world.run(&mut starts("2", &["sign", "./missing"])).status.code(), Some(12));
+    assert_eq!(world.run(&mut starts("2", &["sign", "sha256:x"])).status.code(), Some(10));
+    assert_eq!(world.run(starts("2", &file).env("SIGNER_KEY", "x")).status.code(), Some(11));
+    world.prints(&mut starts("2", &["public"]));
+    assert_eq!(fs::read_dir(world.root.join("volume")).unwrap().count(), 0);
+
+    for (subject, said) in [("./file", "signer: start 1 of 2\n"), ("./file", "signer: start 2 of 2\n")] {
+        let output = world.run(&mut starts("2", &["sign", subject]));
+        assert_eq!((String::from_utf8_lossy(&output.stderr).as_ref(), output.status.code()), (said, Some(0)));
+    }
+    world.refuses(&mut starts("2", &file), 10, "all 2 starts are taken");
+    let image = format!("example.com/app@sha256:{}", "0".repeat(64));
+    world.refuses(&mut starts("2", &["image", &image]), 10, "all 2 starts are taken");
+    // More of them are those that were granted, and more.
+    let output = world.run(&mut starts("3", &["image", &image]));
+    assert_eq!(
+        (String::from_utf8_lossy(&output.stderr).as_ref(), output.status.code()),
+        ("signer: start 3 of 3\n", Some(0))
+    );
+    world.refuses(&mut starts("1", &file), 10, "the one start is taken");
+    let missing = world.root.join("missing/start");
+    let message = format!("cannot take start '{}': No such file or directory (os error 2)", missing.display());
+    world.refuses(starts("2", &file).env("PERMIT_FILE", &missing), 1, &message);
+}
+
+#[test]
 fn a_full_standard_output_is_an_error() {
     let world = World::new("full");
     let full = File::options().write(true).open("/dev/full").unwrap();
