@@ -35,8 +35,8 @@ use clap::Parser;
     bin_name = "./scripts/protect.rs",
     version,
     after_help = "\
-With --image the program is described anew; without, what is given changes and the rest stays. Secrets, volumes and mount points
-stay in any case.
+With --image the program is described anew; without, what is given changes and the rest stays. Secrets, volumes, mount points and
+the number of starts stay in any case.
 
 Exit codes:
   0 protected, or already so   2 usage   3 something is missing, nothing changed   4 stopped part-way, run it again
@@ -46,6 +46,7 @@ Examples:
   ./scripts/protect.rs calculator --image calculator:1 --command 'python3 /app/my_service.py -x @@1'
   ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
       --mount-point /in --open '/bin/signer public'
+  ./scripts/protect.rs signer --starts 10                it signs ten times in all, whoever has codes
   ./scripts/protect.rs web --image web:1 --command 'python3 /app/service.py' --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
   ./scripts/protect.rs web --image web:1 --fs-dir /app --signing-key ../key.pem
                                                          on SCONE: converts it, with /app in its measurement
@@ -62,7 +63,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "fs_dir", "sconify_with", "signing_key"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "starts", "fs_dir", "sconify_with", "signing_key"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]
@@ -153,7 +154,7 @@ fn confirm(args: &Args) -> Result<(), Failure> {
     let question = if args.remove {
         format!("Nobody can start '{name}' any more, and its secrets are lost. Go on?")
     } else {
-        format!("What is in the volumes of '{name}' is lost. Go on?")
+        format!("What is in the volumes of '{name}' is lost, and which of its starts are taken. Go on?")
     };
     if args.yes || prompt::confirm(&question, false, "nothing was changed")? {
         return Ok(());
@@ -169,7 +170,8 @@ fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> 
     let rest = if places.is_empty() { String::new() } else { format!(" -- {}", places.join(" ")) };
     let start = hint::pasteable(&account.script("start", &format!(" {name}{mounts}{rest}")));
     let command = command.join(" ");
+    let starts = program.starts().map_or(String::new(), |starts| format!("\n  starts     {starts} in all"));
     Ok(format!(
-        "{done}: '{name}'\n  image      {image}\n  command    {command}\n  mrenclave  {mrenclave}\nstart it: {start}"
+        "{done}: '{name}'\n  image      {image}\n  command    {command}{starts}\n  mrenclave  {mrenclave}\nstart it: {start}"
     ))
 }

@@ -113,6 +113,57 @@ fn the_key_survives_an_update_and_a_roll_forward(platform: Platform) {
     assert!(verifies(&signer, "release.tar", &signature, &public_key));
 }
 
+/// What a code alone cannot say: how often, whoever has codes.
+fn it_signs_as_often_as_it_was_granted_and_not_once_more(platform: Platform) {
+    let signer = signer(platform);
+    let protect = |options: &[&str]| signer.bundle.script("protect", &[&["signer"], options].concat());
+    for bad in ["0", "-1", "1000001", "x"] {
+        protect(&["--starts", bad]).expect(2);
+    }
+    protect(&["--env", "PERMIT_STARTS=9"]).expect(2).saying("is said with '--starts'");
+    assert!(protect(&["--starts", "2"]).expect(0).stdout.contains("\n  starts     2 in all\n"));
+
+    // What is not signed is not counted, nor is what takes no code.
+    let missing = [&SIGN[..3], &["/in/missing.tar"]].concat();
+    signer.start(&missing).expect(12);
+    let public_key = public_key(&signer);
+    let sealed = signer.bundle.root.join("state/volumes/default/programs/signer");
+    let before = signer.bundle.root.join("before");
+    let first = signer.start(SIGN).expect(0).saying("signer: start 1 of 2");
+    assert!(verifies(&signer, "release.tar", &first.stdout, &public_key));
+    copy(&sealed, &before);
+    signer.start(SIGN).expect(0).saying("signer: start 2 of 2");
+    signer.start(SIGN).expect(10).saying("signer: error: all 2 starts are taken");
+
+    // The volume as it was before the last one.
+    let spent = signer.bundle.root.join("spent");
+    fs::rename(&sealed, &spent).expect("a move");
+    fs::rename(&before, &sealed).expect("a move");
+    signer.start(SIGN).expect(5).saying("The FSPF tag is not fresh - suspected replay attack");
+    // Nothing in its place.
+    fs::rename(&sealed, &before).expect("a move");
+    signer.start(SIGN).expect(5).saying("file system protection file was removed");
+    let _ = fs::remove_dir_all(&sealed);
+    fs::rename(&spent, &sealed).expect("a move");
+
+    // Described anew, it is limited as it was; a higher number is those that were granted and more.
+    signer.protect(PROTECTED).expect(0);
+    signer.start(SIGN).expect(10).saying("all 2 starts are taken");
+    protect(&["--starts", "3"]).expect(0);
+    signer.start(SIGN).expect(0).saying("signer: start 3 of 3");
+    signer.start(SIGN).expect(10).saying("all 3 starts are taken");
+    signer.bundle.script("roll_forward", &["--yes"]).expect(0);
+    signer.bundle.gen_qr(&["--output", "new.svg"]).expect(0);
+    let alice = signer.bundle.scan("new.svg");
+    let code = alice.code_at(signer.bundle.now());
+    signer.start_with(&code, SIGN).expect(10).saying("all 3 starts are taken");
+    signer.bundle.wait(30);
+    // Its owner can begin anew, and is asked.
+    protect(&["--new-volumes"]).expect(2).saying("'--yes'");
+    protect(&["--new-volumes", "--yes"]).expect(0);
+    signer.start_with(&alice.code_at(signer.bundle.now()), SIGN).expect(0).saying("signer: start 1 of 3");
+}
+
 /// What the state says of the image that it is started from.
 fn image_id(signer: &Protected) -> String {
     let state = signer.bundle.state("default");
@@ -185,5 +236,19 @@ fn natively_who_copies_disk_and_state_has_nothing() {
 fn in_a_container_who_copies_disk_and_state_has_nothing() {
     if docker_is_there() {
         who_copies_disk_and_state_has_nothing(Platform::Sim);
+    }
+}
+
+#[test]
+fn natively_it_signs_as_often_as_it_was_granted_and_not_once_more() {
+    if openssl_is_there() {
+        it_signs_as_often_as_it_was_granted_and_not_once_more(Platform::SimNative);
+    }
+}
+
+#[test]
+fn in_a_container_it_signs_as_often_as_it_was_granted_and_not_once_more() {
+    if openssl_is_there() && docker_is_there() {
+        it_signs_as_often_as_it_was_granted_and_not_once_more(Platform::Sim);
     }
 }

@@ -54,11 +54,14 @@ impl Concern for ProtectionError {
     }
 }
 
+/// Where a program with a number of starts notes them (programs/permit).
+const BUDGET: &str = "/permit";
+
 /// No variable of a program may be longer, in bytes.
 const LONGEST: usize = 4096;
 
 /// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets,
-/// volumes and mount points stay in any case.
+/// volumes, mount points and the number of starts stay in any case.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The image, as docker names it; on sim-native a directory, the image unpacked
@@ -86,6 +89,10 @@ pub struct Options {
     /// What everybody may start with 'start.rs NAME --open', without a code; with the same secrets and volumes
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     pub open: Option<Words>,
+    /// How often it may be started in all, by whoever has codes: for a program that takes each start from this number itself
+    /// (programs/permit), as the signer does. It stays; a higher one grants more
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub starts: Option<u32>,
     /// Begin with empty volumes: what is in the old ones is lost
     #[arg(long)]
     pub new_volumes: bool,
@@ -107,6 +114,9 @@ fn variable(text: &str) -> Result<(String, String), &'static str> {
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
     if name.starts_with("otp_secret_") {
         return Err("'otp_secret_…' is what policies call the codes' secret");
+    }
+    if [permit::FILE, permit::STARTS].contains(&name) {
+        return Err("how often a program may be started is said with '--starts'");
     }
     if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit()) {
         Ok((name.to_owned(), value.to_owned()))
@@ -137,7 +147,10 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let recorded = known.as_ref().map(|program| program.image.clone());
     let image = options.image.clone().or(recorded);
     let image = image.ok_or_else(|| ProtectionError::NoImage { program: name.to_owned() })?;
-    let volumes = with_more(known.as_ref().map(|program| &program.volumes), &options.volume);
+    let starts = options.starts.or_else(|| known.as_ref()?.starts());
+    let budget = starts.map(|_| BUDGET.to_owned());
+    let volumes = [&options.volume[..], budget.as_slice()].concat();
+    let volumes = with_more(known.as_ref().map(|program| &program.volumes), &volumes);
     let mount_points = with_more(known.as_ref().map(|program| &program.mount_points), &options.mount_point);
     let mounted = [&volumes[..], &mount_points].concat();
     check_nested(&[&mounted[..], &SCRATCH.map(str::to_owned)].concat())?;
@@ -150,6 +163,11 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         None => (user.environment.iter().cloned().collect(), user.pwd.clone()),
     };
     environment.extend(options.env.iter().cloned());
+    environment.retain(|variable, _| ![permit::FILE, permit::STARTS].contains(&variable.as_str()));
+    if let Some(starts) = starts {
+        environment.insert(permit::FILE.to_owned(), format!("{BUDGET}/start"));
+        environment.insert(permit::STARTS.to_owned(), starts.to_string());
+    }
     let command = match (&options.command, &before) {
         (Some(Words(words)), _) => with_program(account, &user, words)?,
         (None, Some(program)) => program.command.clone(),

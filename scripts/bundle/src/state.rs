@@ -190,6 +190,11 @@ impl Program {
         [&self.volumes[..], &self.mount_points].concat()
     }
 
+    /// How often it may be started in all; `None`: as often as there are codes.
+    pub fn starts(&self) -> Option<u32> {
+        self.environment.get(permit::STARTS)?.parse().ok()
+    }
+
     /// What CAS calls a volume.
     pub fn volume_name(&self, index: usize) -> String {
         format!("volume_{index}_{}", self.volume_version)
