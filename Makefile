@@ -24,7 +24,7 @@ demo: warm sim programs $(if $(DOCKER),image) ## the whole flow, step by step, a
 test: export RUST_TEST_THREADS ?= 4
 test: warm sim bin programs $(if $(DOCKER),image) ## all tests; those that need a Docker Engine say so when they are skipped
 	cargo test --locked --manifest-path otpqr/Cargo.toml
-	cargo test --locked --manifest-path programs/permit/Cargo.toml
+	cargo test --locked --manifest-path programs/permit/Cargo.toml --features gate
 	cargo test --locked --manifest-path programs/signer/Cargo.toml
 	cargo test --locked --manifest-path programs/signer/cosign-check/Cargo.toml
 	cargo test --locked --workspace
@@ -63,7 +63,7 @@ check: ## the gate: formatting, lints, documentation
 	cargo fmt --manifest-path programs/signer/cosign-check/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path otpqr/Cargo.toml --all-targets -- $(LINTS)
-	cargo clippy --locked --manifest-path programs/permit/Cargo.toml --all-targets -- $(LINTS)
+	cargo clippy --locked --manifest-path programs/permit/Cargo.toml --all-features --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path programs/signer/Cargo.toml --all-targets -- $(LINTS)
 	cargo clippy --locked --manifest-path programs/signer/cosign-check/Cargo.toml --all-targets -- $(LINTS)
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet -p scone-protocol -p scone-run -p scone-sim -p bundle --lib
@@ -74,15 +74,16 @@ image: sim ## the container image otpqr:sim
 	docker build --quiet --target sim --file Dockerfile.otpqr --tag otpqr:sim .
 
 # One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
-sim: ## the simulator, otpqr and the entry as static binaries, in simulator/bin
+sim: ## the simulator, otpqr, the gate and the entry as static binaries, in simulator/bin
 	$(STATIC) target --package scone-run
 	$(STATIC) target --package scone-sim
 	$(STATIC) target --package otpqr-entry
 	$(STATIC) otpqr/target --manifest-path otpqr/Cargo.toml
+	$(STATIC) programs/permit/target --manifest-path programs/permit/Cargo.toml --features gate
 	install -d -m 0755 simulator/bin $(addprefix simulator/bin/rootfs/,bin out root .sealed)
 	install -C target/$(HOST)/release/scone-sim simulator/bin
 	install -C target/$(HOST)/release/scone-run target/$(HOST)/release/entry simulator/bin/rootfs
-	install -C otpqr/target/$(HOST)/release/otpqr simulator/bin/rootfs/bin
+	install -C otpqr/target/$(HOST)/release/otpqr programs/permit/target/$(HOST)/release/gate simulator/bin/rootfs/bin
 	ln -sf rootfs/scone-run simulator/bin/scone-run
 	ln -sf scone-sim simulator/bin/scone
 	ln -sf scone-sim simulator/bin/scone-signer

@@ -13,6 +13,7 @@ mod engines;
 mod errors;
 mod flow;
 mod fresh;
+mod gate;
 mod host;
 mod multiplexers;
 mod phone;

@@ -106,6 +106,22 @@ impl Budget {
         self.starts
     }
 
+    /// One start beside these, under a name of its own: a file in the same directory.
+    pub fn beside(&self, name: &str) -> Budget {
+        Budget::once(self.first.with_file_name(name))
+    }
+
+    /// Forgets starts [`Budget::beside`] these whose names begin so, but for one, as far as that is possible.
+    pub fn forget_beside(&self, prefix: &str, but: &str) {
+        let directory = self.first.parent().unwrap_or(Path::new("/"));
+        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            if name.to_str().is_some_and(|name| name.starts_with(prefix) && name != but) {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
+    }
+
     /// Refuses if all are taken. Others may take the last one right after.
     ///
     /// # Errors

@@ -77,6 +77,11 @@ impl Code {
         format!("{service}@{}", self.0)
     }
 
+    /// A code that a program printed.
+    pub fn dispensed(text: &str) -> Result<Code, Failure> {
+        Ok(Code::parse(text)?)
+    }
+
     /// Passes over white space, since authenticators show `123 456`, and over the byte order mark that editors put into files.
     fn parse(text: &str) -> Result<Code, CodeError> {
         let code: String = text.chars().filter(|c| !c.is_whitespace() && *c != '\u{feff}').collect();

@@ -59,6 +59,12 @@ pub struct Executable<'a> {
 /// Ours: one static file, in an image that has nothing else.
 pub const OTPQR: Executable = Executable { path: "/bin/otpqr", files: None };
 
+/// The gate: one static file in the same image.
+pub const GATE: Executable = Executable { path: "/bin/gate", files: None };
+
+/// Where the gate sees its volume.
+pub(crate) const BUDGET: &str = "/permit";
+
 impl Executable<'_> {
     /// What the runtime is told.
     fn arguments(&self) -> Vec<String> {

@@ -178,6 +178,7 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
     let secrets: Vec<Value> = secrets.collect();
     let volumes = program.volumes.iter().enumerate();
     let volumes = volumes.map(|(index, path)| json!({ "name": program.volume_name(index), "path": path }));
+    let has_gate = program.gate.is_some();
     Ok(json!({
         "mrenclave": program.mrenclave,
         "command": program.command,
@@ -187,7 +188,14 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
         "pwd": program.pwd,
         "secrets": secrets,
         "volumes": volumes.collect::<Vec<_>>(),
+        "has_secrets": has_gate || !program.secrets.is_empty(),
+        "has_volumes": has_gate || !program.volumes.is_empty(),
         "removed": program.removed,
+        "gate": program.gate.as_ref().map(|gate| json!({
+            "mrenclave": gate.mrenclave,
+            "starts": gate.starts.to_string(),
+            "volume": program.gate_volume_name(),
+        })),
     }))
 }
 

@@ -12,11 +12,12 @@ use rustix::process::Signal;
 use crate::account::Account;
 use crate::caller::{Options, check_surroundings};
 use crate::code::{self, Code, Presentation, Source};
-use crate::container::{Executable, Mount, Ready, Start};
+use crate::container::{BUDGET, Executable, GATE, Mount, Ready, Start};
 use crate::failure::{Concern, Exit, Failure};
 use crate::refusal::Answer;
 use crate::relay::{Input, Relay, at_terminal};
-use crate::state::{self, Program};
+use crate::state::{self, Gate, Program};
+use crate::step;
 use crate::tool::{Finished, Running};
 
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +28,12 @@ enum ProgramError {
     Pending { program: String },
     #[error("the policy of program '{program}' takes {takes} of its caller's arguments, and {given} were given")]
     Arguments { program: String, takes: usize, given: usize },
+    #[error("no start is granted: {reason}")]
+    NotGranted { reason: String },
+    #[error("the gate cannot grant a start: {reason}")]
+    Gate { reason: String },
+    #[error("a start was taken, and its code not accepted: {reason}")]
+    StartLost { reason: String },
     #[error("program '{program}' has nothing that starts without a code")]
     NothingOpen { program: String },
     #[error("what was measured of image '{image}', for program '{program}', is not there any more")]
@@ -64,7 +71,9 @@ impl Concern for ProgramError {
         use ProgramError::*;
         match self {
             Arguments { .. } | NothingOpen { .. } => Exit::Usage,
-            Refused { .. } | AnotherProgram { .. } | Volume { .. } => Exit::Refused,
+            Refused { .. } | AnotherProgram { .. } | Volume { .. } | NotGranted { .. } => Exit::Refused,
+            Gate { .. } => Exit::Other,
+            StartLost { .. } => Exit::PartWay,
             BrokenOff { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
@@ -80,6 +89,8 @@ pub struct Launch<'a> {
     mounts: Vec<Mount>,
     publish: Vec<OsString>,
     volumes: Vec<(PathBuf, String)>,
+    /// Of the gate before it, if there is one and it is not open.
+    gate: Option<(&'a Gate, [(PathBuf, String); 1])>,
     /// Where something may be mounted.
     mounted: Vec<String>,
     /// Made for this start: empty, they would stand in the way of one that is moved back.
@@ -109,24 +120,35 @@ impl<'a> Launch<'a> {
         let program = known(account, name)?;
         let (volumes, made, mounted) = (Vec::new(), Vec::new(), program.mounted());
         let arguments = &options.arguments;
-        let mut launch = Launch { account, name, program, arguments, mounts, publish, volumes, mounted, made, is_open };
-        let directory = state::program_volumes(&account.root, &account.name, name);
+        let gate = None;
+        let mut launch =
+            Launch { account, name, program, arguments, mounts, publish, volumes, gate, mounted, made, is_open };
         for (index, path) in program.volumes.iter().enumerate() {
-            let host = directory.join(program.volume_name(index));
-            if !host.exists() {
-                let made = DirBuilder::new().recursive(true).mode(0o700).create(&host);
-                made.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
-                launch.made.push(host.clone());
-            }
+            let host = launch.volume(&program.volume_name(index))?;
             launch.volumes.push((host, path.clone()));
+        }
+        if let Some(gate) = program.gate.as_ref().filter(|_| !is_open) {
+            let host = launch.volume(&program.gate_volume_name())?;
+            launch.gate = Some((gate, [(host, BUDGET.to_owned())]));
         }
         launch.check_volumes()?;
         Ok(launch)
     }
 
+    /// The host's side of a volume.
+    fn volume(&mut self, name: &str) -> Result<PathBuf, Failure> {
+        let host = state::program_volumes(&self.account.root, &self.account.name, self.name).join(name);
+        if !host.exists() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&host);
+            made.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
+            self.made.push(host.clone());
+        }
+        Ok(host)
+    }
+
     /// Makes sure that no other runtime has a volume open: it would say so when the code is spent.
     fn check_volumes(&self) -> Result<(), Failure> {
-        for (host, _) in &self.volumes {
+        for (host, _) in self.volumes.iter().chain(self.gate.iter().flat_map(|(_, volume)| volume)) {
             let opened = File::open(host);
             let opened =
                 opened.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
@@ -199,7 +221,50 @@ impl<'a> Launch<'a> {
             spent: None,
             remains: "nothing was started and no code was spent".to_owned(),
         };
-        Ok(presentation.make(get_ready, &mut |ready, code| go(ready, Some(code)))?.0)
+        let Some((gate, volumes)) = &self.gate else {
+            return Ok(presentation.make(get_ready, &mut |ready, code| go(ready, Some(code)))?.0);
+        };
+        let at_the_gate = Start { image_id: &gate.image_id, executable: GATE, volumes, ..Start::of(self.account) };
+        // The program waits, too: the gate's code is good for half a minute.
+        let get_ready = || Ok((get_ready()?, self.account.tools.get_ready(&at_the_gate, None)?));
+        let service = format!("{}/{}/{}/gate", state.namespace, self.name, self.account.name);
+        let finished = presentation.make(&get_ready, &mut |(program, gate), code| {
+            self.check_again()?;
+            let dispensed = gate.go(&code.config_id(&service))?;
+            if Answer::of(&dispensed).is_about_code() {
+                return Ok(dispensed);
+            }
+            let code = self.dispensed(&dispensed)?;
+            let started = go(program, Some(&code))?;
+            match Answer::of(&started) {
+                answer if answer.is_about_code() => Err(ProgramError::StartLost { reason: started.reason() }.into()),
+                _ => Ok(started),
+            }
+        });
+        Ok(finished?.0)
+    }
+
+    /// The code that the gate dispensed, or why there is none.
+    fn dispensed(&self, finished: &Finished) -> Result<Code, Failure> {
+        let said = || finished.reason().trim_start_matches("gate: error: ").to_owned();
+        match finished.code {
+            _ if Answer::is_of_start(finished) => Err(self.explain(finished)),
+            Some(0) => {
+                step(
+                    finished
+                        .stderr
+                        .lines()
+                        .rfind(|line| line.starts_with("gate: "))
+                        .unwrap_or("gate: a start is taken"),
+                );
+                Ok(Code::dispensed(&finished.stdout)?)
+            }
+            Some(10) => {
+                let more = self.account.script("protect", &format!(" {} --starts N   # grants more", self.name));
+                Err(Failure::from(ProgramError::NotGranted { reason: said() }).hint(more))
+            }
+            _ => Err(ProgramError::Gate { reason: said() }.into()),
+        }
     }
 
     pub(crate) fn config_id(&self, code: Option<&Code>) -> String {
@@ -320,9 +385,14 @@ pub fn check_image(account: &Account, name: &str) -> Result<(), Failure> {
     let (Program { image, image_id, command, mrenclave, .. }, mounted) = (program, program.mounted());
     let path = command.first().map_or("", String::as_str);
     // An ID stands for its content; a directory does not.
-    let is_there = account.tools.has_image(image_id)?;
-    let executable = Executable { path, files: Some(&mounted) };
-    if is_there && (account.tools.runs_containers() || account.tools.measure(image_id, executable)? == *mrenclave) {
+    let tools = &account.tools;
+    let is_there = |image_id: &str, executable: Executable, mrenclave: &str| -> Result<bool, Failure> {
+        let is_there = tools.has_image(image_id)?;
+        Ok(is_there && (tools.runs_containers() || tools.measure(image_id, executable)? == mrenclave))
+    };
+    let gate = program.gate.as_ref();
+    let has_gate = gate.map_or(Ok(true), |gate| is_there(&gate.image_id, GATE, &gate.mrenclave))?;
+    if has_gate && is_there(image_id, Executable { path, files: Some(&mounted) }, mrenclave)? {
         return Ok(());
     }
     let another = ProgramError::AnotherImage { program: name.to_owned(), image: image.clone() };

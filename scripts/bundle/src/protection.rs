@@ -6,13 +6,13 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::account::Account;
-use crate::container::{self, Executable, SCRATCH};
+use crate::container::{self, BUDGET, Executable, GATE, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::{Made, UserImage};
 use crate::policy::{self, Versions};
 use crate::sconify;
 use crate::session::Session;
-use crate::state::{Program, Secret};
+use crate::state::{Gate, Program, Secret};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +41,8 @@ enum ProtectionError {
     OnPath { path: String },
     #[error("'--open' starts '{open}', but the program that is measured is '{program}'")]
     AnotherProgram { open: String, program: String },
+    #[error("a gate counts the starts of '{program}' already, and goes on: leave out '--counts-itself'")]
+    AnotherCount { program: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
 }
@@ -53,9 +55,6 @@ impl Concern for ProtectionError {
         }
     }
 }
-
-/// Where a program with a number of starts notes them (programs/permit).
-const BUDGET: &str = "/permit";
 
 /// No variable of a program may be longer, in bytes.
 const LONGEST: usize = 4096;
@@ -89,10 +88,13 @@ pub struct Options {
     /// What everybody may start with 'start.rs NAME --open', without a code; with the same secrets and volumes
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     pub open: Option<Words>,
-    /// How often it may be started in all, by whoever has codes: for a program that takes each start from this number itself
-    /// (programs/permit), as the signer does. It stays; a higher one grants more
+    /// How often it may be started in all, by whoever has codes: a gate, which takes the code, counts. It stays; a higher number
+    /// grants more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub starts: Option<u32>,
+    /// With --starts: the program counts by itself (programs/permit), as the signer does, and only what it does its work for
+    #[arg(long, requires = "starts")]
+    pub counts_itself: bool,
     /// Begin with empty volumes: what is in the old ones is lost
     #[arg(long)]
     pub new_volumes: bool,
@@ -112,8 +114,8 @@ fn words(text: &str) -> Result<Words, String> {
 fn variable(text: &str) -> Result<(String, String), &'static str> {
     let (name, value) = text.split_once('=').ok_or("must be NAME=…")?;
     let first = |c: char| c.is_ascii_alphabetic() || c == '_';
-    if name.starts_with("otp_secret_") {
-        return Err("'otp_secret_…' is what policies call the codes' secret");
+    if name.starts_with("otp_secret_") || name == "start_secret" {
+        return Err("'otp_secret_…' and 'start_secret' are what policies call the codes' secrets");
     }
     if [permit::FILE, permit::STARTS].contains(&name) {
         return Err("how often a program may be started is said with '--starts'");
@@ -148,7 +150,9 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let image = options.image.clone().or(recorded);
     let image = image.ok_or_else(|| ProtectionError::NoImage { program: name.to_owned() })?;
     let starts = options.starts.or_else(|| known.as_ref()?.starts());
-    let budget = starts.map(|_| BUDGET.to_owned());
+    let counts_itself = counts_itself(name, options, known.as_ref())?;
+    let own_starts = starts.filter(|_| counts_itself);
+    let budget = own_starts.map(|_| BUDGET.to_owned());
     let volumes = [&options.volume[..], budget.as_slice()].concat();
     let volumes = with_more(known.as_ref().map(|program| &program.volumes), &volumes);
     let mount_points = with_more(known.as_ref().map(|program| &program.mount_points), &options.mount_point);
@@ -164,7 +168,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     };
     environment.extend(options.env.iter().cloned());
     environment.retain(|variable, _| ![permit::FILE, permit::STARTS].contains(&variable.as_str()));
-    if let Some(starts) = starts {
+    if let Some(starts) = own_starts {
         environment.insert(permit::FILE.to_owned(), format!("{BUDGET}/start"));
         environment.insert(permit::STARTS.to_owned(), starts.to_string());
     }
@@ -205,6 +209,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
+    let gate = starts.filter(|_| !counts_itself).map(|starts| gate(account, starts)).transpose()?;
     let remembered = account.state.programs.get(name);
     let volume_version = remembered.map_or(1, |program| program.volume_version) + u32::from(options.new_volumes);
     let (own, person) = remembered.map_or((None, None), |program| (program.own.clone(), program.person.clone()));
@@ -223,6 +228,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         volume_version,
         mount_points,
         sconified,
+        gate,
         removed,
         pending,
         own,
@@ -303,7 +309,26 @@ pub fn tag(account: &Account, name: &str) -> String {
 fn owned(program: &Program) -> impl PartialEq + '_ {
     let open =
         (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
-    (&program.secrets, &program.volumes, program.volume_version, program.removed, open)
+    let has_gate = program.gate.is_some();
+    (&program.secrets, &program.volumes, program.volume_version, program.removed, open, has_gate)
+}
+
+/// Whether the program counts its starts, if there is a number of them. Who counts them stays who does.
+fn counts_itself(name: &str, options: &Options, known: Option<&Program>) -> Result<bool, Failure> {
+    match known.map(|program| (program.gate.is_some(), program.starts().is_some())) {
+        Some((true, _)) if options.counts_itself => {
+            Err(ProtectionError::AnotherCount { program: name.to_owned() }.into())
+        }
+        Some((has_gate, true)) => Ok(!has_gate),
+        _ => Ok(options.counts_itself),
+    }
+}
+
+/// The gate of a program, which the account's image has.
+fn gate(account: &Account, starts: u32) -> Result<Gate, Failure> {
+    let image_id = account.state.image_id.clone();
+    let mrenclave = account.tools.measure(&image_id, GATE)?;
+    Ok(Gate { image_id, mrenclave, starts })
 }
 
 fn with_program(account: &Account, image: &UserImage, words: &[String]) -> Result<Vec<String>, Failure> {

@@ -118,6 +118,8 @@ pub struct Program {
     pub mount_points: Vec<String>,
     /// How its image was converted for SCONE; absent: it was not.
     pub sconified: Option<Sconified>,
+    /// What counts its starts; absent: nothing, or the program itself.
+    pub gate: Option<Gate>,
     /// What it owned is given up, and nobody may start it.
     pub removed: bool,
     /// Whether CAS may not hold all this yet.
@@ -125,6 +127,17 @@ pub struct Program {
     /// The versions of its two sessions that CAS last confirmed.
     pub own: Option<Version>,
     pub person: Option<Version>,
+}
+
+/// The confidential program that dispenses a code for each start (programs/permit).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gate {
+    /// The account's image, which has it, as it was when it was measured.
+    pub image_id: String,
+    pub mrenclave: String,
+    /// How many starts it grants in all.
+    pub starts: u32,
 }
 
 /// How a program that was not built for SCONE became one.
@@ -192,7 +205,13 @@ impl Program {
 
     /// How often it may be started in all; `None`: as often as there are codes.
     pub fn starts(&self) -> Option<u32> {
-        self.environment.get(permit::STARTS)?.parse().ok()
+        let own = self.environment.get(permit::STARTS).and_then(|starts| starts.parse().ok());
+        self.gate.as_ref().map(|gate| gate.starts).or(own)
+    }
+
+    /// What CAS calls the volume of its gate.
+    pub fn gate_volume_name(&self) -> String {
+        format!("starts_{}", self.volume_version)
     }
 
     /// What CAS calls a volume.
