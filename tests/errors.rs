@@ -603,9 +603,9 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged or not ours
 ",
         ),
         (
-            "format: 4\n",
+            "format: 5\n",
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' has format 4; this script knows 3
+gen_qr: error: state file 'ROOT/state/signing.yml' has format 5; this script knows 4
 ",
         ),
         (
@@ -1536,6 +1536,12 @@ hint: ./scripts/protect.rs --account signing shell --secret KEY=base64:FILE",
         2,
         "protect: error: this cannot be undone once it is done, and there is no terminal to ask on: give '--yes'\n",
     );
+    protect(&[&image[..], &["--secret", "KEY=base64:lines", "--starts", "2"]].concat()).expect(0);
+    refused(
+        &["--starts", "3", "--counts-itself"],
+        2,
+        "protect: error: a gate counts the starts of 'shell' already, and goes on: leave out '--counts-itself'",
+    );
     let begun = host.instead_of("scone", &upload_fails(2), || host.signing("roll_forward", &["--yes"]));
     assert_eq!(begun.code, Some(4), "{begun:?}");
     refused(
@@ -1697,6 +1703,49 @@ hint: ./scripts/protect.rs --account signing shell   # goes on",
     );
 }
 
+/// Here CAS's clock is another than the gate's, which is the host's.
+#[test]
+fn a_start_that_a_gate_does_not_grant() {
+    let host = Host::with_account();
+    let image = host.root.join("image");
+    fs::create_dir(&image).expect("a directory");
+    image::shell(&image, "");
+    host.gen_qr().expect(0);
+    let svg = fs::read_dir(&host.root).expect("the root").map(|entry| entry.expect("an entry").file_name());
+    let svg = svg.map(|name| name.into_string().expect("a name")).find(|name| name.ends_with(".svg"));
+    let alice = host.scan(&svg.expect("the QR code"));
+    let command = ["shell", "--image", "image", "--command", "/bin/sh /app/service.sh", "--starts", "1"];
+    host.signing("protect", &command).expect(0);
+    let start = || {
+        let start = host.script_command("start", &["--account", "signing", "shell", "--otp-file", "-"]);
+        let outcome = run_with_input(start, &alice.code_at(host.now()));
+        host.wait(30);
+        outcome
+    };
+    let step = "start: platform 'sim-native' is software only: a rehearsal that protects nobody from root\n";
+    let warning = "[SCONE|WARN] scone-run: Application runs in SGX simulation mode. Its memory can be read by the untrusted system! This is not secure! (scone-sim: software only)\n";
+    host.says(
+        start(),
+        4,
+        &format!(
+            "\
+{step}start: gate: start 1 of 1
+{warning}start: error: a start was taken, and its code not accepted: The given One-time Password is invalid. Please try again.
+"
+        ),
+    );
+    host.says(
+        start(),
+        5,
+        &format!(
+            "\
+{step}start: error: no start is granted: the one start is taken
+hint: ./scripts/protect.rs --account signing shell --starts 2   # grants one more
+"
+        ),
+    );
+}
+
 /// The name of the manifest in a sealed volume.
 fn first_manifest(volume: &Path) -> String {
     let entries = fs::read_dir(volume).expect("the volume").map(|entry| entry.expect("an entry").file_name());
@@ -1797,6 +1846,10 @@ const EXEMPT: &[(&str, &str)] = &[
     ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
     ("tail -n 3 {log}   # says why", "tests/host.rs"),
     ("this host cannot run the program: {reason}", "tests/host.rs"),
+    (
+        "the gate cannot grant a start: {reason}",
+        "what it lacks comes from the policy, and the runtime sees first to its volume",
+    ),
     ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
     ("   # once it is scanned", "tests/doctor.rs"),

@@ -109,7 +109,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     counted.next_step();
     counted.start().expect(0).saying("gate: start 2 of 2");
     let spent = counted.start().expect(5).saying("no start is granted: all 2 starts are taken");
-    spent.saying("hint: ").saying("--starts N");
+    spent.saying("hint: ").saying("--starts 3   # grants one more");
 
     // The volume as it was when there was one more.
     let moved = bundle.root.join("moved");

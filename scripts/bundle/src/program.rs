@@ -260,8 +260,14 @@ impl<'a> Launch<'a> {
                 Ok(Code::dispensed(&finished.stdout)?)
             }
             Some(10) => {
-                let more = self.account.script("protect", &format!(" {} --starts N   # grants more", self.name));
-                Err(Failure::from(ProgramError::NotGranted { reason: said() }).hint(more))
+                let failure = Failure::from(ProgramError::NotGranted { reason: said() });
+                match self.program.starts() {
+                    Some(starts) if said().ends_with("taken") => {
+                        let more = format!(" {} --starts {}   # grants one more", self.name, starts + 1);
+                        Err(failure.hint(self.account.script("protect", &more)))
+                    }
+                    _ => Err(failure),
+                }
             }
             _ => Err(ProgramError::Gate { reason: said() }.into()),
         }

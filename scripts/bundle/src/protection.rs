@@ -12,7 +12,7 @@ use crate::image::{Made, UserImage};
 use crate::policy::{self, Versions};
 use crate::sconify;
 use crate::session::Session;
-use crate::state::{Gate, Program, Secret};
+use crate::state::{Gate, PERMIT_FILE, PERMIT_STARTS, Program, Secret};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
@@ -117,7 +117,7 @@ fn variable(text: &str) -> Result<(String, String), &'static str> {
     if name.starts_with("otp_secret_") || name == "start_secret" {
         return Err("'otp_secret_…' and 'start_secret' are what policies call the codes' secrets");
     }
-    if [permit::FILE, permit::STARTS].contains(&name) {
+    if [PERMIT_FILE, PERMIT_STARTS].contains(&name) {
         return Err("how often a program may be started is said with '--starts'");
     }
     if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit()) {
@@ -167,10 +167,10 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         None => (user.environment.iter().cloned().collect(), user.pwd.clone()),
     };
     environment.extend(options.env.iter().cloned());
-    environment.retain(|variable, _| ![permit::FILE, permit::STARTS].contains(&variable.as_str()));
+    environment.retain(|variable, _| ![PERMIT_FILE, PERMIT_STARTS].contains(&variable.as_str()));
     if let Some(starts) = own_starts {
-        environment.insert(permit::FILE.to_owned(), format!("{BUDGET}/start"));
-        environment.insert(permit::STARTS.to_owned(), starts.to_string());
+        environment.insert(PERMIT_FILE.to_owned(), format!("{BUDGET}/start"));
+        environment.insert(PERMIT_STARTS.to_owned(), starts.to_string());
     }
     let command = match (&options.command, &before) {
         (Some(Words(words)), _) => with_program(account, &user, words)?,

@@ -16,8 +16,12 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Platform;
 
-/// Since format 2 the predecessors are recorded, since format 3 the programs.
-const FORMAT: u32 = 3;
+/// Since format 2 the predecessors are recorded, since format 3 the programs, since format 4 their gates.
+const FORMAT: u32 = 4;
+
+/// Where a program that counts its starts finds what they are noted in, and how many there are (programs/permit).
+pub const PERMIT_FILE: &str = "PERMIT_FILE";
+pub const PERMIT_STARTS: &str = "PERMIT_STARTS";
 
 /// No secret and no volume gets a higher number.
 pub const LAST_VERSION: u32 = 1_000_000;
@@ -205,7 +209,7 @@ impl Program {
 
     /// How often it may be started in all; `None`: as often as there are codes.
     pub fn starts(&self) -> Option<u32> {
-        let own = self.environment.get(permit::STARTS).and_then(|starts| starts.parse().ok());
+        let own = self.environment.get(PERMIT_STARTS).and_then(|starts| starts.parse().ok());
         self.gate.as_ref().map(|gate| gate.starts).or(own)
     }
 
@@ -393,7 +397,7 @@ pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Fa
     let since = match serde_yaml::from_slice::<Format>(&content) {
         // What an older format lacks. (In this one nothing is optional: a file may have been cut off.)
         Ok(Format { format: 1 | 2 }) => "programs: {}\n",
-        Ok(Format { format: FORMAT }) => "",
+        Ok(Format { format: 3 | FORMAT }) => "",
         Ok(Format { format }) => return Err(StateError::Format { file, found: format }.into()),
         Err(_) => return Err(StateError::NotOurs { file }.into()),
     };
