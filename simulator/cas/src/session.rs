@@ -26,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use yaml_serde::Value;
 
 pub use access::{Creator, Rule};
-pub use delegated::{Or, Unresolved, fragment};
+pub use delegated::{Or, Unresolved, Weight, fragment};
 pub use not_simulated::{DEFAULTS, NOT_SIMULATED, VALUES_NOT_SIMULATED};
 pub use secret::{Algorithm, Endpoint, KeyType, Kind, Secret, SecretExport, SecretImport, decode_shared_secret};
 pub use service::{Service, Signer, Variant, host_argument, host_variable};

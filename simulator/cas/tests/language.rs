@@ -114,6 +114,12 @@ fn secrets_may_stand_for_any_part_of_what_a_service_must_show() {
         ("[]", "{attestation: $$SCONE::v$$}", &fragment("v", "{tolerate: [all]}"), "'all' is not known"),
         ("[]", "{attestation: {mode: $$SCONE::v$$}}", &text("v", "hardware"), "at least one attestation variant"),
         ("[]", "{singleton_enclaves: $$SCONE::v$$}", &text("v", "true"), "not simulated: security.singleton_enclaves"),
+        // A list that is written in a list stays one.
+        ("[[{mrenclave: x}]]", "", &measured, "attestation"),
+        // No program could meet these, and CAS's answers would tell them.
+        ("{mrenclave: $$SCONE::b:hex$$}", "", &"  - {name: b, kind: binary, size: 32}\n".into(), "that somebody wrote"),
+        ("{mrenclave: $$SCONE::a$$}", "", &"  - {name: a, kind: ascii}\n".into(), "that somebody wrote"),
+        ("$$SCONE::k$$", "", &"  - {name: k, kind: private-key}\n".into(), "that somebody wrote"),
     ] {
         refused(&delegating(attestation, security, secrets), why);
     }
@@ -133,6 +139,14 @@ fn secrets_may_stand_for_any_part_of_what_a_service_must_show() {
         ]
         .concat(),
     );
+    // Placeholders stand for placeholders, but not without end.
+    let steps = |steps: usize| {
+        let step = |n: usize| fragment(&format!("v{n}"), &format!("'$$SCONE::v{}$$'", n + 1));
+        let last = fragment(&format!("v{steps}"), &format!("{{mrenclave: {MRENCLAVE}}}"));
+        delegating("$$SCONE::v1$$", "", &((1..steps).map(step).collect::<String>() + &last))
+    };
+    accepted(&steps(8));
+    refused(&steps(9), "its placeholders stand for one another");
     // What is kept, hashed and read back are the placeholders.
     let session = accepted(&all);
     let read = session.to_yaml().unwrap();
@@ -297,6 +311,8 @@ fn a_signer_is_an_ed25519_or_p384_key() {
 fn rules_of_several_are_for_update_and_create_sessions_and_can_be_met() {
     let with = |policy: &str| session(&format!("access_policy: {{{policy}}}\n"));
     let key = serde_json::json!(SIGNER).to_string();
+    let client = Identity::generate("alice").unwrap();
+    let certificate = serde_json::json!(client.certificate_pem).to_string();
     for (policy, why) in [
         ("read: [{signer: KEY}]", "access_policy: read and list_sessions take neither signers nor require- rules"),
         ("read: {require-all: [CREATOR]}", "a request to read is not signed"),
@@ -308,6 +324,11 @@ fn rules_of_several_are_for_update_and_create_sessions_and_can_be_met() {
         (
             "update: {require-at-least-2: [{signer: KEY}, CREATOR, {signer: KEY}]}",
             "require-at-least-2 has the same rule twice: who meets it would count for two",
+        ),
+        // A certificate and the hash of its key are the same rule, and what CAS keeps must be readable.
+        (
+            "update: {require-at-least-1: [CERTIFICATE, HASH]}",
+            "access_policy.update: require-at-least-1 has the same rule twice",
         ),
         ("update: {require-at-least-1: []}", "require-at-least-1 has 0 rules"),
         ("update: {require-all: }", "require-all has 0 rules"),
@@ -328,7 +349,8 @@ fn rules_of_several_are_for_update_and_create_sessions_and_can_be_met() {
             "creator: unknown field `require-all`, expected `signer`",
         ),
     ] {
-        refused(&with(&policy.replace("KEY", &key)), why);
+        let policy = policy.replace("KEY", &key).replace("CERTIFICATE", &certificate).replace("HASH", &client.key_hash);
+        refused(&with(&policy), why);
     }
     let nested = |depth: usize| {
         let (open, close) = ("{require-all: ".repeat(depth), "}".repeat(depth));
@@ -364,17 +386,23 @@ fn a_fragment_of_the_policy_may_be_the_access_policy() {
         ("{read: {require-all: [CREATOR]}}", "a request to read is not signed"),
         ("{update: {require-at-least-2: [CREATOR]}}", "require-at-least-2 has 1 rules"),
         ("7", "invalid type: integer `7`"),
+        ("{update: [CREATER]}", "access_policy.update: 'CREATER' is not CREATOR, ANY, NONE or a key hash"),
+        ("[ANY, CREATOR]", "access_policy.read: ANY must stand alone"),
+        ("CREATER", "'CREATER' is not CREATOR"),
+        ("{require-any: [CREATOR]}", "unknown field `require-any`"),
     ] {
         let refusal = "access_policy.read: the config-fragment 'f' is no access policy: ";
         refused(&with(&format!("value: {policy}")), refusal);
         refused(&with(&format!("value: {policy}")), why);
     }
     let code = "security: {attestation: {one_time_password_shared_secret: $$SCONE::f$$}}\n";
-    refused(&(with("value: x") + code), "one_time_password_shared_secret: not base32");
+    refused(&(with("value: CREATOR") + code), "one_time_password_shared_secret: not base32");
 
     let written = accepted(&with("value: {read: [ANY], update: CREATOR}"));
     assert_eq!(written.secrets[0].value.as_deref(), Some(r#"{"read":["ANY"],"update":"CREATOR"}"#));
     assert!(accepted(&written.to_yaml().unwrap()) == written && written.refers_to_creator());
+    // A rule alone, as `update` takes it.
+    accepted(&with("value: {require-all: [CREATOR]}"));
     let alone = "access_policy: $$SCONE::f$$\nsecrets: {name: f, kind: config-fragment, value: [NONE]}\n";
     assert_eq!(accepted(&session(alone)).secrets[0].value.as_deref(), Some(r#"["NONE"]"#));
 }
@@ -433,6 +461,7 @@ fn a_signer_is_whole_and_says_one_thing_about_versions() {
     refused(&signer(", isvprodid: 1, isvsvn: 65536"), "isvsvn");
     refused(&signer(", isvprodid: 1, isvsvn: 2, isvsvn_min: 1"), "exclude one another");
     refused(&signer(", isvprodid: 1, isvsvn: 2, isvsvn_max: 3"), "exclude one another");
+    refused(&signer(", isvprodid: 1, isvsvn_min: 5, isvsvn_max: 2"), "isvsvn_min is above isvsvn_max");
     refused(&signer(", isvprodid: 1, version: 2"), "unknown field `version`");
     refused(&with("{signer: {mrsigner: abc, isvprodid: 1}}"), "a mrsigner is not 64 hex digits");
     for versions in ["", ", isvsvn: 2", ", isvsvn_min: 1, isvsvn_max: 3"] {
@@ -712,6 +741,10 @@ fn an_injected_file_is_the_images_or_has_its_content_in_the_policy() {
     refused(&file("{path: etc, content: x}"), "not an absolute path");
     refused(&file("{path: /v/f, content: x}"), "not simulated: images[0].injection_files[0].path: a file in a volume");
     refused(&file("{path: /a, content: x}, {path: /a/b, content: x}"), "used twice");
+    // The first may be the one below, and another may stand between them in the order of letters.
+    refused(&file("/a/b, /a-b, /a"), "images[0].injection_files[0].path: used twice");
+    refused(&file("/a, /b, /a"), "images[0].injection_files[2].path: used twice");
+    accepted(&file("/a, /a-b, /ab"));
     refused(&file("{path: /a, content: '$$SCONE::c$$'}"), "no secret 'c'");
     for permission in ["700", "0o1000", "0o888", "rw", "0o"] {
         refused(&file(&format!("{{path: /a, content: x, permission: {permission}}}")), "permission");
@@ -787,6 +820,22 @@ fn a_session_that_is_too_long_too_deep_or_blows_up_is_refused() {
         let error = Session::parse(&bomb).unwrap_err().to_string();
         assert!(error.contains("aliases are expanded") || error.contains("repetition limit"), "{error}");
     }
+    // So do fragments that stand for one another, also if each is of another service.
+    let fragment = |n: usize, value: &str| {
+        format!("  - {{name: f{n}, kind: config-fragment, value: [{}]}}\n", vec![value; 20].join(", "))
+    };
+    let fragments = (0..5).map(|n| fragment(n, &format!("$$SCONE::f{}$$", n + 1))).collect::<String>();
+    let bomb = fragments + &fragment(5, "debug-mode");
+    refused(
+        &delegating("[]", "{attestation: {mode: none, tolerate: [$$SCONE::f0$$]}}", &bomb),
+        "security: too large once its placeholders are resolved",
+    );
+    let large = format!("  - {{name: f, kind: config-fragment, value: [{}]}}\n", [MRENCLAVE; 1_000].join(", "));
+    let service = |n: usize| format!("  - {{name: s{n}, command: /p, attestation: {{mrenclave: $$SCONE::f$$}}}}\n");
+    let services =
+        |count| session(&format!("services:\n{}secrets:\n{large}", (0..count).map(service).collect::<String>()));
+    accepted(&services(5));
+    refused(&services(50), "attestation: too large once its placeholders are resolved");
     refused("a: &a [*a]\n", "");
     // Without aliases any text of that length can be read, however dense.
     refused(&session(&format!("a: [{}]\n", vec!["1"; MAX_TEXT / 2 - 30].join(","))), "unknown field `a`");

@@ -425,6 +425,33 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
 }
 
 #[test]
+fn what_cannot_start_uses_up_no_code() {
+    let mut rig = Rig::new();
+    let security = "security: {attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}}\n";
+    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
+    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let start = |rig: &Rig| {
+        let (code, access) = (Some(&*code), Access::default());
+        rig.claim(&Claim { service: "a/s", code, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
+    };
+    // Nobody is trusted, and the answer would not fit in a frame once control characters are escaped.
+    rig.put("b", "secrets: [{name: v, kind: config-fragment, value: [], export: {session: a}}]\n");
+    let nobody = "services: [{name: s, command: /p, attestation: $$SCONE::v$$}]\nsecrets: [{name: v, import: {session: b, secret: v}}]\n";
+    let controls = format!("secrets: [{{name: c, kind: config-fragment, value: \"{}\"}}]\n", "\\a".repeat(50_000));
+    let long = service_with("command: [/p, $$SCONE::c$$, $$SCONE::c$$, $$SCONE::c$$, $$SCONE::c$$]") + &controls;
+    for (policy, why) in [(nobody, "accepts no program"), (&long, "The configuration is larger than")] {
+        rig.put("a", &format!("{policy}{security}"));
+        for _ in 0..2 {
+            let causes = start(&rig).unwrap_err();
+            assert!(causes.last().unwrap().contains(why), "{causes:?}");
+        }
+    }
+    rig.put("a", &(service_with("command: /p") + security));
+    start(&rig).unwrap();
+    assert!(start(&rig).unwrap_err().last().unwrap().contains("already"), "the code was good, and is used up now");
+}
+
+#[test]
 fn everybody_may_read_what_is_exported_to_the_public_and_nothing_else() {
     let mut rig = Rig::new();
     let read = |rig: &Rig, secret: Option<&str>| rig.cas.public_values("a", secret).unwrap();
@@ -499,6 +526,10 @@ secrets:
     assert_eq!((&forms["b:base64"], &forms["b:base32nopad"]), (&b"AP8=".to_vec(), &b"AD7Q".to_vec()));
     assert!(forms["crt"].starts_with(b"-----BEGIN CERTIFICATE-----") && forms["crt:privatekey"] == forms["key:pem"]);
     assert!(forms.keys().all(|name| !name.starts_with("gone")));
+    // A secret declared by the whole name comes before a deprecated format.
+    let two = session("/f").replace("name: a, kind", "name: b.hex, kind");
+    rig.put("a", &two);
+    assert_eq!(provided(&rig)["b.hex"], b"x");
 }
 
 #[test]
@@ -799,6 +830,90 @@ fn secrets_that_are_made_of_one_another_are_refused() {
         rig.put_showing("b", &[shown], &half("a"));
         rig.put_showing("a", &[shown], &half("b"));
         rig.refuses("a/s", "is made of too many others, or of itself");
+    }
+}
+
+/// Each certificate asks twice for the next, so without a memory the last would be asked for 2^24 times. Anybody may ask.
+#[test]
+fn a_secret_that_many_others_need_is_made_once() {
+    let mut rig = Rig::new();
+    let pem = serde_json::json!(rig.alice.certificate);
+    let mut secrets = "secrets:\n".to_owned();
+    for n in 0..24 {
+        let issuer = format!("private_key: i{n}, issuer: i{n}, export_public: true");
+        secrets += &format!("  - {{name: c{n}, kind: x509-ca, value: {pem}, {issuer}, export: {{session: a}}}}\n");
+        secrets += &format!("  - {{name: i{n}, import: {{session: a, secret: c{}}}}}\n", n + 1);
+    }
+    secrets += &format!("  - {{name: c24, kind: x509-ca, value: {pem}, export: {{session: a}}}}\n");
+    rig.put("a", &secrets);
+    assert_eq!(rig.cas.public_values("a", Some("c0")).unwrap()["c0"], rig.alice.certificate);
+    rig.put_showing("a", &["$$SCONE::c0:chain$$"], &secrets);
+    assert_eq!(rig.shown("a")[0], rig.alice.certificate.repeat(24));
+}
+
+#[test]
+fn what_is_made_for_one_answer_is_limited_in_number_and_size() {
+    let mut rig = Rig::new();
+    let token = |n: usize, payload: &str| {
+        format!(
+            "  - {{name: t{n}, kind: jwt, signer: k, alg: ES384, validity: {{for: 1h}}, export_public: true, payload: {{{payload}}}}}\n"
+        )
+    };
+    let nested =
+        |n: usize| token(n, &(0..60).map(|c| format!("c{c}: $$SCONE::t{}$$", n - 1)).collect::<Vec<_>>().join(", "));
+    let tokens = [token(0, ""), nested(1), nested(2), nested(3)].concat();
+    let key = "secrets:\n  - {name: k, kind: private-key, key_type: P-384}\n";
+    rig.put_showing("a", &["$$SCONE::t3$$"], &format!("{key}{tokens}"));
+    rig.refuses("a/s", "The configuration is larger than 262144 bytes");
+    assert_eq!(rig.cas.public_values("a", None).unwrap().into_keys().collect::<Vec<_>>(), ["t0", "t1"]);
+
+    // Short texts that become long ones, in whichever place.
+    let binary = "secrets: [{name: b, kind: binary, size: 4096}]\n";
+    let words = service_with(&format!("command: [/p{}]", ", $$SCONE::b:hex$$".repeat(40)));
+    let variables: Vec<_> = (0..40).map(|n| format!("V{n}: $$SCONE::b:hex$$")).collect();
+    let variables = service_with(&format!("command: /p\n    environment: {{{}}}", variables.join(", ")));
+    let image = service_with("command: /p\n    image_name: i") + "images: [{name: i, injection_files: [/f]}]\n";
+    let names: Vec<_> = (0..250).map(|n| format!("{{name: {}{n}, kind: binary}}", "n".repeat(120))).collect();
+    for policy in [words + binary, variables + binary, format!("{image}secrets: [{}]\n", names.join(", "))] {
+        rig.put("a", &policy);
+        rig.refuses("a/s", "The configuration is larger than 262144 bytes");
+    }
+    let all: Vec<_> = (0..513).map(|n| format!("{{name: s{n}, kind: binary, size: 1}}")).collect();
+    let (last, most) = all.split_last().unwrap();
+    rig.put("a", &format!("{image}secrets: [{}, {last}]\n", most.join(", ")));
+    rig.refuses("a/s", "More than 512 secrets are needed");
+    rig.put("a", &format!("{image}secrets: [{}]\n", most.join(", ")));
+    rig.ask("a/s").unwrap();
+}
+
+/// Whoever can make CAS fail over one session stops everybody's `list`.
+#[test]
+fn an_import_of_another_kind_than_is_needed_harms_nobody_else() {
+    let mut rig = Rig::new();
+    rig.put(
+        "a",
+        "access_policy: {read: [$$SCONE::crt$$]}
+secrets:
+  - {name: key, kind: private-key}
+  - {name: other, kind: x509, private_key: key, export: {session: a}}
+  - {name: i, import: {session: a, secret: other}}
+  - {name: crt, kind: x509, private_key: i}
+  - {name: ca, kind: x509-ca, private_key: key, issuer: i}
+",
+    );
+    rig.put("b", "");
+    assert_eq!(rig.cas.list(Some(&rig.alice)).unwrap(), ["b"]);
+    let text = |shown: &str| format!("$$SCONE::{shown}$$");
+    for (shown, why) in [("crt", "What certificate 'crt' has for a key is none"), ("ca", "'i' cannot sign")] {
+        let secrets = "secrets:
+  - {name: key, kind: private-key}
+  - {name: other, kind: x509, private_key: key, export: {session: NAME}}
+  - {name: i, import: {session: NAME, secret: other}}
+  - {name: crt, kind: x509, private_key: i}
+  - {name: ca, kind: x509-ca, private_key: key, issuer: i}
+";
+        rig.put_showing(shown, &[&text(shown)], &secrets.replace("NAME", shown));
+        rig.refuses(&format!("{shown}/s"), why);
     }
 }
 

@@ -1,11 +1,14 @@
 //! Whom an access policy admits (`reference/scone.md` section 2.8).
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use rustls::pki_types::CertificateDer;
 
-use super::secrets::{Secrets, Value};
+use super::secrets::Secrets;
 use super::{CasError, settle};
-use crate::session::placeholder::{Part, Placeholder};
-use crate::session::{AccessPolicy, Creator, Kind, Rule, Session};
+use crate::session::placeholder::{OPEN, Part, Placeholder};
+use crate::session::{AccessPolicy, Creator, Kind, Rule};
 use crate::signing::{SessionSigner, Signature};
 use crate::store::{StoreError, Stored};
 use crate::tls;
@@ -53,62 +56,82 @@ pub(super) type List = fn(&AccessPolicy) -> &[Rule];
 
 /// Whether a list of the session's access policy admits them.
 pub(super) fn admits(secrets: &Secrets<'_>, asked: &Stored, list: List, party: Party<'_>) -> Result<bool, CasError> {
-    let rules = resolve(secrets, &asked.session, list(&asked.session.access_policy), list)?.concat();
-    Ok(match &rules[..] {
-        [Rule::Who(who)] if who == "ANY" => true,
-        rules => rules.iter().any(|rule| is_met(rule, asked, party)),
-    })
-}
-
-fn is_met(rule: &Rule, asked: &Stored, party: Party<'_>) -> bool {
-    let met = |rules: &[Rule]| rules.iter().filter(|rule| is_met(rule, asked, party)).count();
-    match (rule, party) {
-        (Rule::All(rules), _) => met(rules) == rules.len(),
-        (Rule::AtLeast(count, rules), _) => met(rules) >= *count,
-        (Rule::Signer(key), _) => party.has_signed(key),
-        (Rule::Who(who), _) if who == "CREATOR" => match (&asked.session.creator, party) {
-            (Some(Creator::Signer { signer }), _) => party.has_signed(signer),
-            (_, Party::Client(client)) => client.key_hash == asked.creator,
-            _ => false,
-        },
-        // ANY was to stand alone, and no key has NONE for its hash.
-        (Rule::Who(hash), Party::Client(client)) => client.key_hash == *hash,
-        _ => false,
+    let mut judge = Judge { secrets, asked, list, party, placeholders: HashMap::new() };
+    let rules = match list(&asked.session.access_policy) {
+        [Rule::Who(only)] if only.contains(OPEN) => Cow::Owned(judge.named(only)?),
+        rules => Cow::Borrowed(rules),
+    };
+    match &rules[..] {
+        [Rule::Who(who)] if who == "ANY" => Ok(true),
+        rules => Ok(judge.count(rules, 1)? == 1),
     }
 }
 
-/// What each rule says, with what secrets say now in the place of placeholders: any of what a placeholder stands for will do. A
-/// secret that cannot be had now, or names nobody, stands for nothing (section 2.8).
-fn resolve(secrets: &Secrets<'_>, session: &Session, rules: &[Rule], list: List) -> Result<Vec<Vec<Rule>>, CasError> {
-    let within = |rules: &[Rule]| {
-        let resolved = resolve(secrets, session, rules, list)?;
-        Ok::<_, CasError>(resolved.into_iter().map(|any| Rule::AtLeast(1, any)).collect::<Vec<_>>())
-    };
-    let resolve_rule = |rule: &Rule| {
-        Ok(match rule {
-            Rule::Signer(_) => vec![rule.clone()],
-            Rule::All(rules) => vec![Rule::All(within(rules)?)],
-            Rule::AtLeast(count, rules) => vec![Rule::AtLeast(*count, within(rules)?)],
-            Rule::Who(who) => {
-                let parts = session.parts("", who).map_err(|flaw| StoreError::Damaged(flaw.to_string()))?;
-                match parts[..] {
-                    [Part::Secret(Placeholder { name, .. })] => named(secrets, session, name, list)?,
-                    _ => vec![rule.clone()],
-                }
-            }
-        })
-    };
-    rules.iter().map(resolve_rule).collect()
+/// One question to an access policy.
+struct Judge<'a> {
+    secrets: &'a Secrets<'a>,
+    asked: &'a Stored,
+    list: List,
+    party: Party<'a>,
+    /// What was found out: a long list may name the same large fragment over and over.
+    placeholders: HashMap<String, bool>,
 }
 
-/// Whom a secret's value names now.
-fn named(secrets: &Secrets<'_>, session: &Session, secret: &str, list: List) -> Result<Vec<Rule>, CasError> {
-    let Ok(Value { kind, bytes, .. }) = settle(secrets.value(session, secret))? else { return Ok(Vec::new()) };
-    let text = String::from_utf8_lossy(&bytes);
-    Ok(match kind {
-        Kind::Ascii if text != "ANY" => vec![Rule::Who(text.into_owned())],
-        Kind::X509 | Kind::X509Ca => tls::key_hash(&CertificateDer::from(bytes)).map(Rule::Who).into_iter().collect(),
-        Kind::ConfigFragment => AccessPolicy::of_fragment(&text).iter().flat_map(list).cloned().collect(),
-        _ => Vec::new(),
-    })
+impl Judge<'_> {
+    /// How many of the rules are met, up to this number.
+    fn count(&mut self, rules: &[Rule], enough: usize) -> Result<usize, CasError> {
+        let mut met = 0;
+        for rule in rules {
+            if met < enough && self.is_met(rule)? {
+                met += 1;
+            }
+        }
+        Ok(met)
+    }
+
+    fn is_met(&mut self, rule: &Rule) -> Result<bool, CasError> {
+        let (asked, party) = (self.asked, self.party);
+        Ok(match (rule, party) {
+            (Rule::All(rules), _) => self.count(rules, rules.len())? == rules.len(),
+            (Rule::AtLeast(count, rules), _) => self.count(rules, *count)? == *count,
+            (Rule::Signer(key), _) => party.has_signed(key),
+            (Rule::Who(who), _) if who.contains(OPEN) => self.is_met_by_secret(who)?,
+            (Rule::Who(who), _) if who == "CREATOR" => match (&asked.session.creator, party) {
+                (Some(Creator::Signer { signer }), _) => party.has_signed(signer),
+                (_, Party::Client(client)) => client.key_hash == asked.creator,
+                _ => false,
+            },
+            // ANY was to stand alone, and no key has NONE for its hash.
+            (Rule::Who(hash), Party::Client(client)) => client.key_hash == *hash,
+            _ => false,
+        })
+    }
+
+    /// Whether any of what a placeholder stands for now is met.
+    fn is_met_by_secret(&mut self, placeholder: &str) -> Result<bool, CasError> {
+        if let Some(known) = self.placeholders.get(placeholder) {
+            return Ok(*known);
+        }
+        let rules = self.named(placeholder)?;
+        let is_met = self.count(&rules, 1)? == 1;
+        self.placeholders.insert(placeholder.to_owned(), is_met);
+        Ok(is_met)
+    }
+    /// Whom a placeholder names now: no further placeholders. A secret that cannot be had now, or names nobody, stands for
+    /// nothing (section 2.8).
+    fn named(&self, placeholder: &str) -> Result<Vec<Rule>, CasError> {
+        let session = &self.asked.session;
+        let parts = session.parts("", placeholder).map_err(|flaw| StoreError::Damaged(flaw.to_string()))?;
+        let [Part::Secret(Placeholder { name, .. })] = parts[..] else { return Ok(Vec::new()) };
+        let Ok(value) = settle(self.secrets.value(session, name))? else { return Ok(Vec::new()) };
+        let text = String::from_utf8_lossy(&value.bytes);
+        Ok(match value.kind {
+            Kind::Ascii if text != "ANY" && !text.contains(OPEN) => vec![Rule::Who(text.into_owned())],
+            Kind::X509 | Kind::X509Ca => {
+                tls::key_hash(&CertificateDer::from(&value.bytes[..])).map(Rule::Who).into_iter().collect()
+            }
+            Kind::ConfigFragment => AccessPolicy::of_fragment(&text).iter().flat_map(self.list).cloned().collect(),
+            _ => Vec::new(),
+        })
+    }
 }

@@ -1,5 +1,7 @@
 //! Keys and certificates that CAS makes for a session (`reference/scone.md` section 2.9).
 
+use std::fmt::Display;
+
 use rcgen::PublicKeyData;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -10,9 +12,9 @@ use rustls::pki_types::CertificateDer;
 use scone_protocol::hex;
 use time::OffsetDateTime;
 
-use super::CasError;
 use super::release::Refusal;
 use super::secrets::{Result, Secrets, Value, exports_secret};
+use super::{CasError, Stop};
 use crate::session::{Endpoint, KeyType, Kind, Secret, Session};
 use crate::store::StoreError;
 
@@ -29,19 +31,21 @@ impl Secrets<'_> {
         let secret = owner.secret(name).ok_or_else(damaged)?;
         let kind = secret.kind.ok_or_else(damaged)?;
         let key = secret.private_key.as_ref().map(|key| self.value(owner, key)).transpose()?;
-        let key = key.filter(|key| key.kind == Kind::PrivateKey).map(|key| key.bytes);
+        let key = key.filter(|key| key.kind == Kind::PrivateKey).map(|key| key.bytes.clone());
         let issuer = secret.issuer.as_ref().map(|issuer| self.value(owner, issuer)).transpose()?;
 
         let bytes = match explicit {
             Some(bytes) => bytes,
             None => {
-                self.current_certificate(owner, secret, kind, key.as_ref().ok_or_else(damaged)?, issuer.as_ref())?
+                // What is imported may be of any kind.
+                let no_key = || Refusal::misconfigured(format!("What certificate '{name}' has for a key is none"));
+                self.current_certificate(owner, secret, kind, key.as_ref().ok_or_else(no_key)?, issuer.as_deref())?
             }
         };
         // Who imports a certificate gets its private key only if that is exported, too.
         let may_have_key = owner.name == reader.name
             || secret.private_key.as_ref().is_some_and(|key| exports_secret(owner, key, reader));
-        let chain = issuer.map_or(Vec::new(), |issuer| [vec![issuer.bytes], issuer.chain].concat());
+        let chain = issuer.map_or(Vec::new(), |issuer| [&[issuer.bytes.clone()], &issuer.chain[..]].concat());
         Ok(Value { kind, bytes, private_key: key.filter(|_| may_have_key), chain })
     }
 
@@ -89,7 +93,7 @@ impl Secrets<'_> {
     /// Makes a certificate valid from now on, for this many seconds. Gives the time at which to make the next one, in seconds
     /// since the epoch.
     fn set_validity(&self, parameters: &mut CertificateParams, seconds: Option<u64>) -> Result<Option<u64>> {
-        let no_time = |_| CasError::Certificate("its time is out of range".into());
+        let no_time = |_| failed("its time is out of range");
         parameters.not_before = OffsetDateTime::from_unix_timestamp(self.now.cast_signed()).map_err(no_time)?;
         let Some(seconds) = seconds else { return Ok(None) };
         let end = self.now.saturating_add(seconds);
@@ -99,8 +103,9 @@ impl Secrets<'_> {
     }
 }
 
-fn failed(error: rcgen::Error) -> CasError {
-    CasError::Certificate(error.to_string())
+/// What a certificate is made of comes from a policy, or from an import: no failure of CAS's own.
+fn failed(error: impl Display) -> Stop<Refusal> {
+    Refusal::misconfigured(format!("A certificate cannot be made: {error}"))
 }
 
 /// Names and usages of a certificate.
@@ -111,11 +116,11 @@ fn parameters(secret: &Secret, kind: Kind) -> Result<CertificateParams> {
     let common_name = secret.common_name.as_deref().or(dns).unwrap_or(&secret.name);
     parameters.distinguished_name.push(DnType::CommonName, common_name);
     for name in &secret.san {
-        let invalid = || CasError::Certificate(format!("'{name}' is no name"));
+        let invalid = || failed(format!("'{name}' is no name"));
         parameters.subject_alt_names.push(match name.split_once(':') {
             Some(("dns", name)) => SanType::DnsName(name.try_into().map_err(failed)?),
             Some(("ip", address)) => SanType::IpAddress(address.parse().map_err(|_| invalid())?),
-            _ => return Err(invalid().into()),
+            _ => return Err(invalid()),
         });
     }
     if kind == Kind::X509Ca {

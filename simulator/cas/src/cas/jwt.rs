@@ -6,7 +6,7 @@ use ring::signature::{ECDSA_P384_SHA384_FIXED_SIGNING, EcdsaKeyPair};
 use serde_json::{Map, Value, json};
 
 use super::release::Refusal;
-use super::secrets::{Result, Secrets};
+use super::secrets::{Result, Room, Secrets};
 use crate::session::placeholder::{SOFTWARE_IDENTITY, is_one_placeholder};
 use crate::session::{Secret, Session};
 use crate::store::StoreError;
@@ -15,10 +15,12 @@ impl Secrets<'_> {
     /// A token that `owner` declares, valid from now on.
     pub fn jwt(&self, owner: &Session, secret: &Secret) -> Result<Vec<u8>> {
         let damaged = || StoreError::Damaged(format!("the JWT '{}' is not declared as it must be", secret.name));
-        let mut claims = Map::new();
+        let (mut claims, mut room) = (Map::new(), Room::of_a_configuration());
         for (name, value) in &secret.payload {
             let text = value.as_str().ok_or_else(damaged)?;
-            claims.insert(name.clone(), self.claim(owner, text)?.into());
+            let claim = self.claim(owner, text)?;
+            room.take(name.len() + claim.len())?;
+            claims.insert(name.clone(), claim.into());
         }
         let lifetime = secret.lifetime().ok_or_else(damaged)?;
         let times = [("iat", self.now), ("nbf", self.now), ("exp", self.now.saturating_add(lifetime))];

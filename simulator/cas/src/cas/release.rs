@@ -2,16 +2,19 @@
 
 use rusqlite::Connection;
 use scone_protocol::signature::SignerIdentity;
-use scone_protocol::{Configuration, End, InjectionFile, Secret, access_proof, hex, proves_access};
+use scone_protocol::{Configuration, End, InjectionFile, MAX_FRAME, Secret, access_proof, hex, proves_access};
 
 use super::evidence::{judge_evidence, refuse_unvouched};
-use super::secrets::{self, Secrets};
+use super::secrets::{Room, Secrets, too_large};
 use super::volumes::grant;
 use super::{Cas, CasError, Stop, refuse, settle};
 use crate::audit::{self, Event, Record};
 use crate::codes;
 use crate::session::{Security, Service, Session, host_argument, host_variable};
 use crate::store::{self, StoreError};
+
+/// Room in a frame for what is around a configuration, in bytes.
+const ENVELOPE: usize = 1024;
 
 /// Who asks for a configuration, and with what.
 pub struct Claim<'a> {
@@ -99,13 +102,16 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     let session = store::active(tx, session_name)?.ok_or_else(|| unknown("unknown session"))?.session;
     let service = session.service(service_name).ok_or_else(|| unknown("unknown service"))?;
 
-    let secrets = Secrets::new(tx, now, None);
+    let mut secrets = Secrets::new(tx, now);
     let security = secrets.security(&session)?;
-    let program = security.judges_evidence().then_some(claim.mrenclave);
-    let secrets = Secrets::new(tx, now, program);
+    secrets.program = security.judges_evidence().then_some(claim.mrenclave);
     let variants = secrets.variants(&session, service)?;
+    if security.judges_evidence() && variants.is_empty() {
+        return Err(Refusal::misconfigured("The service's attestation accepts no program".into()));
+    }
     let mut configuration = prepare(&secrets, &session, service)?;
     configuration.access_proof = check_access(&secrets, &session, &security, &claim.access)?;
+    check_length(&configuration)?;
     if let Some(text) = security.code_secret(service) {
         let secret = secrets.shared_secret(&session, text)?;
         let verdict = codes::check(tx, &secret, claim.code, now)?;
@@ -118,6 +124,12 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
         judge_evidence(&variants, claim)?;
     }
     Ok(configuration)
+}
+
+/// Refuses what could not be sent, before a code is spent on it: written down, some texts are longer.
+fn check_length(configuration: &Configuration) -> Result<(), Stop<Refusal>> {
+    let written = serde_json::to_vec(configuration).map_err(|error| StoreError::Damaged(error.to_string()))?;
+    if written.len() > MAX_FRAME - ENVELOPE { Err(too_large()) } else { Ok(()) }
 }
 
 /// Checks the service access token (section 2.10) before all else, so that a caller without it can neither try codes nor use
@@ -166,7 +178,8 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
         return Err(Refusal::misconfigured(format!("Service '{}' has no command", service.name)));
     }
     let mut configuration = Configuration { pwd: service.pwd.clone(), ..Configuration::default() };
-    let mut size = 0;
+    // A short text may be written long.
+    let mut room = Room::of_a_configuration();
     for (at, word) in service.command.iter().enumerate() {
         let word = match host_argument(word).and_then(|position| position.parse().ok()) {
             Some(position) => {
@@ -175,15 +188,16 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
             }
             None => secrets.text(session, word)?,
         };
-        size += word.len();
+        room.take(word.len())?;
         configuration.command.push(word);
     }
     for (name, value) in &service.environment {
+        room.take(name.len())?;
         match host_variable(name) {
             Some(name) => configuration.host_environment.push(name.to_owned()),
             None => {
                 let value = secrets.text(session, value)?;
-                size += value.len();
+                room.take(value.len())?;
                 configuration.environment.insert(name.clone(), Secret::new(value));
             }
         }
@@ -194,7 +208,7 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
         }
         for file in &image.injection_files {
             let content = file.content.as_ref().map(|content| secrets.bytes(session, content)).transpose()?;
-            size += content.as_ref().map_or(0, Vec::len);
+            room.take(file.path.len() + content.as_ref().map_or(0, Vec::len))?;
             configuration.injection_files.push(InjectionFile {
                 path: file.path.clone(),
                 content: content.map(|content| Secret::new(hex(&content))),
@@ -203,10 +217,9 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
         }
     }
     if let Some(image) = session.image(service).filter(|image| image.has_templates()) {
-        for (name, value) in secrets.forms(session, image)? {
-            size += value.len();
+        for (name, value) in secrets.forms(session, image, &mut room)? {
             configuration.secrets.insert(name, Secret::new(hex(&value)));
         }
     }
-    if size > secrets::MAX_CONFIGURATION { Err(secrets::too_large()) } else { Ok(configuration) }
+    Ok(configuration)
 }

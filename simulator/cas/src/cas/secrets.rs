@@ -2,7 +2,9 @@
 //! makes. Keys and certificates are drawn at their first use and kept until an update, or the certificate's end, asks for new
 //! ones (`reference/scone.md` section 2.9).
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
 
 use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
 use rusqlite::{Connection, OptionalExtension, params};
@@ -13,21 +15,26 @@ use super::certificates::draw_key;
 use super::release::Refusal;
 use crate::session::placeholder::{Format, Part, Placeholder};
 use crate::session::{
-    Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, check_variants,
+    Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, Weight, check_variants,
     decode_shared_secret, fragment,
 };
-use crate::store::{self, StoreError};
+use crate::store::{self, StoreError, Stored};
 use crate::tls;
 
 pub(super) type Result<T> = std::result::Result<T, Stop<Refusal>>;
 
 /// The largest size of all texts of one configuration, in bytes. Placeholders are short; what they stand for need not be.
-pub(super) const MAX_CONFIGURATION: usize = 256 * 1024;
+const MAX_CONFIGURATION: usize = 256 * 1024;
 
 /// How many secrets a secret may be made of, one of the other: a certificate, those above it, their keys and imports.
 const MAX_DEPTH: usize = 32;
 
-/// The secrets of all sessions, now.
+/// How many secrets CAS makes or looks up for one answer, and how large they may be together, in bytes: what is made of others is
+/// larger than they are, and takes longer.
+const MAX_MADE: usize = 512;
+const MAX_SIZE: usize = 16 * MAX_CONFIGURATION;
+
+/// The secrets of all sessions, now. Each is made once.
 pub(super) struct Secrets<'a> {
     pub tx: &'a Connection,
     /// Seconds since the epoch.
@@ -36,6 +43,12 @@ pub(super) struct Secrets<'a> {
     pub program: Option<&'a str>,
     /// How many values are being made of one another.
     depth: Cell<usize>,
+    /// Sessions that others import from, by name.
+    owners: RefCell<HashMap<String, Option<Rc<Stored>>>>,
+    /// What was made: by owner, secret and reader.
+    made: RefCell<HashMap<[String; 3], Rc<Value>>>,
+    /// The bytes of all that was made.
+    size: Cell<usize>,
 }
 
 /// A secret's value.
@@ -52,6 +65,11 @@ pub(super) struct Value {
 impl Value {
     fn plain(kind: Kind, bytes: Vec<u8>) -> Value {
         Value { kind, bytes, private_key: None, chain: Vec::new() }
+    }
+
+    fn size(&self) -> usize {
+        let Value { bytes, private_key, chain, .. } = self;
+        bytes.len() + private_key.as_ref().map_or(0, Vec::len) + chain.iter().map(Vec::len).sum::<usize>()
     }
 
     /// `None`: it has no such form.
@@ -88,8 +106,16 @@ impl Value {
 }
 
 impl<'a> Secrets<'a> {
-    pub fn new(tx: &'a Connection, now: u64, program: Option<&'a str>) -> Secrets<'a> {
-        Secrets { tx, now, program, depth: Cell::new(0) }
+    pub fn new(tx: &'a Connection, now: u64) -> Secrets<'a> {
+        Secrets {
+            tx,
+            now,
+            program: None,
+            depth: Cell::new(0),
+            owners: RefCell::default(),
+            made: RefCell::default(),
+            size: Cell::new(0),
+        }
     }
 
     /// Puts secrets in the place of placeholders, where only text will do.
@@ -121,19 +147,24 @@ impl<'a> Secrets<'a> {
 
     /// All forms of the secrets that files of an image may hold: what is between `$$SCONE::` and `$$`, and the value. One that
     /// cannot be had now is left out.
-    pub fn forms(&self, session: &Session, image: &Image) -> Result<Vec<(String, Vec<u8>)>> {
+    pub fn forms(&self, session: &Session, image: &Image, room: &mut Room) -> Result<Vec<(String, Vec<u8>)>> {
         let may_hold = |name: &String| image.provide_secrets.as_ref().is_none_or(|names| names.contains(name));
         let mut forms = Vec::new();
         for name in session.secrets.iter().map(|secret| &secret.name).filter(|name| may_hold(name)) {
             let value = match self.value(session, name) {
                 Ok(value) => value,
-                Err(Stop::Refused(_)) => continue,
-                Err(failed) => return Err(failed),
+                Err(Stop::Refused(_)) if !self.are_too_many() => continue,
+                Err(stop) => return Err(stop),
             };
-            let spelled = Format::SPELLINGS.iter().chain(Format::DEPRECATED);
-            forms.extend(
-                spelled.filter_map(|(suffix, format)| Some((format!("{name}{suffix}"), value.written(*format)?))),
-            );
+            for (suffix, format) in Format::SPELLINGS.iter().chain(Format::DEPRECATED) {
+                let spelled = format!("{name}{suffix}");
+                // A secret declared by the whole name comes first.
+                let is_another = !suffix.is_empty() && session.secret(&spelled).is_some();
+                if let Some(written) = value.written(*format).filter(|_| !is_another) {
+                    room.take(spelled.len() + written.len())?;
+                    forms.push((spelled, written));
+                }
+            }
         }
         Ok(forms)
     }
@@ -141,8 +172,9 @@ impl<'a> Secrets<'a> {
     /// What services of the session must show, as it holds now: secrets may stand for any part of it.
     pub fn security(&self, session: &Session) -> Result<Security> {
         let path = "security";
-        let security = session.put_together(path, &session.security, |placeholder| self.part(session, placeholder));
-        checked(path, security, |security| match security {
+        let weight = Weight::of_a_policy();
+        let part = |placeholder: &Placeholder<'_>| self.part(session, placeholder);
+        checked(path, session.put_together(path, &session.security, &weight, part), |security| match security {
             Or::Given(security) => session.check_security(&security).is_ok().then_some(security),
             Or::Placeholder(_) => None,
         })
@@ -151,14 +183,19 @@ impl<'a> Secrets<'a> {
     /// The variants of a service's attestation, as they are now.
     pub fn variants(&self, session: &Session, service: &Service) -> Result<Vec<Variant>> {
         let path = "services.attestation";
-        let variants = session.put_together(path, &service.attestation, |placeholder| self.part(session, placeholder));
-        checked(path, variants, |variants| check_variants(path, variants).ok())
+        let weight = Weight::of_a_policy();
+        let part = |placeholder: &Placeholder<'_>| self.part(session, placeholder);
+        checked(path, session.put_together(path, &service.attestation, &weight, part), |variants| {
+            check_variants(path, variants).ok()
+        })
     }
 
     /// What a placeholder stands for in a part of the policy.
     fn part(&self, session: &Session, placeholder: &Placeholder<'_>) -> Result<serde_json::Value> {
         let value = self.value(session, placeholder.name)?;
-        let text = value.written(placeholder.format).and_then(|bytes| String::from_utf8(bytes).ok());
+        let may_stand = value.kind.may_stand_in_policy();
+        let text = may_stand.then(|| value.written(placeholder.format)).flatten();
+        let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
         let text = text.ok_or_else(|| not_valid(placeholder.name))?;
         Ok(if value.kind == Kind::ConfigFragment { fragment(&text) } else { text.into() })
     }
@@ -171,7 +208,7 @@ impl<'a> Secrets<'a> {
     }
 
     /// The value of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
-    pub fn value(&self, session: &Session, name: &str) -> Result<Value> {
+    pub fn value(&self, session: &Session, name: &str) -> Result<Rc<Value>> {
         // Imports can lead in a circle, which no session sees.
         let depth = self.depth.get();
         if depth > MAX_DEPTH {
@@ -183,13 +220,14 @@ impl<'a> Secrets<'a> {
         value
     }
 
-    fn value_here_or_there(&self, session: &Session, name: &str) -> Result<Value> {
+    fn value_here_or_there(&self, session: &Session, name: &str) -> Result<Rc<Value>> {
         let declared =
             session.secret(name).ok_or_else(|| StoreError::Damaged(format!("secret '{name}' is not declared")))?;
-        let Some(import) = &declared.import else { return self.own_value(session, name, session) };
+        let Some(import) = &declared.import else { return self.made_once(session, name, session) };
         let SecretImport { session: from, session_hash, secret: there } = import;
-        let owner = owner(self.tx, from, session_hash.as_deref())?;
-        let offered = owner.as_ref().filter(|owner| exports_secret(owner, there, session));
+        let owner = self.owner(from, session_hash.as_deref())?;
+        let owner = owner.as_ref().map(|owner| &owner.session);
+        let offered = owner.filter(|owner| exports_secret(owner, there, session));
         let offered = offered.and_then(|owner| Some((owner, owner.secret(there)?)));
         let (owner, original) = offered.ok_or_else(|| {
             Refusal::misconfigured(format!("Session '{from}' does not export secret '{there}' to '{}'", session.name))
@@ -200,10 +238,44 @@ impl<'a> Secrets<'a> {
             let problem = format!("Secret '{there}' of session '{from}' has another kind or size than its import");
             return Err(Refusal::misconfigured(problem));
         }
-        self.own_value(owner, there, session)
+        self.made_once(owner, there, session)
+    }
+
+    fn owner(&self, name: &str, hash: Option<&str>) -> Result<Option<Rc<Stored>>> {
+        let known = self.owners.borrow().get(name).cloned();
+        let owner = match known {
+            Some(owner) => owner,
+            None => {
+                let owner = store::active(self.tx, name)?.map(Rc::new);
+                self.owners.borrow_mut().insert(name.to_owned(), owner.clone());
+                owner
+            }
+        };
+        refuse_other_version(name, owner.as_deref(), hash)?;
+        Ok(owner)
+    }
+
+    fn are_too_many(&self) -> bool {
+        self.made.borrow().len() >= MAX_MADE || self.size.get() >= MAX_SIZE
     }
 
     /// The value of a secret that `owner` does not import, for `reader`.
+    fn made_once(&self, owner: &Session, name: &str, reader: &Session) -> Result<Rc<Value>> {
+        let key = [&owner.name, name, &reader.name].map(|name: &str| name.to_owned());
+        if let Some(made) = self.made.borrow().get(&key) {
+            return Ok(made.clone());
+        }
+        if self.are_too_many() {
+            return Err(Refusal::misconfigured(format!(
+                "More than {MAX_MADE} secrets are needed, or of more than {MAX_SIZE} bytes"
+            )));
+        }
+        let value = Rc::new(self.own_value(owner, name, reader)?);
+        self.size.set(self.size.get() + value.size());
+        self.made.borrow_mut().insert(key, value.clone());
+        Ok(value)
+    }
+
     fn own_value(&self, owner: &Session, name: &str, reader: &Session) -> Result<Value> {
         let damaged = || StoreError::Damaged(format!("secret '{name}' has no kind or no valid value"));
         let secret = owner.secret(name).ok_or_else(damaged)?;
@@ -259,13 +331,32 @@ impl<'a> Secrets<'a> {
     }
 }
 
+/// What a configuration may still hold, in bytes.
+pub(super) struct Room(usize);
+
+impl Room {
+    pub fn of_a_configuration() -> Room {
+        Room(MAX_CONFIGURATION)
+    }
+
+    pub fn take(&mut self, size: usize) -> Result<()> {
+        self.0 = self.0.checked_sub(size).ok_or_else(too_large)?;
+        Ok(())
+    }
+}
+
 /// The active session of that name; a refusal if it is not the version that an import pins.
 pub(super) fn owner(tx: &Connection, name: &str, hash: Option<&str>) -> Result<Option<Session>> {
     let owner = store::active(tx, name)?;
-    if owner.as_ref().is_some_and(|owner| hash.is_some_and(|hash| owner.hash != hash)) {
+    refuse_other_version(name, owner.as_ref(), hash)?;
+    Ok(owner.map(|owner| owner.session))
+}
+
+fn refuse_other_version(name: &str, owner: Option<&Stored>, hash: Option<&str>) -> Result<()> {
+    if owner.is_some_and(|owner| hash.is_some_and(|hash| owner.hash != hash)) {
         return Err(Refusal::misconfigured(format!("Session '{name}' is not the version that its import names")));
     }
-    Ok(owner.map(|owner| owner.session))
+    Ok(())
 }
 
 /// Whether a reference means this session, and this version of it.

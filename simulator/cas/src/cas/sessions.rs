@@ -168,7 +168,7 @@ fn upload(
     if let Party::Nobody = party {
         return refuse(ClientRefusal::Anonymous);
     }
-    let secrets = Secrets::new(tx, now, None);
+    let secrets = Secrets::new(tx, now);
     let before = store::active(tx, &session.name)?;
     match (&before, &session.predecessor) {
         (Some(active), predecessor) => {
@@ -215,6 +215,7 @@ fn upload(
     *erased = store::activate(tx, &new)?;
     // Whoever may update a session owns its codes, so an upload ends the wait after wrong ones.
     // What is not available now (its owner does not exist yet) has no wait to lift.
+    let secrets = Secrets::new(tx, now);
     let security = settle(secrets.security(&new.session))?.unwrap_or_default();
     for text in new.session.services.iter().filter_map(|service| security.code_secret(service)) {
         if let Ok(secret) = settle(secrets.shared_secret(&new.session, text))? {
@@ -233,7 +234,7 @@ fn read(
 ) -> Result<Stored, Stop<ClientRefusal>> {
     let unknown = || Stop::Refused(ClientRefusal::Unknown(name.to_owned()));
     let active = store::active(tx, name)?.ok_or_else(unknown)?;
-    if !admits(&Secrets::new(tx, now, None), &active, |policy| &policy.read, party)? {
+    if !admits(&Secrets::new(tx, now), &active, |policy| &policy.read, party)? {
         return refuse(ClientRefusal::Denied(name.to_owned()));
     }
     match hash {
@@ -245,7 +246,7 @@ fn read(
 /// Whether the session above lets its namespace be listed.
 fn may_list(tx: &Connection, name: &str, party: Party<'_>, now: u64) -> Result<bool, CasError> {
     let Some((parent, _)) = name.rsplit_once('/') else { return Ok(false) };
-    let (Some(parent), secrets) = (store::active(tx, parent)?, Secrets::new(tx, now, None)) else { return Ok(false) };
+    let (Some(parent), secrets) = (store::active(tx, parent)?, Secrets::new(tx, now)) else { return Ok(false) };
     Ok(admits(&secrets, &parent, AccessPolicy::listers, party)?
         || admits(&secrets, &parent, |policy| &policy.create_sessions, party)?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::secrets::{MAX_CONFIGURATION, Secrets};
+use super::secrets::{Room, Secrets};
 use super::{Cas, CasError, settle};
 use crate::session::Kind;
 use crate::store;
@@ -14,18 +14,17 @@ impl Cas {
         let now = self.clock.now()?;
         self.store.write(|tx| {
             let mut values = BTreeMap::new();
-            let mut size = 0;
+            let (secrets, mut room) = (Secrets::new(tx, now), Room::of_a_configuration());
             let Some(session) = store::active(tx, session)?.map(|active| active.session) else { return Ok(values) };
             let is_asked_for = |name: &str| secret.is_none_or(|secret| secret == name);
             for secret in session.secrets.iter().filter(|secret| secret.export_public && is_asked_for(&secret.name)) {
                 let format = if secret.kind == Some(Kind::Binary) { ":hex" } else { "" };
                 let placeholder = format!("$$SCONE::{}{format}$$", secret.name);
-                if let Ok(value) = settle(Secrets::new(tx, now, None).text(&session, &placeholder))? {
-                    size += value.len();
+                if let Ok(value) = settle(secrets.text(&session, &placeholder))? {
+                    if settle(room.take(value.len()))?.is_err() {
+                        return Ok(BTreeMap::new());
+                    }
                     values.insert(secret.name.clone(), value);
-                }
-                if size > MAX_CONFIGURATION {
-                    return Ok(BTreeMap::new());
                 }
             }
             Ok(values)

@@ -1,5 +1,6 @@
 //! Who may do what: the rules of an access policy, and the session's creator (`reference/scone.md` section 2.8).
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
@@ -34,6 +35,21 @@ impl Rule {
             Rule::Signer(_) => false,
             Rule::All(rules) | Rule::AtLeast(_, rules) => rules.iter().any(|rule| rule.names(is_meant)),
         }
+    }
+
+    /// Why nobody, or one for several, can meet what it counts.
+    pub(super) fn miscounts(&self) -> Option<String> {
+        let (key, count, rules) = match self {
+            Rule::Who(_) | Rule::Signer(_) => return None,
+            Rule::All(rules) => ("require-all".to_owned(), 1, rules),
+            Rule::AtLeast(count, rules) => (format!("require-at-least-{count}"), *count, rules),
+        };
+        if rules.len() < count {
+            return Some(format!("{key} has {} rules, and can never be met", rules.len()));
+        }
+        let mut seen = HashSet::new();
+        let is_twice = rules.iter().any(|rule| !seen.insert(serde_json::json!(rule).to_string()));
+        is_twice.then(|| format!("{key} has the same rule twice: who meets it would count for two"))
     }
 
     /// How many `require-` rules are within one another.
@@ -76,6 +92,11 @@ impl<'de> Deserialize<'de> for Rule {
 /// The keys that a rule may have, one of them.
 const RULES: &[&str] = &["signer", "require-all", "require-at-least-N"];
 
+/// Whether a mapping with this key is a rule.
+pub(super) fn is_rule_key(key: &str) -> bool {
+    key == "signer" || key.starts_with("require-")
+}
+
 /// Reads a text, or a mapping with one of these keys: those of a rule, or of a creator.
 struct Keys(&'static [&'static str]);
 
@@ -96,8 +117,8 @@ impl<'de> Visitor<'de> for Keys {
             let is_rule = self.0 == RULES;
             let next = match (key.as_str(), key.strip_prefix("require-at-least-").and_then(positive)) {
                 ("signer", _) => Rule::Signer(map.next_value()?),
-                ("require-all", _) if is_rule => Rule::All(at_least(1, &key, map.next_value()?)?),
-                (_, Some(count)) if is_rule => Rule::AtLeast(count, at_least(count, &key, map.next_value()?)?),
+                ("require-all", _) if is_rule => Rule::All(map.next_value::<Rules>()?.0),
+                (_, Some(count)) if is_rule => Rule::AtLeast(count, map.next_value::<Rules>()?.0),
                 _ => return Err(A::Error::unknown_field(&key, self.0)),
             };
             if rule.replace(next).is_some() {
@@ -113,16 +134,6 @@ impl<'de> Visitor<'de> for Keys {
 /// One rule or a list of them.
 #[derive(serde::Deserialize)]
 struct Rules(#[serde(deserialize_with = "list")] Vec<Rule>);
-
-fn at_least<E: Error>(count: usize, key: &str, Rules(rules): Rules) -> Result<Vec<Rule>, E> {
-    if rules.len() < count {
-        return Err(E::custom(format!("{key} has {} rules, and can never be met", rules.len())));
-    }
-    if rules.iter().enumerate().any(|(at, rule)| rules[..at].contains(rule)) {
-        return Err(E::custom(format!("{key} has the same rule twice: who meets it would count for two")));
-    }
-    Ok(rules)
-}
 
 /// A number from 1 on, without signs and leading zeros.
 fn positive(digits: &str) -> Option<usize> {

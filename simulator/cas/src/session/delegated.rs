@@ -1,6 +1,7 @@
 //! Parts of a policy that say what a service must show, given as placeholders: another session may decide (`reference/scone.md`
 //! section 10, "variables in security, attestation").
 
+use std::cell::Cell;
 use std::fmt;
 use std::iter::empty;
 use std::marker::PhantomData;
@@ -11,10 +12,28 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::placeholder::{OPEN, Part, Placeholder};
+use super::tree::{MAX_WEIGHT, NODE};
 use super::{Kind, Secret, Session, SessionError, not_simulated, rule};
 
 /// Placeholders that stand for parts that hold placeholders, one in the other.
 const MAX_STEPS: usize = 8;
+
+/// What placeholders may still put into parts of a policy: the bytes of texts, and [`NODE`] for each value. What stands for what
+/// stands for something grows with every step.
+pub struct Weight(Cell<usize>);
+
+impl Weight {
+    /// As much as a policy's own text may hold.
+    pub fn of_a_policy() -> Weight {
+        Weight(Cell::new(MAX_WEIGHT))
+    }
+
+    fn take(&self, path: &str, text: usize) -> Result<(), SessionError> {
+        let left = self.0.get().checked_sub(text + NODE);
+        self.0.set(left.ok_or_else(|| rule(path, "too large once its placeholders are resolved"))?);
+        Ok(())
+    }
+}
 
 /// What stays a placeholder: these are resolved as text.
 const TEXTS: &[&str] = &["one_time_password_shared_secret", "service_access_token"];
@@ -110,11 +129,12 @@ impl Session {
         &self,
         path: &str,
         part: &T,
+        weight: &Weight,
         mut value_of: impl FnMut(&Placeholder<'_>) -> Result<Value, E>,
     ) -> Result<T, Unresolved<E>> {
         let wrong = |error: &dyn fmt::Display| rule(path, format!("with the values of its placeholders: {error}"));
         let tree = serde_json::to_value(part).map_err(|error| wrong(&error))?;
-        let tree = self.fill(path, tree, &mut value_of, MAX_STEPS)?;
+        let tree = self.fill(path, tree, weight, &mut value_of, MAX_STEPS)?;
         let as_yaml = yaml_serde::to_value(&tree).map_err(|error| wrong(&error))?;
         not_simulated::refuse_part(&as_yaml, path)?;
         Ok(serde_json::from_value(tree).map_err(|error| wrong(&error))?)
@@ -124,9 +144,11 @@ impl Session {
         &self,
         path: &str,
         value: Value,
+        weight: &Weight,
         value_of: &mut dyn FnMut(&Placeholder<'_>) -> Result<Value, E>,
         steps: usize,
     ) -> Result<Value, Unresolved<E>> {
+        weight.take(path, value.as_str().map_or(0, str::len))?;
         Ok(match value {
             Value::String(text) if text.contains(OPEN) => {
                 let placeholder = self.only_placeholder(path, &text)?;
@@ -134,13 +156,13 @@ impl Session {
                     return Err(rule(path, "its placeholders stand for one another").into());
                 }
                 let value = value_of(&placeholder).map_err(Unresolved::Unknown)?;
-                self.fill(path, value, value_of, steps - 1)?
+                self.fill(path, value, weight, value_of, steps - 1)?
             }
             Value::Array(items) => {
                 let mut list = Vec::new();
                 for item in items {
                     let is_placeholder = item.is_string();
-                    match self.fill(path, item, value_of, steps)? {
+                    match self.fill(path, item, weight, value_of, steps)? {
                         Value::Array(inner) if is_placeholder => list.extend(inner),
                         item => list.push(item),
                     }
@@ -150,7 +172,7 @@ impl Session {
             Value::Object(entries) => {
                 let fill = |(key, value): (String, Value)| {
                     let is_text = TEXTS.contains(&key.as_str());
-                    let value = if is_text { value } else { self.fill(path, value, value_of, steps)? };
+                    let value = if is_text { value } else { self.fill(path, value, weight, value_of, steps)? };
                     Ok((key, value))
                 };
                 Value::Object(entries.into_iter().map(fill).collect::<Result<_, Unresolved<E>>>()?)
@@ -163,11 +185,12 @@ impl Session {
         self.check_placeholders(path, text)?;
         match self.parts(path, text)?[..] {
             [Part::Secret(placeholder @ Placeholder { name, format, json: false })]
-                if format.is_text(self.secret(name).and_then(|secret| secret.kind)) =>
+                if format.is_text(self.secret(name).and_then(|secret| secret.kind))
+                    && self.secret(name).is_some_and(Secret::may_stand_in_policy) =>
             {
                 Ok(placeholder)
             }
-            _ => Err(rule(path, "neither a value nor one placeholder that stands for text")),
+            _ => Err(rule(path, "neither a value nor one placeholder that stands for text that somebody wrote")),
         }
     }
 
@@ -176,12 +199,13 @@ impl Session {
         &self,
         path: &str,
         part: &T,
+        weight: &Weight,
     ) -> Result<Option<T>, SessionError> {
         let known = |placeholder: &Placeholder<'_>| {
             let secret = self.secret(placeholder.name).filter(|secret| secret.import.is_none());
             secret.and_then(Secret::value_in_policy).ok_or(())
         };
-        match self.put_together(path, part, known) {
+        match self.put_together(path, part, weight, known) {
             Ok(part) => Ok(Some(part)),
             Err(Unresolved::Wrong(error)) => Err(error),
             Err(Unresolved::Unknown(())) => Ok(None),
@@ -190,6 +214,12 @@ impl Session {
 }
 
 impl Secret {
+    /// Whether a part of the policy may be left to it: not to what CAS draws or makes, which no program can meet, and which
+    /// CAS's answers would tell.
+    fn may_stand_in_policy(&self) -> bool {
+        self.import.is_some() || self.value.is_some() && self.kind.is_some_and(Kind::may_stand_in_policy)
+    }
+
     /// What a placeholder for an explicit secret stands for in a part of the policy.
     fn value_in_policy(&self) -> Option<Value> {
         let text = self.value.as_deref()?;

@@ -5,6 +5,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 
+use super::access::is_rule_key;
 use super::placeholder::OPEN;
 use super::{AccessPolicy, KeyType, Kind, Or, Rule, Secret, Session, SessionError, Variant, fragment, rule};
 use crate::tls::key_hash;
@@ -93,17 +94,18 @@ impl AccessPolicy {
 
     /// What a configuration fragment says: a whole policy, or the entries of any of its lists. The error says why it is neither.
     pub fn of_fragment(text: &str) -> Result<AccessPolicy, String> {
-        if text.contains(OPEN) {
-            return Err("a placeholder in it is not simulated".into());
-        }
         let not_understood = |error: serde_json::Error| error.to_string();
         let mut policy = match fragment(text) {
+            Value::Object(keys) if keys.keys().any(|key| is_rule_key(key)) => {
+                AccessPolicy::same(vec![serde_json::from_value(keys.into()).map_err(not_understood)?])
+            }
             policy @ Value::Object(_) => serde_json::from_value(policy).map_err(not_understood)?,
             Value::String(who) => AccessPolicy::same(vec![Rule::Who(who)]),
             list => AccessPolicy::same(serde_json::from_value(list).map_err(not_understood)?),
         };
-        policy.normalise().map_err(|error| error.to_string())?;
-        Ok(policy)
+        let not_simulated = |path: &str, _: &str| Err(rule(path, "a placeholder in it is not simulated"));
+        let checked = policy.normalise().and_then(|()| policy.check(&mut { not_simulated }));
+        checked.map(|()| policy).map_err(|error| error.to_string())
     }
 
     fn normalise(&mut self) -> Result<(), SessionError> {

@@ -145,6 +145,11 @@ impl Kind {
         matches!(self, Kind::Ascii | Kind::Binary)
     }
 
+    /// Whether a placeholder for it may stand for a part of a policy: keys, certificates and tokens are none.
+    pub fn may_stand_in_policy(self) -> bool {
+        self.is_bytes() || self == Kind::ConfigFragment
+    }
+
     /// As policies write it.
     pub fn text(self) -> &'static str {
         match self {

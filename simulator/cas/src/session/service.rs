@@ -72,18 +72,27 @@ pub struct Signer {
 }
 
 impl Signer {
+    /// The lowest and the highest security version accepted, unless a placeholder says.
+    fn versions(&self) -> Option<(u16, u16)> {
+        let bound = |bound: &Option<Or<Number>>, none| match self.isvsvn.as_ref().or(bound.as_ref()) {
+            Some(bound) => bound.given().map(|number| number.0),
+            None => Some(none),
+        };
+        bound(&self.isvsvn_min, 0).zip(bound(&self.isvsvn_max, u16::MAX))
+    }
+
+    /// Whether no security version is accepted.
+    pub(super) fn accepts_no_version(&self) -> bool {
+        self.versions().is_some_and(|(lowest, highest)| lowest > highest)
+    }
+
     /// What a program signed so does not meet; `None`: it meets all. Our own words: SCONE's are not documented.
     pub fn missed_by(&self, signed: Option<&SignerIdentity>) -> Option<String> {
         let Some(SignerIdentity { mrsigner, isvprodid, isvsvn }) = signed else {
             return Some(format!("The enclave is not signed - Expected MRSIGNER {}", self.mrsigner));
         };
-        let number = |number: &Or<Number>| number.given().map(|number| number.0);
-        let bound = |bound: &Option<Or<Number>>, none| match self.isvsvn.as_ref().or(bound.as_ref()) {
-            Some(bound) => number(bound),
-            None => Some(none),
-        };
-        let known = (number(&self.isvprodid), bound(&self.isvsvn_min, 0), bound(&self.isvsvn_max, u16::MAX));
-        let (Some(product), Some(lowest), Some(highest)) = known else {
+        let known = self.isvprodid.given().map(|product| product.0).zip(self.versions());
+        let Some((product, (lowest, highest))) = known else {
             return Some("Which signer is expected is not known".to_owned());
         };
         if *mrsigner != self.mrsigner {

@@ -18,8 +18,9 @@ const MAX_OPEN: usize = 256;
 
 /// The largest weight of a tree with its aliases expanded: the bytes of its texts, and [`NODE`] for each value. A file without
 /// aliases, however dense, weighs less.
-const MAX_WEIGHT: usize = MAX_TEXT * NODE;
-const NODE: usize = 4;
+pub const MAX_WEIGHT: usize = MAX_TEXT * NODE;
+/// What a value weighs beside its text.
+pub const NODE: usize = 4;
 
 /// The tree of a text.
 pub fn read(text: &str) -> Result<Value, yaml_serde::Error> {

@@ -9,7 +9,9 @@ use scone_protocol::unhex;
 
 use super::access::MAX_NESTING;
 use super::placeholder::{Format, OPEN, Part, Placeholder};
-use super::{AccessPolicy, Image, Kind, Mode, Or, Rule, Security, Service, Session, SessionError, Variant, rule};
+use super::{
+    AccessPolicy, Image, Kind, Mode, Or, Rule, Security, Service, Session, SessionError, Variant, Weight, rule,
+};
 use super::{decode_shared_secret, host_argument, host_variable, is_component, is_free_name, is_session_name};
 
 const TOLERABLE: &[&str] = &[
@@ -66,14 +68,15 @@ impl Session {
         self.check_secrets()?;
         self.check_volumes()?;
         self.check_images()?;
-        let security = self.put_together_now("security", &self.security)?;
+        let weight = Weight::of_a_policy();
+        let security = self.put_together_now("security", &self.security, &weight)?;
         let security = security.as_ref().and_then(Or::given);
         // Otherwise another session knows: it is checked when a service starts.
         security.map_or(Ok(()), |security| self.check_security(security))?;
         check_names("services", self.services.iter().map(|service| &service.name), COMPONENTS)?;
         for (i, service) in self.services.iter().enumerate() {
             self.check_service(&format!("services[{i}]"), service)?;
-            self.check_attestation(&format!("services[{i}]"), service, security)?;
+            self.check_attestation(&format!("services[{i}]"), service, security, &weight)?;
         }
         Ok(())
     }
@@ -84,9 +87,10 @@ impl Session {
         path: &str,
         service: &Service,
         security: Option<&Security>,
+        weight: &Weight,
     ) -> Result<(), SessionError> {
         let inner = format!("{path}.attestation");
-        let Some(variants) = self.put_together_now(&inner, &service.attestation)? else { return Ok(()) };
+        let Some(variants) = self.put_together_now(&inner, &service.attestation, weight)? else { return Ok(()) };
         let is_judged = security.is_some_and(Security::judges_evidence);
         let variants = check_variants(&inner, variants)?;
         if variants.is_empty() && is_judged {
@@ -99,32 +103,11 @@ impl Session {
     }
 
     fn check_access(&self) -> Result<(), SessionError> {
-        for (key, rules) in self.access_policy.lists() {
-            let path = format!("access_policy.{key}");
-            if rules.iter().any(|rule| rule.nesting() > MAX_NESTING) {
-                return Err(rule(&path, format!("more than {MAX_NESTING} require- rules within one another")));
-            }
-            rules.iter().try_for_each(|rule| self.check_rule(&path, rule, rules.len() == 1))?;
-        }
-        Ok(())
-    }
-
-    fn check_rule(&self, path: &str, entry: &Rule, alone: bool) -> Result<(), SessionError> {
-        let who = match entry {
-            Rule::Signer(_) => return Ok(()),
-            Rule::All(rules) | Rule::AtLeast(_, rules) => {
-                return rules.iter().try_for_each(|rule| self.check_rule(path, rule, false));
-            }
-            Rule::Who(who) => who,
-        };
-        match who.as_str() {
-            "CREATOR" => Ok(()),
-            "ANY" | "NONE" if alone => Ok(()),
-            "ANY" | "NONE" => Err(rule(path, format!("{who} must stand alone"))),
-            hash if is_digest(hash) || is_scone_key_hash(hash) => Ok(()),
-            placeholder if placeholder.contains(OPEN) => self.check_access_secret(path, placeholder),
-            other => Err(rule(path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
-        }
+        let mut checked = HashSet::new();
+        self.access_policy.check(&mut |path, placeholder| {
+            // A long list may name the same large fragment over and over.
+            if checked.insert(placeholder.to_owned()) { self.check_access_secret(path, placeholder) } else { Ok(()) }
+        })
     }
 
     /// A secret in whose value the access policy names somebody.
@@ -134,15 +117,15 @@ impl Session {
         else {
             return Err(rule(path, "not one placeholder without format"));
         };
-        let fragment = self.secret(name).and_then(|secret| secret.value.as_deref()).map(AccessPolicy::of_fragment);
-        match (self.secret(name).and_then(|secret| secret.kind), fragment) {
+        let Some(secret) = self.secret(name) else { return Ok(()) };
+        match (secret.kind, secret.value.as_deref()) {
             (Some(kind @ (Kind::Binary | Kind::PrivateKey | Kind::PublicKey | Kind::Jwt)), _) => {
                 Err(rule(path, format!("'{name}' is {}, not ascii or a certificate", kind.text())))
             }
             // What an import says may change: then it is ignored.
-            (Some(Kind::ConfigFragment), Some(Err(why))) => {
-                Err(rule(path, format!("the config-fragment '{name}' is no access policy: {why}")))
-            }
+            (Some(Kind::ConfigFragment), Some(fragment)) => AccessPolicy::of_fragment(fragment)
+                .map(drop)
+                .map_err(|why| rule(path, format!("the config-fragment '{name}' is no access policy: {why}"))),
             _ => Ok(()),
         }
     }
@@ -199,13 +182,7 @@ impl Session {
         for (j, file) in image.injection_files.iter().enumerate() {
             let path = format!("{path}.injection_files[{j}]");
             check_image_path(&file.path, &path)?;
-            // A file cannot be another file's directory, nor can it be kept with a volume.
-            let within = |outer: &str| Path::new(&file.path).starts_with(outer);
-            let others = image.injection_files.iter().enumerate().filter(|(k, _)| *k != j);
-            if others.map(|(_, other)| &other.path).any(|other| within(other)) {
-                return Err(rule(&format!("{path}.path"), "used twice in this image"));
-            }
-            if image.volumes.iter().any(|mount| within(&mount.path)) {
+            if image.volumes.iter().any(|mount| Path::new(&file.path).starts_with(&mount.path)) {
                 return Err(SessionError::NotSimulated(format!("{path}.path: a file in a volume")));
             }
             if file.mode().is_none() {
@@ -214,6 +191,13 @@ impl Session {
             if let Some(content) = &file.content {
                 self.check_placeholders(&format!("{path}.content"), content)?;
             }
+        }
+        // A file cannot be another file's directory. Sorted, a path stands right before those below it.
+        let files = image.injection_files.iter().enumerate();
+        let mut paths: Vec<_> = files.map(|(j, file)| (Path::new(&file.path), j)).collect();
+        paths.sort_unstable();
+        if let Some([_, (_, j)]) = paths.windows(2).find(|pair| pair[1].0.starts_with(pair[0].0)) {
+            return Err(rule(&format!("{path}.injection_files[{j}].path"), "used twice in this image"));
         }
         let provided = image.provide_secrets.iter().flatten();
         match provided.into_iter().find(|name| self.secret(name).is_none()) {
@@ -377,6 +361,43 @@ impl Session {
     }
 }
 
+/// Checks an entry of an access policy that is a placeholder, at this path.
+type CheckPlaceholder<'a> = dyn FnMut(&str, &str) -> Result<(), SessionError> + 'a;
+
+impl AccessPolicy {
+    pub(super) fn check(&self, check_placeholder: &mut CheckPlaceholder<'_>) -> Result<(), SessionError> {
+        for (key, rules) in self.lists() {
+            let path = format!("access_policy.{key}");
+            if rules.iter().any(|rule| rule.nesting() > MAX_NESTING) {
+                return Err(rule(&path, format!("more than {MAX_NESTING} require- rules within one another")));
+            }
+            rules.iter().try_for_each(|entry| entry.check(&path, rules.len() == 1, check_placeholder))?;
+        }
+        Ok(())
+    }
+}
+
+impl Rule {
+    fn check(&self, path: &str, alone: bool, check_placeholder: &mut CheckPlaceholder<'_>) -> Result<(), SessionError> {
+        let who = match self {
+            Rule::Signer(_) => return Ok(()),
+            Rule::All(rules) | Rule::AtLeast(_, rules) => {
+                self.miscounts().map_or(Ok(()), |problem| Err(rule(path, problem)))?;
+                return rules.iter().try_for_each(|rule| rule.check(path, false, check_placeholder));
+            }
+            Rule::Who(who) => who,
+        };
+        match who.as_str() {
+            "CREATOR" => Ok(()),
+            "ANY" | "NONE" if alone => Ok(()),
+            "ANY" | "NONE" => Err(rule(path, format!("{who} must stand alone"))),
+            hash if is_digest(hash) || is_scone_key_hash(hash) => Ok(()),
+            placeholder if placeholder.contains(OPEN) => check_placeholder(path, placeholder),
+            other => Err(rule(path, format!("'{other}' is not CREATOR, ANY, NONE or a key hash"))),
+        }
+    }
+}
+
 impl Security {
     /// Of a section that is put together: whether evidence is judged.
     pub fn judges_evidence(&self) -> bool {
@@ -394,6 +415,9 @@ impl Variant {
             Some(Or::Placeholder(_)) => Err(rule(path, "not a signer")),
             Some(Or::Given(signer)) if !is_digest(&signer.mrsigner) => {
                 Err(rule(path, "a mrsigner is not 64 hex digits"))
+            }
+            Some(Or::Given(signer)) if signer.accepts_no_version() => {
+                Err(rule(path, "isvsvn_min is above isvsvn_max: no program can meet it"))
             }
             Some(Or::Given(signer))
                 if signer.isvsvn.is_some() && (signer.isvsvn_min.is_some() || signer.isvsvn_max.is_some()) =>
