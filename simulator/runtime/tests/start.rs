@@ -142,6 +142,11 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                     _ => refused("Failed to retrieve service attestation configuration"),
                 }
             }
+            Request::ReadTag(request) => {
+                let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+                assert!(request.is_authorised_by(&VOLUME_KEY, &exporter, &nonce));
+                Response::Tag { tag: state.lock().unwrap().tag.clone() }
+            }
             Request::SetTag(request) => {
                 assert!(request.is_authorised_by(&VOLUME_KEY));
                 let mut state = state.lock().unwrap();
