@@ -91,7 +91,7 @@ impl Store {
         Ok(())
     }
 
-    /// The manifest of that tag; and its file, which is locked: until it is closed, no seal deletes the manifest, or what it needs.
+    /// The manifest of that tag; and its file, which is locked: until it is closed, no seal deletes it, or a blob of its state.
     pub fn manifest(&self, tag: &str) -> Result<(Manifest, File), Error> {
         if !is_id(tag) {
             return Err(Error::BadGrant("volume tag"));
@@ -222,22 +222,24 @@ impl Store {
         self.delete_files(&other_manifests, &other_files)
     }
 
-    /// Deletes manifests, as soon as nobody restores what they describe, and then what only they needed: in this order, so that
-    /// a manifest that is there has all it needs.
+    /// Deletes manifests, each once nobody restores what it describes, and then what only they needed.
     fn delete_files(&self, manifests: &[String], others: &[String]) -> Result<(), Error> {
         let deadline = Instant::now() + PATIENCE;
-        let _locked = manifests.iter().map(|name| self.lock_unread(name, deadline)).collect::<Result<Vec<_>, _>>()?;
-        manifests.iter().chain(others).try_for_each(|name| self.delete_file(name))
+        manifests.iter().try_for_each(|name| self.delete_manifest(name, deadline))?;
+        others.iter().try_for_each(|name| self.delete_file(name))
     }
 
-    /// Waits until nobody restores what this manifest describes, and keeps it so for as long as the file is open.
-    fn lock_unread(&self, name: &str, deadline: Instant) -> Result<File, Error> {
+    /// Waits until the manifest is not locked. Who has opened it already and locks it later sees that it is gone.
+    fn delete_manifest(&self, name: &str, deadline: Instant) -> Result<(), Error> {
         let file = self.open_file(name)?;
         loop {
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOOK),
                 Err(Errno::WOULDBLOCK) => return Err(Error::StillRead),
-                locked => return locked.map(|()| file).map_err(failed("lock", self.name(name))),
+                locked => {
+                    locked.map_err(failed("lock", self.name(name)))?;
+                    return self.delete_file(name);
+                }
             }
         }
     }
