@@ -7,8 +7,8 @@
 //! only then is anything deleted that the new state does not need. Wherever a seal is cut off, CAS's tag names a complete state.
 //!
 //! One program at a time can seal a volume: it holds a lock on the directory. Any number may restore its state meanwhile, and
-//! write nothing: each holds a lock on the manifest that it restores, and a seal waits for those on the manifests that it
-//! deletes. So it waits only for who found the state current that it replaces: those who come later ask CAS, and find the new one.
+//! write nothing: each holds a lock on the manifest that it restores, and a seal waits for the locks on the manifests that it
+//! deletes. Those who come while it waits ask CAS and find the new state, so it never waits for newcomers.
 //!
 //! Limits: owners, timestamps, extended attributes and hard links are not kept. A changed file is sealed whole.
 
@@ -44,7 +44,7 @@ pub type SetTag<'a> = dyn FnMut(Option<&str>, &str) -> Result<(), Vec<String>> +
 /// CAS's tag, asked for now (`None`: no tag yet). On failure: SCONE's `Caused by:` lines.
 pub type ReadTag<'a> = dyn FnMut() -> Result<Option<String>, Vec<String>> + 'a;
 
-/// How often an opening that does not seal looks for a state that a program beside it has replaced meanwhile.
+/// How often an ephemeral opening looks for the present state, where another program seals the volume all the time.
 const LOOKS: usize = 100;
 
 /// What is wrong with a volume, or with reaching it.
@@ -251,8 +251,8 @@ pub fn open_ephemeral(sealed: &Path, plain: &Path, grant: &VolumeGrant, read_tag
             Ok(Some(state)) => return tree.restore(&state.entries, &mut store),
             Err(refusal) => refusal,
         };
-        // The refusal stands if the tag does; if not, a seal has deleted that state since CAS was asked. Not for ever, or an older
-        // copy would never be refused while the volume itself is sealed elsewhere.
+        // If the tag has moved, a seal may have deleted that state since CAS was asked. The number of looks is limited, or an older
+        // copy would not be refused for as long as the volume itself is sealed elsewhere.
         looks += 1;
         let now = ask()?;
         if now == tag || looks == LOOKS {
