@@ -24,7 +24,7 @@ pub use table::Table;
 /// The hash before the first entry.
 pub(crate) const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// What happened: SCONE's events (`reference/scone.md` section 4.6), and the check of a code.
+/// What happened: SCONE's events (`reference/scone.md` section 4.6), the check of a code, and the reading of a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// CAS began to serve.
@@ -43,6 +43,8 @@ pub enum Event {
     ServiceAttested,
     /// A volume's tag was moved, or not.
     VolumeTagUpdated,
+    /// A volume's tag was told to an opening that cannot seal, or not.
+    VolumeTagRead,
     /// There were more refusals than the log has room for.
     RefusalsLeftOut,
 }
@@ -58,6 +60,7 @@ impl Event {
             Event::CodeChecked => "code checked",
             Event::ServiceAttested => "service attested",
             Event::VolumeTagUpdated => "volume FSPF tag updated",
+            Event::VolumeTagRead => "volume FSPF tag read",
             Event::RefusalsLeftOut => "refusals left out",
         }
     }

@@ -381,5 +381,9 @@ fn respond(
             Ok(()) => Response::TagSet,
             Err(causes) => Response::Refused { causes },
         },
+        Request::ReadTag(request) => match cas.read_tag(&request, exporter, nonce)? {
+            Ok(tag) => Response::Tag { tag },
+            Err(causes) => Response::Refused { causes },
+        },
     })
 }

@@ -10,7 +10,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Barrier};
 
 use scone_protocol::connection::Error;
-use scone_protocol::{EXPORTER_LABEL, Evidence, Hello, Request, Response, Secret, SetTag, unhex};
+use scone_protocol::{
+    EXPORTER_LABEL, Evidence, Hello, ReadTag, Request, Response, Secret, SetTag, VolumeGrant, hex, unhex,
+};
 use scone_sim::daemon::{CLIENT_PORT, ENCLAVE_PORT};
 use scone_sim::session::decode_shared_secret;
 use scone_sim::tls::{self, Identity};
@@ -143,23 +145,28 @@ fn unknown_sessions_and_unknown_services_sound_alike() {
     }
 }
 
+/// A runtime's connection, with what CAS said first and the exporter value.
+fn dial(world: &World) -> (impl Read + Write, Hello, [u8; 32]) {
+    let config = tls::client(&Identity::generate("a runtime").unwrap(), Some(&world.key)).unwrap();
+    let connection = rustls::ClientConnection::new(Arc::new(config), "cas".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(&world.enclave).unwrap());
+    let hello: Hello = serde_json::from_slice(&receive(&mut stream)).unwrap();
+    let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+    (stream, hello, exporter)
+}
+
+fn ask(stream: &mut (impl Read + Write), request: &Request) -> Response {
+    send(stream, &serde_json::to_vec(request).unwrap());
+    serde_json::from_slice(&receive(stream)).unwrap()
+}
+
 #[test]
 fn recorded_evidence_is_refused_on_another_connection() {
     let world = World::with_policies();
-    let identity = Identity::generate("a runtime").unwrap();
-    let dial = || {
-        let config = Arc::new(tls::client(&identity, Some(&world.key)).unwrap());
-        let connection = rustls::ClientConnection::new(config, "cas".try_into().unwrap()).unwrap();
-        let mut stream = rustls::StreamOwned::new(connection, TcpStream::connect(&world.enclave).unwrap());
-        let hello: Hello = serde_json::from_slice(&receive(&mut stream)).unwrap();
-        let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
-        (stream, hello, exporter)
-    };
+    let dial = || dial(&world);
     let ask = |stream: &mut _, evidence: &Evidence| {
         let service = "ns/otpqr/otpqr".to_owned();
-        let request = Request::Configure { service, code: None, access_proof: None, evidence: evidence.clone() };
-        send(stream, &serde_json::to_vec(&request).unwrap());
-        serde_json::from_slice::<Response>(&receive(stream)).unwrap()
+        ask(stream, &Request::Configure { service, code: None, access_proof: None, evidence: evidence.clone() })
     };
     let (mut first, hello, exporter) = dial();
     let key = world.evidence_key();
@@ -355,6 +362,53 @@ fn a_tag_moves_from_what_it_is_by_who_knows_the_key() {
     // The session that imports the volume sees the same state.
     let now = code(&world.secret(), NOW);
     assert_eq!(world.configure("ns/otpqr-reset/otpqr", Some(&now), MRENCLAVE).unwrap().volumes[0].tag, Some(b));
+}
+
+#[test]
+fn a_tag_is_told_to_who_knows_the_key_on_its_own_connection_only() {
+    let mut world = World::with_policies();
+    let two = "name: two\nversion: \"0.3.10\"\nvolumes: [{name: single_run_1}, {name: w}]\nimages: [{name: i, volumes: \
+               [{name: single_run_1, path: /v}, {name: w, path: /w}]}]\n\
+               services: [{name: s, image_name: i, command: /p, attestation: [{mrenclave: [MRENCLAVE]}]}]\n";
+    let two = world.file("two.yml", &two.replace("MRENCLAVE", MRENCLAVE));
+    world.scone(&["session", "create", &two]).succeeds();
+    let grant = |world: &World| world.configure("ns/otpqr/check", None, MRENCLAVE).unwrap().volumes.remove(0);
+    let (mine, others) = (grant(&world), world.configure("two/s", None, MRENCLAVE).unwrap().volumes);
+    let read = |world: &World, grant: &VolumeGrant| world.connect().read_tag(grant).map_err(Error::causes);
+    let unproven = ["The volume's key was not proven"];
+    let wrong = |key: &VolumeGrant| VolumeGrant { key: key.key.clone(), ..mine.clone() };
+    refused(read(&world, &wrong(&VolumeGrant { key: Secret::new(hex(&[0; 32])), ..mine.clone() })), &unproven);
+    refused(read(&world, &wrong(&others[0])), &unproven);
+    refused(read(&world, &wrong(&others[1])), &unproven);
+    refused(read(&world, &VolumeGrant { name: "single_run_9".into(), ..mine.clone() }), &unproven);
+    refused(read(&world, &VolumeGrant { session: "two".into(), ..mine.clone() }), &unproven);
+
+    assert_eq!(read(&world, &mine), Ok(None));
+    let (tag, key) = ("11".repeat(16), unhex(mine.key.expose()).unwrap());
+    world.connect().set_tag(SetTag::new("ns/otpqr", "single_run_1", None, &tag, &key)).unwrap();
+    assert_eq!(read(&world, &mine), Ok(Some(tag.clone())));
+    world.crash_and_restart();
+
+    // Recorded, it is worth nothing on another connection, nor with that one's nonce; nor is a request to move the tag.
+    let ((mut first, hello, exporter), (mut second, second_hello, _)) = (dial(&world), dial(&world));
+    let make = |nonce: &str| ReadTag::new("ns/otpqr", "single_run_1", &exporter, nonce, &key);
+    let SetTag { session, volume, mac, .. } = SetTag::new("ns/otpqr", "single_run_1", None, &tag, &key);
+    for recorded in [make(&hello.nonce), make(&second_hello.nonce), ReadTag { session, volume, mac }] {
+        let Response::Refused { causes } = ask(&mut second, &Request::ReadTag(recorded)) else { panic!("told") };
+        assert_eq!(causes, unproven);
+    }
+    let Response::Tag { tag: told } = ask(&mut first, &Request::ReadTag(make(&hello.nonce))) else {
+        panic!("not told")
+    };
+    assert_eq!(told, Some(tag.clone()));
+    let log = world.scone_sim(&["log"]).succeeds();
+    let told: Vec<_> = log.lines().filter_map(|line| Some(line.split_once("volume FSPF tag read")?.1)).collect();
+    let told: Vec<_> = told.iter().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let (no, yes) = ("- - refused: unknown volume or wrong key", format!("ns/otpqr/single_run_1 - - accepted: {tag}"));
+    assert_eq!(told.len(), 11);
+    assert!(told[..5].iter().chain(&told[7..10]).all(|line| line.ends_with(no)), "{told:?}");
+    assert_eq!(told[5], "ns/otpqr/single_run_1 - - accepted: none yet");
+    assert_eq!([&told[6], &told[10]], [&yes, &yes]);
 }
 
 // Sessions

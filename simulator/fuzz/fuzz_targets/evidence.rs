@@ -13,6 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(!proves_access(proof, End::Runtime, "token", &[7; 32], "nonce"));
             }
             Request::SetTag(request) => assert!(!request.is_authorised_by(&[7; 32])),
+            Request::ReadTag(request) => assert!(!request.is_authorised_by(&[7; 32], &[7; 32], "nonce")),
         }
         let written = serde_json::to_vec(&request).expect("what was read can be written");
         let again: Request = serde_json::from_slice(&written).expect("and read again");

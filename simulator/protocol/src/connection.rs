@@ -16,8 +16,8 @@ use rustls::{CertificateError, ClientConfig, ClientConnection, DigitallySignedSt
 
 use crate::signature::SignerIdentity;
 use crate::{
-    Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, Request, Response, Secret, SetTag, access_proof,
-    hex, proves_access,
+    Configuration, EXPORTER_LABEL, End, Evidence, Hello, MAX_FRAME, ReadTag, Request, Response, Secret, SetTag,
+    VolumeGrant, access_proof, hex, proves_access, unhex,
 };
 
 /// The enclave API's port (`reference/scone.md` section 5.4).
@@ -141,11 +141,7 @@ impl Connection {
         mrenclave: &str,
         signer: Option<&SignerIdentity>,
     ) -> Result<Configuration, Error> {
-        let exporter = self
-            .stream
-            .conn
-            .export_keying_material([0; 32], EXPORTER_LABEL, None)
-            .map_err(|error| Error::Channel(io::Error::other(error)))?;
+        let exporter = self.exporter().map_err(Error::Channel)?;
         let evidence = Evidence::new(mrenclave, signer, &exporter, &self.nonce, &self.evidence_key);
         let access_proof =
             self.access_token.as_ref().map(|token| access_proof(End::Runtime, token, &exporter, &self.nonce));
@@ -163,15 +159,39 @@ impl Connection {
                 }
             }
             Response::Refused { causes } => Err(Error::Refused(causes)),
-            Response::TagSet => Err(Error::Channel(unexpected("a tag's receipt"))),
+            _ => Err(Error::Channel(unexpected("something else than a configuration"))),
         }
     }
 
     /// Moves a volume's tag. A CAS that breaks off may or may not have taken it, so it is asked again on a new connection:
     /// setting the tag it already holds succeeds.
     pub fn set_tag(&mut self, request: SetTag) -> Result<(), Error> {
-        let request = Request::SetTag(request);
-        let mut answer = ask(&mut self.stream, &request);
+        match self.ask_until_answered(|_| Ok(Request::SetTag(request.clone())))? {
+            Response::TagSet => Ok(()),
+            _ => Err(Error::Channel(unexpected("something else than a tag's receipt"))),
+        }
+    }
+
+    /// Asks for the tag that the volume of this grant has now; `None`: none yet. The request is made anew for each connection.
+    pub fn read_tag(&mut self, grant: &VolumeGrant) -> Result<Option<String>, Error> {
+        let key = unhex(grant.key.expose()).unwrap_or_default();
+        let request = |connection: &Connection| {
+            let exporter = connection.exporter()?;
+            Ok(Request::ReadTag(ReadTag::new(&grant.session, &grant.name, &exporter, &connection.nonce, &key)))
+        };
+        match self.ask_until_answered(request)? {
+            Response::Tag { tag } => Ok(tag),
+            _ => Err(Error::Channel(unexpected("something else than a tag"))),
+        }
+    }
+
+    /// Asks, and asks again on a new connection when CAS breaks off.
+    fn ask_until_answered(&mut self, request: impl Fn(&Connection) -> io::Result<Request>) -> Result<Response, Error> {
+        let ask_once = |connection: &mut Connection| {
+            let request = request(connection)?;
+            ask(&mut connection.stream, &request)
+        };
+        let mut answer = ask_once(self);
         for pause in RETRIES {
             if answer.is_ok() {
                 break;
@@ -179,14 +199,17 @@ impl Connection {
             sleep(pause);
             answer = dial(&self.addresses, &self.tls).and_then(|(stream, nonce)| {
                 (self.stream, self.nonce) = (stream, nonce);
-                ask(&mut self.stream, &request)
+                ask_once(self)
             });
         }
         match answer.map_err(Error::Channel)? {
-            Response::TagSet => Ok(()),
             Response::Refused { causes } => Err(Error::Refused(causes)),
-            Response::Configuration(_) => Err(Error::Channel(unexpected("a configuration"))),
+            answer => Ok(answer),
         }
+    }
+
+    fn exporter(&self) -> io::Result<[u8; 32]> {
+        self.stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).map_err(io::Error::other)
     }
 }
 

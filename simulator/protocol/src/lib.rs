@@ -51,6 +51,8 @@ pub enum Request {
     },
     /// "I sealed this volume: from now on only this tag is fresh." Authorised by knowing the volume's key.
     SetTag(SetTag),
+    /// "What is this volume's tag now?" Authorised by knowing the volume's key.
+    ReadTag(ReadTag),
 }
 
 /// The measurement, bound to this connection and to CAS's nonce. In SGX a quote would be here; this is the word of a runtime
@@ -170,6 +172,40 @@ impl SetTag {
     }
 }
 
+/// A request for the tag that a volume has now. Good on one connection only: recorded, it tells nobody what comes later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReadTag {
+    /// The session that owns the volume (not one that imports it).
+    pub session: String,
+    /// The volume's name in that session.
+    pub volume: String,
+    /// HMAC-SHA-256 under the volume's key over this connection, the nonce and all of the above, lower-case hex.
+    pub mac: String,
+}
+
+impl ReadTag {
+    /// Makes the request on the connection with this exporter value and this nonce, authorised by `key`, the volume's 32-byte key.
+    pub fn new(session: &str, volume: &str, exporter: &[u8; 32], nonce: &str, key: &[u8]) -> ReadTag {
+        let mut request = ReadTag { session: session.to_owned(), volume: volume.to_owned(), mac: String::new() };
+        request.mac = hex(ring::hmac::sign(&mac_key(key), &request.signed_bytes(exporter, nonce)).as_ref());
+        request
+    }
+
+    /// Whether this request was made on the connection with this exporter value and this nonce, by somebody who knew `key`.
+    /// Compares in constant time.
+    pub fn is_authorised_by(&self, key: &[u8], exporter: &[u8; 32], nonce: &str) -> bool {
+        let bytes = self.signed_bytes(exporter, nonce);
+        unhex(&self.mac).is_some_and(|mac| ring::hmac::verify(&mac_key(key), &bytes, &mac).is_ok())
+    }
+
+    fn signed_bytes(&self, exporter: &[u8; 32], nonce: &str) -> Vec<u8> {
+        // As in `SetTag`, no part holds a NUL.
+        let names = [nonce, &self.session, &self.volume].join("\0");
+        [b"scone-sim read-tag 1\0", &exporter[..], names.as_bytes()].concat()
+    }
+}
+
 fn mac_key(key: &[u8]) -> ring::hmac::Key {
     ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key)
 }
@@ -182,6 +218,11 @@ pub enum Response {
     Configuration(Configuration),
     /// The new tag is durable.
     TagSet,
+    /// The volume's tag.
+    Tag {
+        /// As in [`VolumeGrant::tag`].
+        tag: Option<String>,
+    },
     /// No. `causes` are the lines of SCONE's error frame, outermost first.
     Refused {
         /// At least one line, without `Caused by:`. Spaces before it nest it; one of several causes is `Error 1 of 2: …`.
@@ -346,6 +387,17 @@ mod tests {
         assert!(!SetTag { new: "22".into(), ..request.clone() }.is_authorised_by(&[7; 32]));
         assert!(!SetTag { mac: "zz".into(), ..request.clone() }.is_authorised_by(&[7; 32]));
         assert!(request.is_authorised_by(&[7; 32]));
+    }
+
+    #[test]
+    fn a_tag_is_read_on_one_connection_by_who_knows_the_key() {
+        let request = ReadTag::new("ns/a", "v", &[1; 32], "nonce", &[7; 32]);
+        assert!(!request.is_authorised_by(&[8; 32], &[1; 32], "nonce"));
+        assert!(!request.is_authorised_by(&[7; 32], &[2; 32], "nonce"));
+        assert!(!request.is_authorised_by(&[7; 32], &[1; 32], "other"));
+        assert!(!ReadTag { volume: "w".into(), ..request.clone() }.is_authorised_by(&[7; 32], &[1; 32], "nonce"));
+        assert!(!ReadTag { mac: "zz".into(), ..request.clone() }.is_authorised_by(&[7; 32], &[1; 32], "nonce"));
+        assert!(request.is_authorised_by(&[7; 32], &[1; 32], "nonce"));
     }
 
     #[test]

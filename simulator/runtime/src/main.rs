@@ -244,8 +244,8 @@ fn run_protected(
             }
         }
     }
-    let open = |grant| Mount::open(grant, in_container, &mut cas);
-    let mut mounts = configuration.volumes.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let open = |grant| Mount::open(grant, in_container, &mut cas).transpose();
+    let mut mounts = configuration.volumes.iter().filter_map(open).collect::<Result<Vec<_>, _>>()?;
 
     let command = program_command(program, &configuration, &command)?;
     supervised(command, signals, &mut || seal_all(&mut mounts, &mut cas))

@@ -7,9 +7,9 @@ use rustix::fs::{CWD, Mode, OFlags, fstatfs, openat};
 use scone_protocol::connection::{self, Connection};
 use scone_protocol::{SetTag, UpdatePolicy, VolumeGrant, unhex};
 use scone_run::failure::Failure;
-use scone_run::volume::Volume;
+use scone_run::volume::{self, Volume};
 
-/// An open volume, and what CAS knows of it.
+/// A volume that is sealed, and what CAS knows of it.
 pub struct Mount<'a> {
     grant: &'a VolumeGrant,
     volume: Volume,
@@ -18,13 +18,23 @@ pub struct Mount<'a> {
 }
 
 impl Mount<'_> {
-    /// Opens the volume of that grant. The first start brings it into being, before the program can do anything with it.
-    pub fn open<'a>(grant: &'a VolumeGrant, in_container: bool, cas: &mut Connection) -> Result<Mount<'a>, Failure> {
+    /// Opens the volume of that grant. The first start brings it into being, before the program can do anything with it. `None`:
+    /// the policy has the program's changes end with it, so it got a copy, and there is nothing to seal.
+    pub fn open<'a>(
+        grant: &'a VolumeGrant,
+        in_container: bool,
+        cas: &mut Connection,
+    ) -> Result<Option<Mount<'a>>, Failure> {
         let opening = |causes| Failure::while_starting(format!("Opening volume {} failed", grant.name), causes);
         if in_container {
             refuse_disk(grant.path.as_ref()).map_err(|cause| opening(vec![cause]))?;
         }
         let sealed = format!("/.sealed{}", grant.path);
+        if grant.update_policy == UpdatePolicy::Ephemeral {
+            let mut read_tag = || cas.read_tag(grant).map_err(connection::Error::causes);
+            let opened = volume::open_ephemeral(sealed.as_ref(), grant.path.as_ref(), grant, &mut read_tag);
+            return opened.map(|()| None).map_err(|error| opening(error.causes()));
+        }
         let to_open = openable(grant, sealed.as_ref()).map_err(|cause| opening(vec![cause]))?;
         let volume = Volume::open(sealed.as_ref(), grant.path.as_ref(), &to_open);
         let volume = volume.map_err(|error| opening(error.causes()))?;
@@ -32,15 +42,12 @@ impl Mount<'_> {
         if mount.held.is_none() {
             mount.seal(cas).map_err(opening)?;
         }
-        Ok(mount)
+        Ok(Some(mount))
     }
 
-    /// Makes the program's changes last, unless the policy has them end with it. On failure: the `Caused by:` lines.
+    /// Makes the program's changes last. On failure: the `Caused by:` lines.
     fn seal(&mut self, cas: &mut Connection) -> Result<(), Vec<String>> {
         let Mount { grant, volume, held } = self;
-        if grant.update_policy == UpdatePolicy::Ephemeral {
-            return Ok(());
-        }
         volume.seal(&mut |_, new| set_tag(cas, grant, held, new)).map_err(|error| error.causes())
     }
 }

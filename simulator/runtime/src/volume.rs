@@ -6,6 +6,10 @@
 //! Everything rests on the order of a seal: new blobs are durable, then the manifest is durable, then CAS has taken the tag, and
 //! only then is anything deleted that the new state does not need. Wherever a seal is cut off, CAS's tag names a complete state.
 //!
+//! One program at a time can seal a volume: it holds a lock on the directory. Any number may restore its state meanwhile, and
+//! write nothing: each holds a lock on the manifest that it restores, and a seal waits for the locks on the manifests that it
+//! deletes. Those who come while it waits ask CAS and find the new state, so it never waits for newcomers.
+//!
 //! Limits: owners, timestamps, extended attributes and hard links are not kept. A changed file is sealed whole.
 
 pub mod manifest;
@@ -13,6 +17,7 @@ mod store;
 mod tree;
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -23,8 +28,8 @@ use rustix::io::Errno;
 use scone_protocol::VolumeGrant;
 pub use store::tag_of;
 
-use manifest::{Bytes, Entries, Entry, Manifest, is_id};
-use store::Store;
+use manifest::{Bytes, Entries, Entry, Manifest};
+use store::{PATIENCE, Store};
 use tree::Tree;
 
 /// A manifest may rest on an earlier one if it lists fewer differences than this share of all entries, and the volume has more
@@ -35,6 +40,12 @@ const SMALL: usize = 64;
 
 /// Moves CAS's tag from the first (`None`: no tag yet) to the second. On failure: SCONE's `Caused by:` lines.
 pub type SetTag<'a> = dyn FnMut(Option<&str>, &str) -> Result<(), Vec<String>> + 'a;
+
+/// CAS's tag, asked for now (`None`: no tag yet). On failure: SCONE's `Caused by:` lines.
+pub type ReadTag<'a> = dyn FnMut() -> Result<Option<String>, Vec<String>> + 'a;
+
+/// How often an ephemeral opening looks for the present state, where another program seals the volume all the time.
+const LOOKS: usize = 100;
 
 /// What is wrong with a volume, or with reaching it.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +77,12 @@ pub enum Error {
     /// Another runtime has it.
     #[error("the volume is in use by another program")]
     Busy,
+    /// A runtime that restores what a seal replaced has been stopped, or is very slow.
+    #[error(
+        "the changes are sealed, but another program has been opening the state before them for {} seconds: end it first",
+        PATIENCE.as_secs()
+    )]
+    StillRead,
     /// What SCONE would not store either.
     #[error("'{0}' is no file, directory or symbolic link, so it cannot be sealed")]
     Unsealable(String),
@@ -78,6 +95,9 @@ pub enum Error {
     /// CAS did not take the tag.
     #[error("CAS did not take the volume's new tag")]
     TagRefused(Vec<String>),
+    /// CAS did not tell the tag.
+    #[error("CAS did not tell the volume's tag")]
+    TagNotTold(Vec<String>),
     /// A bug or a wrong grant.
     #[error("CAS granted an unusable {0}")]
     BadGrant(&'static str),
@@ -100,7 +120,7 @@ impl Error {
     /// The `Caused by:` lines, outermost first.
     pub fn causes(self) -> Vec<String> {
         let mut causes = vec![self.to_string()];
-        if let Error::TagRefused(inner) = self {
+        if let Error::TagRefused(inner) | Error::TagNotTold(inner) = self {
             causes.extend(inner);
         }
         causes
@@ -136,11 +156,8 @@ impl Volume {
     /// Opens the state that `grant` names, found encrypted in the directory `sealed`, into the empty directory `plain`.
     /// A volume without a tag is opened empty, and exists only once it has been sealed.
     pub fn open(sealed: &Path, plain: &Path, grant: &VolumeGrant) -> Result<Volume, Error> {
-        if grant.tag.as_deref().is_some_and(|tag| !is_id(tag)) {
-            return Err(Error::BadGrant("volume tag"));
-        }
         let mut volume = Volume {
-            store: Store::open(sealed, grant)?,
+            store: Store::open(sealed, grant)?.lock()?,
             tree: Tree::open(plain, &grant.path)?,
             tag: grant.tag.clone(),
             base: None,
@@ -156,26 +173,10 @@ impl Volume {
     }
 
     fn restore(&mut self, tag: &str) -> Result<(), Error> {
-        let manifest = match self.store.manifest(tag) {
-            Err(Error::Removed(_)) if self.store.has_other_manifests(&HashSet::new())? => return Err(Error::NotFresh),
-            manifest => manifest?,
-        };
-        let (base, mut entries) = match manifest.base {
-            None => (tag.to_owned(), manifest.entries),
-            Some(base) => {
-                let whole = self.store.manifest(&base)?;
-                if whole.base.is_some() {
-                    return Err(Error::OtherVersion);
-                }
-                self.differences = manifest.entries;
-                (base, whole.entries)
-            }
-        };
-        entries.extend(self.differences.clone());
-        let entries: BTreeMap<Bytes, Entry> =
-            entries.into_iter().filter_map(|(path, entry)| Some((path, entry?))).collect();
+        let State { base, differences, entries, .. } = State::find(&self.store, tag)?;
         self.tree.restore(&entries, &mut self.store)?;
-        self.base = Some(base);
+        (self.base, self.differences) = (Some(base), differences);
+        // No manifest is deleted here, so nobody restores what this deletes.
         self.leftovers = self.store.has_other_manifests(&self.tags())?;
         if !self.leftovers {
             self.store.delete_leftovers(&self.tags(), &self.tree.blobs())?;
@@ -218,16 +219,77 @@ impl Volume {
         }
         self.changes.clear();
         let before: HashSet<String> = [self.tag.replace(tag), self.base.replace(base)].into_iter().flatten().collect();
-        let stale = before.iter().filter(|&tag| self.tag.as_ref() != Some(tag) && self.base.as_ref() != Some(tag));
-        self.store.delete(stale.map(String::as_str))?;
-
-        // A killed runtime's last request may still have been on its way to CAS. What it names had to be there until now, when
-        // CAS has moved on and will refuse it.
-        if self.leftovers {
-            self.store.delete_leftovers(&self.tags(), &self.tree.blobs())?;
-            self.leftovers = false;
+        let blobs = self.store.forget();
+        if !self.leftovers {
+            let stale = before.iter().filter(|&tag| self.tag.as_ref() != Some(tag) && self.base.as_ref() != Some(tag));
+            return self.store.delete(stale.map(String::as_str), &blobs);
         }
+        // A killed runtime's last request may still have been on its way to CAS. What it names had to be there until now, when
+        // CAS has moved on and will refuse it. All at one go: another program may still restore what that runtime replaced.
+        self.store.delete_leftovers(&self.tags(), &self.tree.blobs())?;
+        self.leftovers = false;
         Ok(())
+    }
+}
+
+/// Restores the volume's present state into the empty directory `plain`, as a copy that belongs to whoever opens it: it is never
+/// sealed. Nothing is written or deleted in `sealed`. A volume without a tag is opened empty.
+///
+/// Assumption: SCONE does not document whether a volume can be opened while another program has it.
+pub fn open_ephemeral(sealed: &Path, plain: &Path, grant: &VolumeGrant, read_tag: &mut ReadTag) -> Result<(), Error> {
+    let mut store = Store::open(sealed, grant)?;
+    let mut tree = Tree::open(plain, &grant.path)?;
+    let mut ask = || read_tag().map_err(Error::TagNotTold);
+    let (mut tag, mut looks) = (ask()?, 0);
+    loop {
+        let found = match &tag {
+            None => store.refuse_foreign_files().map(|()| None),
+            Some(tag) => State::find(&store, tag).map(Some),
+        };
+        let refusal = match found {
+            Ok(None) => return Ok(()),
+            Ok(Some(state)) => return tree.restore(&state.entries, &mut store),
+            Err(refusal) => refusal,
+        };
+        // If the tag has moved, a seal may have deleted that state since CAS was asked. The number of looks is limited, or an older
+        // copy would not be refused for as long as the volume itself is sealed elsewhere.
+        looks += 1;
+        let now = ask()?;
+        if now == tag || looks == LOOKS {
+            return Err(refusal);
+        }
+        tag = now;
+    }
+}
+
+/// What the manifests say of the state of one tag.
+struct State {
+    base: String,
+    differences: Entries,
+    entries: BTreeMap<Bytes, Entry>,
+    /// Keeps all that the state needs from being deleted by a seal.
+    _held: File,
+}
+
+impl State {
+    fn find(store: &Store, tag: &str) -> Result<State, Error> {
+        let (manifest, held) = match store.manifest(tag) {
+            Err(Error::Removed(_)) if store.has_other_manifests(&HashSet::new())? => return Err(Error::NotFresh),
+            manifest => manifest?,
+        };
+        let (base, mut entries, differences) = match manifest.base {
+            None => (tag.to_owned(), manifest.entries, Entries::new()),
+            Some(base) => {
+                let (whole, _) = store.manifest(&base)?;
+                if whole.base.is_some() {
+                    return Err(Error::OtherVersion);
+                }
+                (base, whole.entries, manifest.entries)
+            }
+        };
+        entries.extend(differences.clone());
+        let entries = entries.into_iter().filter_map(|(path, entry)| Some((path, entry?))).collect();
+        Ok(State { base, differences, entries, _held: held })
     }
 }
 

@@ -2,6 +2,8 @@
 //! runtime and its program are killed at each call of a sync, so is the real CAS, and power is cut after each operation on the
 //! disk. `strace` does the killing and the recording; without it these tests are skipped, and with `REQUIRE_DOCKER=1` they fail.
 
+#[path = "support/counter.rs"]
+mod counter;
 mod support;
 
 use std::collections::{BTreeMap, HashSet};
@@ -15,94 +17,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use counter::{Host, text, tools_are_there};
 use rustix::process::{Pid, Signal, kill_process};
 use scone_protocol::{Secret, VolumeGrant, hex};
 use scone_run::volume::Volume;
-use support::Cas;
-use tempfile::TempDir;
-
-/// A CAS, an image and a sealed volume; the program counts.
-struct Host {
-    directory: TempDir,
-    cas: Cas,
-}
-
-/// Whether these tests can run.
-fn tools_are_there() -> bool {
-    let strace = Command::new("strace").arg("-V").stdout(Stdio::null()).status();
-    let missing = match (strace, support::bin().join("scone-sim").exists()) {
-        (Ok(_), true) => return true,
-        (Ok(_), false) => "simulator/bin/scone-sim: make sim",
-        (Err(_), _) => "strace: apt-get install strace",
-    };
-    assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: {missing}");
-    eprintln!("SKIPPED: missing: {missing}");
-    false
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 impl Host {
-    fn new() -> Host {
-        let directory = tempfile::tempdir().unwrap();
-        for name in ["image/bin", "volume", "out", "cas"] {
-            fs::create_dir_all(directory.path().join(name)).unwrap();
-        }
-        support::compile_probe(&directory.path().join("image/bin/probe"));
-        let host = Host { cas: Cas::serve(&directory.path().join("cas")), directory };
-        let measured = host.runtime(&[]).env("SCONE_HASH", "1").output().unwrap();
-        let policy = format!(
-            r#"
-name: crash
-version: "0.3.10"
-access_policy: {{ read: [CREATOR], update: [CREATOR] }}
-services:
-  - name: count
-    image_name: image
-    command: /bin/probe count=/data,/out/acknowledged,2
-    pwd: /
-    attestation: [{{ mrenclave: ["{mrenclave}"] }}]
-  - name: counted
-    image_name: image
-    command: /bin/probe counted=/data
-    pwd: /
-    attestation: [{{ mrenclave: ["{mrenclave}"] }}]
-images:
-  - name: image
-    volumes: [{{ name: data, path: /data }}]
-volumes:
-  - name: data
-security:
-  attestation: {{ mode: hardware }}
-"#,
-            mrenclave = text(&measured.stdout).trim()
-        );
-        host.cas.create_session(&policy);
-        host
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    /// `scone-run`, run by `before`.
-    fn runtime(&self, before: &[&str]) -> Command {
-        let own = [env!("CARGO_BIN_EXE_scone-run")];
-        let words: Vec<&str> = before.iter().chain(&own).copied().collect();
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).arg("--rootfs").arg(self.path("image"));
-        for (from, to) in [("volume", "/.sealed/data"), ("out", "/out")] {
-            command.arg("--bind").arg(format!("{}:{to}", self.path(from).display()));
-        }
-        command.arg("/bin/probe").env_clear().env("PATH", std::env::var_os("PATH").unwrap());
-        command.env("SCONE_CAS_ADDR", &self.cas.enclave).env("SCONE_SIM_CAS_KEY", &self.cas.key);
-        command.env("SCONE_SIM_EVIDENCE_KEY", &self.cas.evidence_key);
-        command.stdin(Stdio::null());
-        command
-    }
-
     fn count(&self, before: &[&str]) -> Output {
         self.runtime(before).env("SCONE_CONFIG_ID", "crash/count").output().unwrap()
     }
@@ -139,7 +59,7 @@ fn a_runtime_or_program_killed_at_any_call_of_a_sync_loses_nothing_that_was_ackn
     let host = Host::new();
     let (mut killed, mut counted) = (0, 0);
     // What is sent goes by writev.
-    for call in ["write", "fdatasync", "fsync", "renameat", "unlinkat", "writev"] {
+    for call in ["write", "fdatasync", "fsync", "renameat", "flock", "unlinkat", "writev"] {
         let before = killed;
         for when in 1.. {
             let inject = format!("inject={call}:signal=SIGKILL:when={when}");

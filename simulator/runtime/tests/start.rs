@@ -31,7 +31,7 @@ const EVIDENCE_KEY: &str = "5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e5e
 enum OnSetTag {
     Take,
     Refuse,
-    /// Takes it, and dies before it can say so; so often.
+    /// Takes it, and dies before it can say so, or when it is asked for the tag; so often.
     TakeAndHangUp(u32),
     /// Calls this instead of answering.
     Instead(Box<dyn FnMut() + Send>),
@@ -141,6 +141,16 @@ fn serve(socket: TcpStream, tls: Arc<ServerConfig>, state: &Mutex<CasState>) -> 
                     }
                     _ => refused("Failed to retrieve service attestation configuration"),
                 }
+            }
+            Request::ReadTag(request) => {
+                let exporter = stream.conn.export_keying_material([0; 32], EXPORTER_LABEL, None).unwrap();
+                assert!(request.is_authorised_by(&VOLUME_KEY, &exporter, &nonce));
+                let mut state = state.lock().unwrap();
+                if let OnSetTag::TakeAndHangUp(times @ 1..) = &mut state.on_set_tag {
+                    *times -= 1;
+                    return Ok(());
+                }
+                Response::Tag { tag: state.tag.clone() }
             }
             Request::SetTag(request) => {
                 assert!(request.is_authorised_by(&VOLUME_KEY));
@@ -935,6 +945,12 @@ fn a_cas_that_dies_having_taken_the_tag_is_asked_again_and_again() {
         let said = host.says(&[&format!("write={ONCE},x"), &format!("fsync={ONCE}")]);
         assert_eq!(said, "fsync returned Ok(())\n");
         assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
+        // So is one that dies as it is asked for the tag, on each new connection with a proof of its own.
+        host.cas.state().more =
+            Some(Box::new(|configuration| configuration.volumes[0].update_policy = UpdatePolicy::Ephemeral));
+        host.cas.state().on_set_tag = OnSetTag::TakeAndHangUp(3);
+        assert_eq!(host.says(&[&format!("read={ONCE}")]), "x\n");
+        assert!(matches!(host.cas.state().on_set_tag, OnSetTag::TakeAndHangUp(0)));
     });
 }
 

@@ -9,10 +9,12 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::fs::{CWD, FileType, FlockOperation, Mode, flock, mknodat};
 use scone_protocol::{Secret, VolumeGrant, hex};
-use scone_run::volume::{Error, Volume};
+use scone_run::volume::{Error, Volume, open_ephemeral};
 use tempfile::TempDir;
 
 /// A disk, and the memory of a CAS.
@@ -52,17 +54,33 @@ impl Disk {
         self.directory.path()
     }
 
-    fn open(&self) -> Result<Opened, Error> {
-        let plain = memory();
-        let grant = VolumeGrant {
+    fn grant(&self) -> VolumeGrant {
+        VolumeGrant {
             session: "ns/s".into(),
             name: self.name.into(),
             path: "/v".into(),
             key: Secret::new(hex(&[7; 32])),
             tag: self.tag.clone(),
             ..VolumeGrant::default()
-        };
-        Volume::open(self.path(), plain.path(), &grant).map(|volume| Opened { volume, plain })
+        }
+    }
+
+    fn open(&self) -> Result<Opened, Error> {
+        let plain = memory();
+        Volume::open(self.path(), plain.path(), &self.grant()).map(|volume| Opened { volume, plain })
+    }
+
+    /// Opens a copy that is never sealed. CAS answers with what this returns, one after the other.
+    fn copy(&self, mut read_tag: impl FnMut() -> Option<String>) -> Result<TempDir, Error> {
+        let plain = memory();
+        open_ephemeral(self.path(), plain.path(), &self.grant(), &mut || Ok(read_tag())).map(|()| plain)
+    }
+
+    /// Holds the lock of a program that restores the state of that tag, until the file is closed.
+    fn hold(&self, tag: &str) -> fs::File {
+        let manifest = fs::File::open(self.path().join(format!("{tag}.manifest"))).unwrap();
+        flock(&manifest, FlockOperation::NonBlockingLockShared).unwrap();
+        manifest
     }
 
     fn refusal(&self) -> String {
@@ -405,20 +423,165 @@ fn a_second_opener_is_refused_for_as_long_as_the_first_has_the_volume() {
     disk.open().unwrap();
 }
 
+// Copies that are never sealed, opened beside the one program that seals
+
+#[test]
+fn a_copy_is_made_of_what_cas_means_and_refused_as_the_volume_would_be() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let old = disk.tag.clone();
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("f"), "new").unwrap();
+    disk.seal(&mut opened).unwrap();
+    let refusal = |tag: &Option<String>| disk.copy(|| tag.clone()).unwrap_err().to_string();
+    assert_eq!(refusal(&old), "The FSPF tag is not fresh - suspected replay attack");
+    assert_eq!(refusal(&Some("../f".into())), "CAS granted an unusable volume tag");
+    assert!(refusal(&None).contains("is not part of this volume, which was never used"));
+    let (blob, away) = (disk.find(".blob"), disk.path().with_extension("away"));
+    fs::rename(&blob, &away).unwrap();
+    assert!(refusal(&disk.tag).starts_with("file system protection file was removed: "));
+    fs::rename(&away, &blob).unwrap();
+    let untold = &mut || Err(vec!["no".to_owned()]);
+    let causes = open_ephemeral(disk.path(), memory().path(), &disk.grant(), untold).unwrap_err().causes();
+    assert_eq!(causes, ["CAS did not tell the volume's tag", "no"]);
+
+    // Told what it was, and then what it is, since it has been sealed meanwhile.
+    let mut told = [old, disk.tag.clone()].into_iter();
+    let copy = disk.copy(|| told.next().unwrap()).unwrap();
+    assert_eq!(fs::read(copy.path().join("f")).unwrap(), b"new");
+    assert_eq!(disk.refusal(), "the volume is in use by another program");
+}
+
+#[test]
+fn an_older_copy_is_refused_though_the_volume_is_sealed_elsewhere_all_the_time() {
+    let disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let mut asked = 0u128;
+    let refused = disk.copy(|| {
+        asked += 1;
+        Some(format!("{asked:032x}"))
+    });
+    assert!(matches!(refused, Err(Error::NotFresh)));
+    assert!(asked > 10, "asked {asked} times only");
+}
+
+#[test]
+fn who_opens_a_copy_writes_and_deletes_nothing() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "x").unwrap());
+    // What an interrupted seal leaves, after its manifest and before.
+    let mut killed = disk.open().unwrap();
+    fs::write(killed.plain.path().join("f"), "killed").unwrap();
+    killed.volume.seal(&mut |_, _| Err(vec!["killed".into()])).unwrap_err();
+    let id = "ab".repeat(16);
+    for left in [format!("{id}.blob"), format!("{id}.blob.tmp"), format!("{id}.manifest.tmp")] {
+        fs::write(disk.path().join(left), "left").unwrap();
+    }
+    let never_used = Disk::new();
+    for disk in [&disk, &never_used] {
+        let found = || (disk.names(), disk.path().metadata().unwrap().mtime_nsec());
+        let before = found();
+        let copy = disk.copy(|| disk.tag.clone()).unwrap();
+        fs::write(copy.path().join("g"), "mine").unwrap();
+        assert_eq!(found(), before);
+    }
+    assert_eq!(disk.names().len(), 7);
+    drop(killed);
+    let mut opened = disk.open().unwrap();
+    assert_eq!(names(opened.plain.path()), BTreeSet::from(["f".to_owned()]));
+    fs::write(opened.plain.path().join("f"), "y").unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(disk.names().len(), 2);
+}
+
+/// What a seal replaces, with its manifest alone or resting on another one, or as left by a runtime that was killed once CAS had
+/// taken its tag: nothing of it goes for as long as somebody restores it, and meanwhile the new state opens.
+#[test]
+fn a_seal_waits_for_who_restores_what_it_deletes() {
+    let small = Disk::with(|plain| ["f", "g"].iter().for_each(|name| fs::write(plain.join(name), *name).unwrap()));
+    let (large, ..) = large_disk();
+    let mut interrupted =
+        Disk::with(|plain| ["f", "g"].iter().for_each(|name| fs::write(plain.join(name), *name).unwrap()));
+    let (held, mut taken) = (interrupted.tag.clone().unwrap(), None);
+    let mut killed = interrupted.open().unwrap();
+    fs::write(killed.plain.path().join("f"), "changed").unwrap();
+    let sealed = killed.volume.seal(&mut |_, new| {
+        taken = Some(new.to_owned());
+        Err(vec!["killed".into()])
+    });
+    assert!(matches!(sealed, Err(Error::TagRefused(_))));
+    drop(killed);
+    interrupted.tag = taken;
+
+    for (mut disk, held) in [(small, None), (large, None), (interrupted, Some(held))] {
+        let held = held.or(disk.tag.clone()).unwrap();
+        let lock = disk.hold(&held);
+        let mut opened = disk.open().unwrap();
+        let before = disk.names();
+        for file in names(opened.plain.path()) {
+            fs::write(opened.plain.path().join(&file), format!("new {file}")).unwrap();
+        }
+        let watcher = {
+            let (path, grant) = (disk.path().to_owned(), disk.grant());
+            let manifests = |names: &BTreeSet<String>| -> BTreeSet<String> {
+                names.iter().filter_map(|name| name.strip_suffix(".manifest").map(str::to_owned)).collect()
+            };
+            let (known, held) = (manifests(&before), held.clone());
+            thread::spawn(move || {
+                let new = loop {
+                    let new: BTreeSet<_> = manifests(&names(&path)).difference(&known).cloned().collect();
+                    if let Some(new) = new.into_iter().next() {
+                        break new;
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                };
+                // Several times what the rest of the seal takes.
+                thread::sleep(Duration::from_millis(300));
+                // Other manifests may go: they have been read.
+                let needed = |name: &&String| name.ends_with(".blob") || name.starts_with(&held);
+                let now = names(&path);
+                assert!(before.iter().filter(needed).all(|name| now.contains(name)), "deleted while it was restored");
+                let copy = memory();
+                open_ephemeral(&path, copy.path(), &grant, &mut || Ok(Some(new.clone()))).unwrap();
+                drop(lock);
+                Instant::now()
+            })
+        };
+        disk.seal(&mut opened).unwrap();
+        let ended = Instant::now();
+        assert!(watcher.join().unwrap() <= ended, "it did not wait");
+        assert!(!disk.path().join(format!("{held}.manifest")).exists());
+        assert_eq!(disk.names().len(), 1 + names(opened.plain.path()).len());
+    }
+}
+
+#[test]
+fn a_seal_that_waits_in_vain_says_so_and_what_it_sealed_is_the_volumes_state() {
+    let mut disk = Disk::with(|plain| fs::write(plain.join("f"), "old").unwrap());
+    let lock = disk.hold(disk.tag.as_ref().unwrap());
+    let mut opened = disk.open().unwrap();
+    fs::write(opened.plain.path().join("f"), "new").unwrap();
+    let (began, error) = (Instant::now(), disk.seal(&mut opened).unwrap_err());
+    let says = "the changes are sealed, but another program has been opening the state before them for 10 seconds: end it first";
+    assert_eq!(error.to_string(), says);
+    assert!((10..20).contains(&began.elapsed().as_secs()));
+    drop(opened);
+
+    // Who comes next need not wait before it seals.
+    let mut opened = disk.open().unwrap();
+    assert_eq!(fs::read(opened.plain.path().join("f")).unwrap(), b"new");
+    drop(lock);
+    fs::write(opened.plain.path().join("f"), "newer").unwrap();
+    disk.seal(&mut opened).unwrap();
+    assert_eq!(disk.names().len(), 2);
+}
+
 #[test]
 fn files_that_were_there_before_the_volume_are_refused() {
     let disk = Disk::with(|_| ());
     let plain = memory();
     fs::write(plain.path().join("planted"), "x").unwrap();
-    let grant = VolumeGrant {
-        session: "ns/s".into(),
-        name: "v".into(),
-        path: "/v".into(),
-        key: Secret::new(hex(&[7; 32])),
-        tag: disk.tag.clone(),
-        ..VolumeGrant::default()
-    };
-    let error = Volume::open(disk.path(), plain.path(), &grant).err().unwrap();
+    let error = Volume::open(disk.path(), plain.path(), &disk.grant()).err().unwrap();
+    assert_eq!(error.to_string(), "'planted' is in the volume's path before the volume is opened");
+    let read_tag = &mut || Ok(disk.tag.clone());
+    let error = open_ephemeral(disk.path(), plain.path(), &disk.grant(), read_tag).unwrap_err();
     assert_eq!(error.to_string(), "'planted' is in the volume's path before the volume is opened");
 }
 

@@ -9,6 +9,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::digest::{Context, SHA256, digest};
@@ -28,7 +30,12 @@ const CHUNK: usize = 64 * 1024;
 const AEAD_TAG: usize = 16;
 const ID: usize = 16;
 
-/// The directory of a volume's sealed files. Its lock ends with it, or with the process.
+/// How long a seal waits for programs that restore what it is about to delete.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it looks whether they are done.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// The directory of a volume's sealed files. Its lock, if it has been taken, ends with it, or with the process.
 pub struct Store {
     /// The path by which the program knows the volume; for messages.
     path: String,
@@ -41,17 +48,24 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens and locks the directory.
+    /// Opens the directory.
     pub fn open(directory: &Path, grant: &VolumeGrant) -> Result<Store, Error> {
         let (path, keys) = (grant.path.clone(), Keys::new(grant)?);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let show = || directory.display().to_string();
-        let directory = openat(CWD, directory, flags, Mode::empty()).map_err(failed("open", show()))?;
-        match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => return Err(Error::Busy),
-            result => result.map_err(failed("lock", show()))?,
-        }
+        let show = directory.display().to_string();
+        let directory = openat(CWD, directory, flags, Mode::empty()).map_err(failed("open", show))?;
         Ok(Store { path, directory, keys, contents: HashMap::new(), seen: None })
+    }
+
+    /// Locks the directory: from now on nobody else can, and so nobody else adds or deletes files.
+    pub fn lock(self) -> Result<Store, Error> {
+        match flock(&self.directory, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => Err(Error::Busy),
+            locked => {
+                locked.map_err(failed("lock", self.name(".")))?;
+                Ok(self)
+            }
+        }
     }
 
     /// Without a tag, only what an unfinished first sealing left may be there: its manifest, of our key, and its draft.
@@ -77,10 +91,21 @@ impl Store {
         Ok(())
     }
 
-    /// The manifest of that tag.
-    pub fn manifest(&self, tag: &str) -> Result<Manifest, Error> {
+    /// The manifest of that tag; and its file, which is locked: until it is closed, no seal deletes it, or a blob of its state.
+    pub fn manifest(&self, tag: &str) -> Result<(Manifest, File), Error> {
+        if !is_id(tag) {
+            return Err(Error::BadGrant("volume tag"));
+        }
         let name = manifest_name(tag);
         let mut file = self.open_file(&name)?;
+        // A seal that deletes it has the lock, or had it.
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Err(Errno::WOULDBLOCK) => return Err(Error::Removed(self.name(&name))),
+            locked => locked.map_err(failed("lock", self.name(&name)))?,
+        }
+        if fstat(&file).map_err(failed("read", self.name(&name)))?.st_nlink == 0 {
+            return Err(Error::Removed(self.name(&name)));
+        }
         let mut sealed = Vec::new();
         file.read_to_end(&mut sealed).map_err(io_failed("read", self.name(&name)))?;
         if tag_of(&sealed) != tag {
@@ -93,7 +118,8 @@ impl Store {
             Ok(()) => {}
         }
         // Whoever wrote it had the key.
-        Manifest::decode(&text).ok_or(Error::OtherVersion)
+        let manifest = Manifest::decode(&text).ok_or(Error::OtherVersion)?;
+        Ok((manifest, file))
     }
 
     /// Whether there are manifests of other tags than these.
@@ -164,12 +190,15 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets and deletes the contents that no one holds any more, and the manifests of these tags.
-    pub fn delete<'a>(&mut self, manifests: impl Iterator<Item = &'a str>) -> Result<(), Error> {
-        let stale: Vec<_> = self.contents.extract_if(|_, content| Rc::strong_count(content) == 1).collect();
-        for name in manifests.map(manifest_name).chain(stale.iter().map(|(_, content)| blob_name(&content.blob))) {
-            self.delete_file(&name)?;
-        }
+    /// Forgets the contents that no one holds any more. The names of their blobs.
+    pub fn forget(&mut self) -> Vec<String> {
+        let stale = self.contents.extract_if(|_, content| Rc::strong_count(content) == 1);
+        stale.map(|(_, content)| blob_name(&content.blob)).collect()
+    }
+
+    /// Deletes the manifests of these tags, and blobs.
+    pub fn delete<'a>(&mut self, manifests: impl Iterator<Item = &'a str>, blobs: &[String]) -> Result<(), Error> {
+        self.delete_files(&manifests.map(manifest_name).collect::<Vec<_>>(), blobs)?;
         self.seen = Some(self.stat()?);
         Ok(())
     }
@@ -178,21 +207,41 @@ impl Store {
         fstat(&self.directory).map_err(failed("read", self.name(".")))
     }
 
-    /// Deletes what an interrupted seal left: all that is ours but these manifests and blobs.
+    /// Deletes all that is ours but these manifests and blobs.
     pub fn delete_leftovers(&self, manifests: &HashSet<&str>, blobs: &HashSet<&str>) -> Result<(), Error> {
+        let (mut other_manifests, mut other_files) = (Vec::new(), Vec::new());
         for name in self.names()? {
-            let needed = match parse_name(&name) {
-                Some((tag, Kind::Manifest)) => manifests.contains(tag),
-                Some((blob, Kind::Blob)) => blobs.contains(blob),
-                Some((_, Kind::Draft)) => false,
-                // Not ours to delete.
-                None => true,
-            };
-            if !needed {
-                self.delete_file(&name)?;
+            match parse_name(&name) {
+                Some((tag, Kind::Manifest)) if !manifests.contains(tag) => other_manifests.push(name),
+                Some((blob, Kind::Blob)) if !blobs.contains(blob) => other_files.push(name),
+                Some((_, Kind::Draft)) => other_files.push(name),
+                // Needed, or not ours to delete.
+                _ => {}
             }
         }
-        Ok(())
+        self.delete_files(&other_manifests, &other_files)
+    }
+
+    /// Deletes manifests, each once nobody restores what it describes, and then what only they needed.
+    fn delete_files(&self, manifests: &[String], others: &[String]) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        manifests.iter().try_for_each(|name| self.delete_manifest(name, deadline))?;
+        others.iter().try_for_each(|name| self.delete_file(name))
+    }
+
+    /// Waits until the manifest is not locked. Who has opened it already and locks it later sees that it is gone.
+    fn delete_manifest(&self, name: &str, deadline: Instant) -> Result<(), Error> {
+        let file = self.open_file(name)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(Errno::WOULDBLOCK) if Instant::now() < deadline => sleep(LOOK),
+                Err(Errno::WOULDBLOCK) => return Err(Error::StillRead),
+                locked => {
+                    locked.map_err(failed("lock", self.name(name)))?;
+                    return self.delete_file(name);
+                }
+            }
+        }
     }
 
     /// A sealed file has its name only when its content is durable.
