@@ -1,7 +1,8 @@
 //! Signed sessions: whose key signs, what is signed, and the file that holds session and signatures (`reference/scone.md`
 //! section 2.8). SCONE publishes neither that file's format nor the message to be signed; both are our own.
 //!
-//! A signature covers the session hash, and with it the name and the version that is replaced: it is good for nothing else.
+//! A signature covers the session hash, and with it the name and the version that is replaced: it is good for nothing else, but at every CAS:
+//! where nothing of that name is yet, anybody may bring the first version that was ever signed.
 
 use data_encoding::BASE64;
 use ring::digest::{SHA256, digest};

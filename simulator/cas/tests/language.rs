@@ -114,6 +114,12 @@ fn secrets_may_stand_for_any_part_of_what_a_service_must_show() {
         ("[]", "{attestation: $$SCONE::v$$}", &fragment("v", "{tolerate: [all]}"), "'all' is not known"),
         ("[]", "{attestation: {mode: $$SCONE::v$$}}", &text("v", "hardware"), "at least one attestation variant"),
         ("[]", "{singleton_enclaves: $$SCONE::v$$}", &text("v", "true"), "not simulated: security.singleton_enclaves"),
+        (
+            "[]",
+            "{attestation: {trusted_scone_qe_pubkeys: [$$SCONE::m$$]}}",
+            &measured,
+            "not simulated: security.attestation.trusted_scone_qe_pubkeys[0]: a placeholder",
+        ),
         // A list that is written in a list stays one.
         ("[[{mrenclave: x}]]", "", &measured, "attestation"),
         // No program could meet these, and CAS's answers would tell them.
@@ -619,10 +625,11 @@ fn a_private_key_has_a_type_and_may_migrate() {
     ] {
         refused(&session(&format!("secrets: [{key}]\n")), why);
     }
-    let secrets = accepted(&session(
+    let keys = accepted(&session(
         "secrets: [{name: k, kind: private-key}, {name: l, kind: private-key, key_type: Ed25519, migrate: true}]\n",
-    ))
-    .secrets;
+    ));
+    assert!(!keys.to_yaml().unwrap().contains("P-256"), "what holds without being said is not read back");
+    let secrets = keys.secrets;
     assert_eq!((secrets[0].key_type, secrets[0].migrate), (Some(KeyType::P256), false));
     assert_eq!((secrets[1].key_type, secrets[1].migrate), (Some(KeyType::Ed25519), true));
 }
@@ -735,6 +742,13 @@ fn an_injected_file_is_the_images_or_has_its_content_in_the_policy() {
     refused(&file("/a], provide_secrets: [c"), "images[0].provide_secrets: no secret 'c' is declared");
     let image = accepted(&file("/etc/my.cnf], provide_secrets: [b"));
     assert!(image.images[0].has_templates() && accepted(&image.to_yaml().unwrap()) == image);
+    let provided = |secrets: &str| {
+        let lines = format!(
+            "images:\n  - name: i\n    injection_files: [/f]\n    provide_secrets: {secrets}\nsecrets: [{{name: b, kind: binary}}]\n"
+        );
+        accepted(&session(&lines)).images[0].provide_secrets.clone()
+    };
+    assert_eq!((provided("b"), provided("")), (Some(vec!["b".to_owned()]), Some(Vec::new())), "left empty: none");
     let spelled_out = accepted(&file("{path: /etc/my.cnf, permission: 0o700}], provide_secrets: [b"));
     assert_eq!(spelled_out.hash(), image.hash());
     assert_ne!(accepted(&file("/etc/my.cnf")).hash(), image.hash());

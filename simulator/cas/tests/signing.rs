@@ -419,6 +419,11 @@ fn the_command_line_signs_with_a_key_of_its_own_and_its_commands_take_what_is_si
     assert_ne!(second, hash);
     world.scone(&["session", "verify", &signed]).fails(1, "The active session is another one");
 
+    // A client as creator is what CAS takes from clients alone.
+    world.scone(&["session", "create", &policy(""), "-e", "NAME=t"]).succeeds();
+    let clients = world.file("clients.yml", &world.scone(&["session", "read", "t"]).succeeds());
+    world.scone(&["session", "sign", &clients]).fails(1, "leave `creator` out");
+
     // A second signature: the creator stays, and nobody signs twice.
     world
         .scone(&["session", "sign", &signed])

@@ -1,6 +1,7 @@
 //! Keys and certificates that CAS makes for a session (`reference/scone.md` section 2.9).
 
 use std::fmt::Display;
+use std::slice;
 
 use rcgen::PublicKeyData;
 use rcgen::{
@@ -45,7 +46,7 @@ impl Secrets<'_> {
         // Who imports a certificate gets its private key only if that is exported, too.
         let may_have_key = owner.name == reader.name
             || secret.private_key.as_ref().is_some_and(|key| exports_secret(owner, key, reader));
-        let chain = issuer.map_or(Vec::new(), |issuer| [&[issuer.bytes.clone()], &issuer.chain[..]].concat());
+        let chain = issuer.map_or(Vec::new(), |issuer| [slice::from_ref(&issuer.bytes), &issuer.chain[..]].concat());
         Ok(Value { kind, bytes, private_key: key.filter(|_| may_have_key), chain })
     }
 

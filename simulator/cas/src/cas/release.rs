@@ -77,8 +77,8 @@ impl Refusal {
 impl Cas {
     /// Gives a service its configuration, or the lines of SCONE's error frame.
     ///
-    /// First, the evidence must be vouched for; what is configured must fit together; then the code is checked, and consumed if right (section 3.1: before
-    /// attestation); then the evidence is judged. All of it is durable before CAS answers.
+    /// First, the evidence must be vouched for; what is configured must fit together; then the code is checked, and consumed if
+    /// right (section 3.1: before attestation); then the evidence is judged. All of it is durable before CAS answers.
     pub fn configure(&self, claim: &Claim<'_>) -> Result<Result<Configuration, Vec<String>>, CasError> {
         let now = self.clock.now()?;
         self.store.write(|tx| {

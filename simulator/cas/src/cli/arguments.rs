@@ -277,10 +277,10 @@ pub(super) struct Attest {
     #[arg(long, requires_all = ["isvprodid", "isvsvn"])]
     pub mrsigner: Option<String>,
     /// The product it must be
-    #[arg(long, requires = "mrsigner")]
+    #[arg(long)]
     pub isvprodid: Option<u16>,
     /// The lowest security version it may have
-    #[arg(long, requires = "mrsigner")]
+    #[arg(long)]
     pub isvsvn: Option<u16>,
     /// As in SCONE; a software CAS has nothing to tolerate
     #[arg(short = 'C', long)]

@@ -118,8 +118,12 @@ fn attest(arguments: Attest, path: &Path) -> Result<String> {
         ));
     }
     let peer = Peer { key: Some(key.clone()), ..peer };
-    if let Some(mrsigner) = mrsigner {
-        return Err(CliError::new("The CAS is software, which nobody signs", format!("Expected MRSIGNER {mrsigner}")));
+    let numbers = [("ISVPRODID", arguments.isvprodid), ("ISVSVN", arguments.isvsvn)];
+    let numbers = numbers.into_iter().filter_map(|(name, number)| Some(format!("{name} {}", number?)));
+    let expected: Vec<_> = mrsigner.map(|mrsigner| format!("MRSIGNER {mrsigner}")).into_iter().chain(numbers).collect();
+    if !expected.is_empty() {
+        let problem = format!("Expected {}", expected.join(", "));
+        return Err(CliError::new("The CAS is software, which nobody signs", problem));
     }
     if !mrenclave.is_empty() {
         let shown = accepted(&peer, peer.get("/v1/attest")?)?["mrenclave"].as_str().unwrap_or_default().to_owned();

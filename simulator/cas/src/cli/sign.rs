@@ -61,7 +61,12 @@ fn created_by(signed: &mut Signed, signer: impl FnOnce() -> Result<SessionSigner
     if signed.session.lacks_creator() {
         signed.session.creator = Some(Creator::Signer { signer: signer()? });
     }
-    Ok(())
+    match &signed.session.creator {
+        Some(Creator::Certificate(_)) => Err(failed(
+            "The session names a client as its creator, and CAS takes that from no signer: leave `creator` out",
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn add(signed: &mut Signed, signer: SessionSigner, signature: &[u8]) -> Result<String> {

@@ -45,7 +45,11 @@ pub const VALUES_NOT_SIMULATED: &[(&str, &str)] = &[
 ];
 
 /// Where SCONE takes a placeholder and the simulator does not.
-const DYNAMIC: &[&str] = &["security.singleton_enclaves", "security.attestation.must_be_sgx_local"];
+const DYNAMIC: &[&str] = &[
+    "security.singleton_enclaves",
+    "security.attestation.must_be_sgx_local",
+    "security.attestation.trusted_scone_qe_pubkeys",
+];
 
 /// Where a placeholder is resolved when a service starts, or the access policy is asked; `validate` checks that it can be.
 /// Anywhere else it would be taken literally: a token, a name or a path that an attacker can read in this file.

@@ -64,6 +64,11 @@ pub fn write_fragments_as_text(tree: &mut Value) -> bool {
     found
 }
 
+/// As [`list`], of a key whose absence says something else than an empty list.
+pub fn some_list<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<T>>, D::Error> {
+    list(deserializer).map(Some)
+}
+
 /// An access policy, or a placeholder in its place, which then stands in all of its lists.
 pub fn access_policy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<AccessPolicy, D::Error> {
     struct PolicyOrPlaceholder;

@@ -17,8 +17,8 @@ pub struct Image {
     /// The files put into it.
     #[serde(default, deserialize_with = "syntax::injection_files", skip_serializing_if = "Vec::is_empty")]
     pub injection_files: Vec<InjectionFile>,
-    /// The secrets that files of the image may hold. Absent: any.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The secrets that files of the image may hold. Absent: any; left empty: none.
+    #[serde(default, deserialize_with = "syntax::some_list", skip_serializing_if = "Option::is_none")]
     pub provide_secrets: Option<Vec<String>>,
 }
 
