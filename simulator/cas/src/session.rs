@@ -218,7 +218,7 @@ impl Session {
             })?;
         }
         let mut session: Session = if syntax::write_fragments_as_text(&mut tree) {
-            yaml_serde::from_str(&yaml_serde::to_string(&tree)?)?
+            yaml_serde::from_str(&yaml_serde::to_string(&tree)?).map_err(without_place)?
         } else {
             yaml_serde::from_str(text)?
         };
@@ -295,6 +295,12 @@ pub fn read_tree(text: &str) -> Result<Value, SessionError> {
         tree::read_without_tags(text).map_or(Ok(()), |tree| not_simulated::refuse(&tree))?;
         Err(error.into())
     })
+}
+
+/// Of a text that was written anew, a place tells nobody anything.
+fn without_place(error: yaml_serde::Error) -> yaml_serde::Error {
+    let text = error.to_string();
+    serde::de::Error::custom(text.rsplit_once(" at line ").map_or(&*text, |(problem, _)| problem))
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -48,6 +48,10 @@ fn an_unknown_key_is_named_with_its_place() {
     refused(&session("colour: red\n"), "line 3 column 1");
     refused(&service("command: /p\nenvironments: {}\n"), "services[0]: unknown field `environments`");
     refused(&session("access_policy: {raed: [ANY]}\n"), "access_policy: unknown field `raed`");
+    // A file with a fragment is written anew before it is understood: then a place would be another file's.
+    let fragment = "secrets: [{name: f, kind: config-fragment, value: [1, 2]}]\ncolour: red\n";
+    let error = Session::parse(&session(fragment)).unwrap_err().to_string();
+    assert!(error.starts_with("unknown field `colour`, expected ") && !error.contains("line"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! Sessions, signed or not, as anybody may upload them: refused, or understood the same way again from what CAS writes down of
-//! them. Commands, placeholders and names are split on the way.
+//! them, for people and for itself. Commands, placeholders and names are split on the way.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -11,4 +11,7 @@ fuzz_target!(|text: &str| {
     let written = session.to_yaml().expect("what was understood can be written");
     let again = Session::parse(&written).unwrap_or_else(|error| panic!("{error}\n{written}"));
     assert_eq!(session.hash(), again.hash(), "{written}");
+    let stored = serde_json::to_string(&session).expect("what was understood can be stored");
+    let again: Session = serde_json::from_str(&stored).unwrap_or_else(|error| panic!("{error}\n{stored}"));
+    assert_eq!(session.hash(), again.hash(), "{stored}");
 });

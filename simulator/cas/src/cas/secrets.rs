@@ -9,6 +9,8 @@ use std::rc::Rc;
 use data_encoding::{BASE32, BASE32_NOPAD, BASE64, BASE64URL};
 use rusqlite::{Connection, OptionalExtension, params};
 use scone_protocol::{escape_json, hex};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::Stop;
 use super::certificates::draw_key;
@@ -171,10 +173,7 @@ impl<'a> Secrets<'a> {
 
     /// What services of the session must show, as it holds now: secrets may stand for any part of it.
     pub fn security(&self, session: &Session) -> Result<Security> {
-        let path = "security";
-        let weight = Weight::of_a_policy();
-        let part = |placeholder: &Placeholder<'_>| self.part(session, placeholder);
-        checked(path, session.put_together(path, &session.security, &weight, part), |security| match security {
+        self.put_together(session, "security", &session.security, |security| match security {
             Or::Given(security) => session.check_security(&security).is_ok().then_some(security),
             Or::Placeholder(_) => None,
         })
@@ -183,11 +182,23 @@ impl<'a> Secrets<'a> {
     /// The variants of a service's attestation, as they are now.
     pub fn variants(&self, session: &Session, service: &Service) -> Result<Vec<Variant>> {
         let path = "services.attestation";
-        let weight = Weight::of_a_policy();
-        let part = |placeholder: &Placeholder<'_>| self.part(session, placeholder);
-        checked(path, session.put_together(path, &service.attestation, &weight, part), |variants| {
-            check_variants(path, variants).ok()
-        })
+        self.put_together(session, path, &service.attestation, |variants| check_variants(path, variants).ok())
+    }
+
+    /// A part of the policy as it is now, if it keeps the rules. What is wrong with it is not said: it may be a secret.
+    fn put_together<T: Serialize + DeserializeOwned, U>(
+        &self,
+        session: &Session,
+        path: &str,
+        part: &T,
+        check: impl FnOnce(T) -> Option<U>,
+    ) -> Result<U> {
+        let value_of = |placeholder: &Placeholder<'_>| self.part(session, placeholder);
+        match session.put_together(path, part, &Weight::of_a_policy(), value_of) {
+            Ok(part) => check(part).ok_or_else(|| not_valid(path)),
+            Err(Unresolved::Wrong(_)) => Err(not_valid(path)),
+            Err(Unresolved::Unknown(stop)) => Err(stop),
+        }
     }
 
     /// What a placeholder stands for in a part of the policy.
@@ -377,19 +388,6 @@ pub(super) fn exports_secret(owner: &Session, name: &str, to: &Session) -> bool 
             _ => false,
         })
     })
-}
-
-/// A part of the policy that was put together, if it keeps the rules. What is wrong with it is not said: it may be a secret.
-fn checked<T, U>(
-    path: &str,
-    part: std::result::Result<T, Unresolved<Stop<Refusal>>>,
-    check: impl FnOnce(T) -> Option<U>,
-) -> Result<U> {
-    match part {
-        Ok(part) => check(part).ok_or_else(|| not_valid(path)),
-        Err(Unresolved::Wrong(_)) => Err(not_valid(path)),
-        Err(Unresolved::Unknown(stop)) => Err(stop),
-    }
 }
 
 fn not_valid(path: &str) -> Stop<Refusal> {

@@ -73,9 +73,7 @@ impl Session {
         }
         Ok(())
     }
-}
 
-impl Session {
     /// A JWT's claims are texts, and CAS makes some itself. A placeholder within a text stands for itself, as documented.
     fn check_payload(&self, path: &str, secret: &Secret) -> Result<(), SessionError> {
         for (name, value) in &secret.payload {
