@@ -141,14 +141,15 @@ fn the_measurement_is_the_same_in_a_container_and_on_the_host() {
 }
 
 #[test]
-fn the_image_is_under_eight_megabytes() {
+fn the_image_is_under_nine_and_a_half_megabytes() {
     if !docker_is_there() {
         return;
     }
     let mut inspect = Command::new("docker");
     inspect.args(["image", "inspect", "--format", "{{.Size}}", "otpqr:sim"]);
     let size: u64 = run(inspect).expect(0).stdout.trim().parse().expect("a size");
-    assert!(size < 8_000_000, "{size} bytes");
+    // The runtime, and three static programs that need 1.2 MB each before they do anything: otpqr, the gate, the entry.
+    assert!(size < 9_500_000, "{size} bytes");
 }
 
 /// SCONE reads a code from the environment alone, and only the one process that needs it has it there: it got it through a FIFO.
