@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use rexpect::session::{PtySession, spawn_command};
 use rustix::process::{Pid, Signal, kill_process};
@@ -467,7 +469,12 @@ fn goes_on_alone(platform: Platform) {
     assert!(updated.stdout.contains("\nit still runs as it was started: "), "{updated:?}");
 
     assert_eq!(stop().expect(0).stdout, "stopped: 'shell'; it takes a code to start it again\n");
-    assert!(fs::read_to_string(&log).expect("the log").ends_with("ended\n"));
+    // What masks the log on its way may be a moment behind.
+    let stopped = Instant::now();
+    while !fs::read_to_string(&log).expect("the log").ends_with("ended\n") {
+        assert!(stopped.elapsed() < Duration::from_secs(60), "its last words are not in the log");
+        sleep(Duration::from_millis(20));
+    }
     assert_eq!(stop().expect(0).stdout, "'shell' does not run as a service\n");
 
     // One that ends at once was not started as a service.
