@@ -189,6 +189,13 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     if account.state.platform != Platform::Scone {
         answers.look("clock", "CAS's clock", || checks::cas_clock(account));
     }
+    // Where nothing of it has changed.
+    for (name, program) in account.state.programs.iter().filter(|(_, program)| !program.removed && !program.pending) {
+        if let Some(gate) = &program.gate {
+            let at = format!("'{name}'");
+            answers.look("starts", &at, || checks::starts(account, name, program, gate));
+        }
+    }
     if alone.is_some() {
         // The start takes it for itself.
         drop(alone);

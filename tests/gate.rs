@@ -83,6 +83,13 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
         .expect(2)
         .saying("a gate counts the starts");
 
+    // Doctor asks the gate, whom anybody may ask: that takes no start.
+    let doctor = |said: &str| {
+        let report = bundle.script("doctor", &[]).stdout;
+        assert!(report.lines().any(|line| line.contains(said)), "no '{said}' in {report}");
+    };
+    doctor("ok    starts    'shell': 2 in all, and none was taken on this host");
+
     // Two starts in one time step, of which enough is left.
     if bundle.now() % 30 > 15 {
         counted.next_step();
@@ -94,6 +101,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     let volume = bundle.root.join("state/volumes/default/programs/shell/starts_1");
     let kept = bundle.root.join("kept");
     copy(&volume, &kept);
+    doctor("ok    starts    'shell': 1 of 2 starts are left");
     // In the same time step the gate's code would be the same one. No start is lost.
     counted.start().expect(5).saying("no start is granted: a start was granted in this time step: try again in");
 
@@ -108,6 +116,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
 
     counted.next_step();
     counted.start().expect(0).saying("gate: start 2 of 2");
+    doctor("wrong starts    'shell': 0 of 2 starts are left -> ./scripts/protect");
     let spent = counted.start().expect(5).saying("no start is granted: all 2 starts are taken");
     spent.saying("hint: ").saying("--starts 3   # grants one more");
 
@@ -116,6 +125,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     fs::rename(&volume, &moved).expect("a move");
     fs::rename(&kept, &volume).expect("a move");
     counted.start().expect(5).saying("suspected replay attack");
+    doctor("REPLAY?");
     fs::rename(&volume, &kept).expect("a move");
     fs::rename(&moved, &volume).expect("a move");
 

@@ -127,16 +127,28 @@ impl Budget {
     /// # Errors
     /// [`Error::Spent`], and [`Error::Volume`] if that cannot be told.
     pub fn refuse_if_spent(&self) -> Result<(), Error> {
+        match self.left()? {
+            0 => Err(Error::Spent { starts: self.starts }),
+            _ => Ok(()),
+        }
+    }
+
+    /// How many are not taken. Others may take some right after.
+    ///
+    /// # Errors
+    /// [`Error::Volume`].
+    pub fn left(&self) -> Result<u32, Error> {
         for number in 1..=self.starts {
             let file = self.file(number);
             // Even a dangling link is a start that is taken.
             match fs::symlink_metadata(&file) {
                 Ok(_) => {}
-                Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(()),
+                // Each is taken after those before it.
+                Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(self.starts - number + 1),
                 Err(cause) => return Err(Error::Volume { what: "look at", file, cause }),
             }
         }
-        Err(Error::Spent { starts: self.starts })
+        Ok(0)
     }
 
     /// Takes a start, and returns which: from 1 on. Afterwards it is taken, whatever happens: to be called when all that can fail

@@ -68,6 +68,7 @@ fn what_the_policy_lacks_is_named_and_takes_nothing() {
     let unlimited = "PERMIT_STARTS is not set";
     refuses(world.gate("1").env_remove("PERMIT_STARTS"), 11, unlimited);
     refuses(world.gate("1").env_remove("PERMIT_STARTS").env_remove("PERMIT_FILE"), 11, unlimited);
+    refuses(world.gate("1").arg("--left").env_remove("PERMIT_STARTS"), 11, unlimited);
     assert!(world.files().is_empty());
 }
 
@@ -92,7 +93,18 @@ fn a_start_is_one_code_and_each_time_step_has_one() {
     // What has passed is not remembered here.
     assert_eq!(world.files(), ["start".to_owned(), format!("step-{step}")]);
 
+    // Anybody may ask how many are left, who has no secret, too: none is taken by that.
+    let left = |starts| {
+        let Output { status, stdout, stderr } =
+            world.gate(starts).env_remove("GATE_SECRET").arg("--left").output().unwrap();
+        assert_eq!((status.code(), stderr.len()), (Some(0), 0));
+        String::from_utf8(stdout).unwrap()
+    };
+    assert_eq!((left("2"), left("1")), ("1 of 2 starts are left\n".into(), "0 of 1 starts are left\n".into()));
+    assert_eq!(world.files(), ["start".to_owned(), format!("step-{step}")]);
+
     fs::write(world.0.join("start.2"), "").unwrap();
+    assert_eq!((left("2"), left("3")), ("0 of 2 starts are left\n".into(), "1 of 3 starts are left\n".into()));
     refuses(&mut world.gate("2"), 10, "all 2 starts are taken");
     refuses(&mut world.gate("1"), 10, "the one start is taken");
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::account::{Account, Found};
+use crate::container::{BUDGET, GATE, Start};
 use crate::drawing::Modules;
 use crate::failure::Failure;
 use crate::finding::Finding;
@@ -17,7 +18,7 @@ use crate::program;
 use crate::refusal::Answer;
 use crate::rotation;
 use crate::session::Session;
-use crate::state::{self, Program};
+use crate::state::{self, Gate, Program};
 use crate::tool::{Tool, login_name};
 use crate::{hint, step};
 
@@ -134,6 +135,33 @@ pub fn programs(account: &Account) -> Vec<Finding> {
         Err(failure) => Finding::refused("program", failure),
     };
     there.map(look).collect()
+}
+
+/// How many starts of a program are left, as the gate says that counts them.
+pub fn starts(account: &Account, name: &str, program: &Program, gate: &Gate) -> Result<Finding, Failure> {
+    let starts = gate.starts;
+    let host = state::program_volumes(&account.root, &account.name, name).join(program.gate_volume_name());
+    if !host.exists() {
+        return Ok(Finding::ok("starts", format!("'{name}': {starts} in all, and none was taken on this host")));
+    }
+    step(format!("asking how many starts of '{name}' are left"));
+    let volumes = [(host, BUDGET.to_owned())];
+    let start = Start { image_id: &gate.image_id, executable: GATE, volumes: &volumes, ..Start::of(account) };
+    let service = format!("{}/otpqr/left_{name}", account.state.namespace);
+    let finished = account.tools.get_ready(&start, None)?.go(&service)?;
+    let (said, reason) = (finished.stdout.trim(), finished.reason());
+    Ok(match Answer::of(&finished) {
+        _ if finished.success() && said.starts_with("0 ") => {
+            let more = format!(" {name} --starts {}   # grants one more", starts + 1);
+            Finding::wrong("starts", format!("'{name}': {said}"), account.script("protect", &more))
+        }
+        _ if finished.success() => Finding::ok("starts", format!("'{name}': {said}")),
+        Answer::Volume => {
+            let anew = account.script("protect", &format!(" {name} --new-volumes"));
+            Finding::wrong("starts", format!("'{name}': {reason}"), anew)
+        }
+        _ => Finding::unknown("starts", format!("'{name}': {reason}")),
+    })
 }
 
 /// Whether it is the CAS that was pinned, and answers.

@@ -15,7 +15,7 @@ use crate::account::Account;
 use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
 use crate::session::{NONE, Session};
-use crate::state::{Lock, Secret, State, Version, label};
+use crate::state::{Lock, Program, Secret, State, Version, label};
 use crate::step;
 use crate::tool::Finished;
 
@@ -138,6 +138,7 @@ fn render_after(
         let quoted = Value::from(value).to_string();
         quoted[1..quoted.len() - 1].to_owned()
     });
+    let there = || state.programs.iter().filter(|(_, program)| !program.removed);
     let mut values = json!({
         "namespace": state.namespace,
         "language": state.language,
@@ -150,7 +151,8 @@ fn render_after(
         "volume_versions": versions.declared_volumes,
         "secret_versions": versions.declared_secrets,
         "person": account.name,
-        "programs": state.programs.iter().filter(|(_, program)| !program.removed).map(|(name, _)| name).collect::<Vec<_>>(),
+        "programs": there().map(|(name, _)| name).collect::<Vec<_>>(),
+        "gates": there().filter_map(|(name, program)| of_gate(name, program)).collect::<Vec<_>>(),
     });
     if let Some(name) = session.program() {
         values["program"] = name.into();
@@ -191,12 +193,15 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
         "has_secrets": has_gate || !program.secrets.is_empty(),
         "has_volumes": has_gate || !program.volumes.is_empty(),
         "removed": program.removed,
-        "gate": program.gate.as_ref().map(|gate| json!({
-            "mrenclave": gate.mrenclave,
-            "starts": gate.starts.to_string(),
-            "volume": program.gate_volume_name(),
-        })),
+        "gate": of_gate(name, program),
     }))
+}
+
+/// What they say of what counts its starts, if something does.
+fn of_gate(name: &str, program: &Program) -> Option<Value> {
+    let gate = program.gate.as_ref()?;
+    let (starts, volume) = (gate.starts.to_string(), program.gate_volume_name());
+    Some(json!({ "program": name, "mrenclave": gate.mrenclave, "starts": starts, "volume": volume }))
 }
 
 /// `scone session SUBCOMMAND` on a policy's text, or on a session's name.

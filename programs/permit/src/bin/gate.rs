@@ -18,11 +18,12 @@ use totp_rs::{Algorithm, Secret, TOTP};
 const HELP: &str = "\
 Dispenses one code of a program's own secret for each start that its policy grants
 
-Usage: gate
+Usage: gate [--left]
 
 Prints a one-time password (six digits), which starts the program once, and says on standard error which start it is.
 
 Options:
+  --left     Print how many starts are left, and take none; needs no secret
   --help     Print help
   --version  Print version
 
@@ -69,6 +70,7 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let done = match arguments.as_slice() {
         [] => dispense(),
+        [option] if option == "--left" => left(),
         [option] if option == "--help" => Ok(HELP.to_owned()),
         [option] if option == "--version" => Ok(concat!("gate ", env!("CARGO_PKG_VERSION"), "\n").to_owned()),
         _ => Err(Failure(Exit::Usage, "unknown arguments; 'gate --help' says what there is".into())),
@@ -90,14 +92,23 @@ fn main() -> ExitCode {
 
 fn dispense() -> Result<String, Failure> {
     let codes = codes()?;
-    let unset = Failure(Exit::Environment, format!("{} is not set", permit::STARTS));
-    let budget = Budget::from_environment()?.ok_or(unset)?;
+    let budget = budget()?;
     let clock = |_| Failure(Exit::Other, "the clock is before 1970".into());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(clock)?.as_secs();
     budget.refuse_if_spent()?;
     let number = take(&budget, now)?;
     let _ = writeln!(std::io::stderr(), "gate: start {number} of {}", budget.starts());
     Ok(codes.generate(now) + "\n")
+}
+
+fn left() -> Result<String, Failure> {
+    let budget = budget()?;
+    Ok(format!("{} of {} starts are left\n", budget.left()?, budget.starts()))
+}
+
+fn budget() -> Result<Budget, Failure> {
+    let unset = || Failure(Exit::Environment, format!("{} is not set", permit::STARTS));
+    Budget::from_environment()?.ok_or_else(unset)
 }
 
 /// Takes a start, and the time step that its code belongs to: CAS would refuse the same code a second time.
