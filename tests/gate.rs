@@ -125,7 +125,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     fs::rename(&volume, &moved).expect("a move");
     fs::rename(&kept, &volume).expect("a move");
     counted.start().expect(5).saying("suspected replay attack");
-    doctor("REPLAY?");
+    doctor("wrong starts    'shell': The FSPF tag is not fresh - suspected replay attack -> ");
     fs::rename(&volume, &kept).expect("a move");
     fs::rename(&moved, &volume).expect("a move");
 

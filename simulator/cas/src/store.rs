@@ -25,7 +25,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior};
 
 use head::Head;
 pub use secrets::{draw, drawn_secret};
-pub use sessions::{Stored, activate, active, names, with_hash};
+pub use sessions::{Stored, activate, active, length, names, with_hash};
 pub use volumes::{StoredVolume, move_tag, volume};
 
 /// The layout's number, in SQLite's `user_version`.

@@ -852,8 +852,20 @@ fn a_session_that_is_too_long_too_deep_or_blows_up_is_refused() {
     let service = |n: usize| format!("  - {{name: s{n}, command: /p, attestation: {{mrenclave: $$SCONE::f$$}}}}\n");
     let services =
         |count| session(&format!("services:\n{}secrets:\n{large}", (0..count).map(service).collect::<String>()));
-    accepted(&services(5));
-    refused(&services(50), "attestation: too large once its placeholders are resolved");
+    accepted(&services(50));
+    refused(&services(100), "attestation: too large once its placeholders are resolved");
+    // Long keys and blanks are as much work as long texts, and depth adds up.
+    for value in [format!("{{\"{}\": 1}}", "k".repeat(2_000)), format!("[{}]", " ".repeat(2_000))] {
+        let value = format!("  - {{name: f, kind: config-fragment, value: '{value}'}}\n");
+        let attestation = format!("[{}]", ["$$SCONE::f$$"; 1_000].join(", "));
+        refused(&delegating(&attestation, "", &value), "attestation: too large once its placeholders are resolved");
+    }
+    let nested = |n: usize| {
+        let (open, close) = ("{\"a\":".repeat(20), "}".repeat(20));
+        format!("  - {{name: d{n}, kind: config-fragment, value: '{open}\"$$SCONE::d{}$$\"{close}'}}\n", n + 1)
+    };
+    let deep = nested(0) + &nested(1) + "  - {name: d2, kind: config-fragment, value: x}\n";
+    refused(&delegating("[$$SCONE::d0$$]", "", &deep), "attestation: nested deeper than 32 levels");
     refused("a: &a [*a]\n", "");
     // Without aliases any text of that length can be read, however dense.
     refused(&session(&format!("a: [{}]\n", vec!["1"; MAX_TEXT / 2 - 30].join(","))), "unknown field `a`");

@@ -16,7 +16,7 @@ use scone_protocol::{Configuration, End, InjectionFile, UpdatePolicy, access_pro
 use scone_sim::cas::{Access, Cas, Claim};
 use scone_sim::clock::Clock;
 use scone_sim::session::decode_shared_secret;
-use scone_sim::tls::{Client, Identity};
+use scone_sim::tls::{self, Client, Identity};
 use tempfile::TempDir;
 use totp_rs::{Algorithm, TOTP};
 
@@ -439,14 +439,25 @@ fn what_cannot_start_uses_up_no_code() {
     let nobody = "services: [{name: s, command: /p, attestation: $$SCONE::v$$}]\nsecrets: [{name: v, import: {session: b, secret: v}}]\n";
     let controls = format!("secrets: [{{name: c, kind: config-fragment, value: \"{}\"}}]\n", "\\a".repeat(50_000));
     let long = service_with("command: [/p, $$SCONE::c$$, $$SCONE::c$$, $$SCONE::c$$, $$SCONE::c$$]") + &controls;
-    for (policy, why) in [(nobody, "accepts no program"), (&long, "The configuration is larger than")] {
+    // Linux takes neither.
+    let no_name = service_with("command: $$SCONE::c$$") + "secrets: [{name: c, kind: config-fragment, value: ''}]\n";
+    let too_long = |size: usize| {
+        let secret = format!("secrets: [{{name: c, kind: ascii, value: {}}}]\n", "x".repeat(size));
+        service_with("command: /p\n    environment: {V: $$SCONE::c$$}") + &secret
+    };
+    for (policy, why) in [
+        (nobody, "accepts no program"),
+        (&long, "The configuration is larger than"),
+        (&no_name, "The program's name is empty"),
+        (&too_long(131_070), "A variable is longer than Linux allows, 131071 bytes"),
+    ] {
         rig.put("a", &format!("{policy}{security}"));
         for _ in 0..2 {
             let causes = start(&rig).unwrap_err();
             assert!(causes.last().unwrap().contains(why), "{causes:?}");
         }
     }
-    rig.put("a", &(service_with("command: /p") + security));
+    rig.put("a", &(too_long(131_069) + security));
     start(&rig).unwrap();
     assert!(start(&rig).unwrap_err().last().unwrap().contains("already"), "the code was good, and is used up now");
 }
@@ -882,11 +893,40 @@ fn what_is_made_for_one_answer_is_limited_in_number_and_size() {
     let (last, most) = all.split_last().unwrap();
     rig.put("a", &format!("{image}secrets: [{}, {last}]\n", most.join(", ")));
     rig.refuses("a/s", "More than 512 secrets are needed");
+    // Nor are all sessions looked at that a policy names, whatever they are.
+    let sessions: Vec<_> = (0..20).map(|n| format!("{{name: s{n}, import: {{session: b{n}, secret: s}}}}")).collect();
+    for n in 0..20 {
+        rig.put(
+            &format!("b{n}"),
+            &format!("secrets: [{{name: other, kind: ascii, value: {}}}]\n", "x".repeat(130_000)),
+        );
+    }
+    rig.put("a", &format!("{image}secrets: [{}]\n", sessions.join(", ")));
+    rig.refuses("a/s", "or more than 2097152 bytes of them and their sessions");
     rig.put("a", &format!("{image}secrets: [{}]\n", most.join(", ")));
     rig.ask("a/s").unwrap();
 }
 
 /// Whoever can make CAS fail over one session stops everybody's `list`.
+#[test]
+fn a_certificate_that_cannot_be_made_harms_nobody_else() {
+    let mut rig = Rig::new();
+    // What writes ASN.1 panics at this issuer's name: an object identifier that begins with 4.
+    let mut der = CertificateDer::from_pem_slice(rig.alice.certificate.as_bytes()).unwrap().to_vec();
+    let common_name = der.windows(3).rposition(|oid| oid == [0x55, 4, 3]).expect("2.5.4.3");
+    der[common_name] = 0xaa;
+    let issuer = |der: &[u8]| {
+        let pem = serde_json::json!(tls::pem(tls::CERTIFICATE, der));
+        format!(
+            "access_policy: {{read: [$$SCONE::crt$$]}}\nsecrets:\n  - {{name: key, kind: private-key}}\n  - {{name: ca, kind: x509-ca, value: {pem}, private_key: key}}\n  - {{name: crt, kind: x509, private_key: key, issuer: ca}}\n"
+        )
+    };
+    rig.put_showing("a", &["$$SCONE::crt$$"], &issuer(&der));
+    rig.refuses("a/s", "A certificate cannot be made: its issuer's name is not understood");
+    rig.put("b", "");
+    assert_eq!(rig.cas.list(Some(&rig.alice)).unwrap(), ["b"]);
+}
+
 #[test]
 fn an_import_of_another_kind_than_is_needed_harms_nobody_else() {
     let mut rig = Rig::new();

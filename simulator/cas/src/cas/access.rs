@@ -2,10 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 use rustls::pki_types::CertificateDer;
 
-use super::secrets::Secrets;
+use super::secrets::{Secrets, Value};
 use super::{CasError, settle};
 use crate::session::placeholder::{OPEN, Part, Placeholder};
 use crate::session::{AccessPolicy, Creator, Kind, Rule};
@@ -56,9 +57,11 @@ pub(super) type List = fn(&AccessPolicy) -> &[Rule];
 
 /// Whether a list of the session's access policy admits them.
 pub(super) fn admits(secrets: &Secrets<'_>, asked: &Stored, list: List, party: Party<'_>) -> Result<bool, CasError> {
-    let mut judge = Judge { secrets, asked, list, party, placeholders: HashMap::new() };
+    let mut judge = Judge { secrets, asked, list, party, known: HashMap::new() };
     let rules = match list(&asked.session.access_policy) {
-        [Rule::Who(only)] if only.contains(OPEN) => Cow::Owned(judge.named(only)?),
+        [Rule::Who(only)] if only.contains(OPEN) => {
+            Cow::Owned(judge.value(only)?.map_or(Vec::new(), |value| judge.named(&value)))
+        }
         rules => Cow::Borrowed(rules),
     };
     match &rules[..] {
@@ -73,8 +76,8 @@ struct Judge<'a> {
     asked: &'a Stored,
     list: List,
     party: Party<'a>,
-    /// What was found out: a long list may name the same large fragment over and over.
-    placeholders: HashMap<String, bool>,
+    /// What was found out: a long list may name the same large fragment over and over, by whatever names.
+    known: HashMap<*const Value, bool>,
 }
 
 impl Judge<'_> {
@@ -109,29 +112,35 @@ impl Judge<'_> {
 
     /// Whether any of what a placeholder stands for now is met.
     fn is_met_by_secret(&mut self, placeholder: &str) -> Result<bool, CasError> {
-        if let Some(known) = self.placeholders.get(placeholder) {
+        let Some(value) = self.value(placeholder)? else { return Ok(false) };
+        // `secrets` keeps it as long as this asks.
+        let key = Rc::as_ptr(&value);
+        if let Some(known) = self.known.get(&key) {
             return Ok(*known);
         }
-        let rules = self.named(placeholder)?;
-        let is_met = self.count(&rules, 1)? == 1;
-        self.placeholders.insert(placeholder.to_owned(), is_met);
+        let is_met = self.count(&self.named(&value), 1)? == 1;
+        self.known.insert(key, is_met);
         Ok(is_met)
     }
-    /// Whom a placeholder names now: no further placeholders. A secret that cannot be had now, or names nobody, stands for
-    /// nothing (section 2.8).
-    fn named(&self, placeholder: &str) -> Result<Vec<Rule>, CasError> {
+
+    /// What a placeholder stands for now. A secret that cannot be had stands for nothing (section 2.8).
+    fn value(&self, placeholder: &str) -> Result<Option<Rc<Value>>, CasError> {
         let session = &self.asked.session;
         let parts = session.parts("", placeholder).map_err(|flaw| StoreError::Damaged(flaw.to_string()))?;
-        let [Part::Secret(Placeholder { name, .. })] = parts[..] else { return Ok(Vec::new()) };
-        let Ok(value) = settle(self.secrets.value(session, name))? else { return Ok(Vec::new()) };
+        let [Part::Secret(Placeholder { name, .. })] = parts[..] else { return Ok(None) };
+        Ok(settle(self.secrets.value(session, name))?.ok())
+    }
+
+    /// Whom a value names: no further placeholders, and perhaps nobody.
+    fn named(&self, value: &Value) -> Vec<Rule> {
         let text = String::from_utf8_lossy(&value.bytes);
-        Ok(match value.kind {
+        match value.kind {
             Kind::Ascii if text != "ANY" && !text.contains(OPEN) => vec![Rule::Who(text.into_owned())],
             Kind::X509 | Kind::X509Ca => {
                 tls::key_hash(&CertificateDer::from(&value.bytes[..])).map(Rule::Who).into_iter().collect()
             }
             Kind::ConfigFragment => AccessPolicy::of_fragment(&text).iter().flat_map(self.list).cloned().collect(),
             _ => Vec::new(),
-        })
+        }
     }
 }

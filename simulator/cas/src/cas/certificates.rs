@@ -1,6 +1,7 @@
 //! Keys and certificates that CAS makes for a session (`reference/scone.md` section 2.9).
 
 use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::slice;
 
 use rcgen::PublicKeyData;
@@ -14,7 +15,7 @@ use scone_protocol::hex;
 use time::OffsetDateTime;
 
 use super::release::Refusal;
-use super::secrets::{Result, Secrets, Value, exports_secret};
+use super::secrets::{Result, Secrets, Value};
 use super::{CasError, Stop};
 use crate::session::{Endpoint, KeyType, Kind, Secret, Session};
 use crate::store::StoreError;
@@ -45,7 +46,7 @@ impl Secrets<'_> {
         };
         // Who imports a certificate gets its private key only if that is exported, too.
         let may_have_key = owner.name == reader.name
-            || secret.private_key.as_ref().is_some_and(|key| exports_secret(owner, key, reader));
+            || secret.private_key.as_ref().is_some_and(|key| self.exports_secret(owner, key, reader));
         let chain = issuer.map_or(Vec::new(), |issuer| [slice::from_ref(&issuer.bytes), &issuer.chain[..]].concat());
         Ok(Value { kind, bytes, private_key: key.filter(|_| may_have_key), chain })
     }
@@ -154,7 +155,10 @@ fn sign(mut parameters: CertificateParams, secret: &Secret, key: &[u8], issuer: 
     let issuers_key = signing_key(&secret.name, issuers_key)?;
     let certificate = CertificateDer::from(issuer.bytes.as_slice());
     let issuer = Issuer::from_ca_cert_der(&certificate, issuers_key).map_err(failed)?;
-    Ok(parameters.signed_by(&key, &issuer).map_err(failed)?.der().to_vec())
+    // What writes ASN.1 for rcgen panics at some names that an issuer may have in its certificate.
+    let signed = catch_unwind(AssertUnwindSafe(|| parameters.signed_by(&key, &issuer)));
+    let signed = signed.map_err(|_| failed("its issuer's name is not understood"))?;
+    Ok(signed.map_err(failed)?.der().to_vec())
 }
 
 /// A key that was given may be of any type.

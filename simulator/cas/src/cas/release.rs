@@ -50,6 +50,7 @@ impl<'a> Claim<'a> {
 }
 
 /// Why the enclave API says no.
+#[derive(Clone)]
 pub(super) struct Refusal {
     /// What the runtime prints after `Caused by:`, outermost first.
     pub causes: Vec<String>,
@@ -126,6 +127,14 @@ fn configure(tx: &Connection, claim: &Claim<'_>, now: u64) -> Result<Configurati
     Ok(configuration)
 }
 
+/// Refuses what Linux takes for no program's argument or variable (`MAX_ARG_STRLEN`, which counts the NUL at its end).
+fn check_one(what: &str, length: usize) -> Result<(), Stop<Refusal>> {
+    if length < 128 * 1024 {
+        return Ok(());
+    }
+    Err(Refusal::misconfigured(format!("{what} is longer than Linux allows, 131071 bytes")))
+}
+
 /// Refuses what could not be sent, before a code is spent on it: written down, some texts are longer.
 fn check_length(configuration: &Configuration) -> Result<(), Stop<Refusal>> {
     let written = serde_json::to_vec(configuration).map_err(|error| StoreError::Damaged(error.to_string()))?;
@@ -189,6 +198,11 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
             None => secrets.text(session, word)?,
         };
         room.take(word.len())?;
+        // The policy may not leave it empty either.
+        if at == 0 && word.is_empty() {
+            return Err(Refusal::misconfigured("The program's name is empty".into()));
+        }
+        check_one("A word of the command", word.len())?;
         configuration.command.push(word);
     }
     for (name, value) in &service.environment {
@@ -198,13 +212,14 @@ fn prepare(secrets: &Secrets<'_>, session: &Session, service: &Service) -> Resul
             None => {
                 let value = secrets.text(session, value)?;
                 room.take(value.len())?;
+                check_one("A variable", name.len() + 1 + value.len())?;
                 configuration.environment.insert(name.clone(), Secret::new(value));
             }
         }
     }
     if let Some(image) = session.image(service) {
         for mount in &image.volumes {
-            configuration.volumes.push(grant(secrets.tx, session, mount)?);
+            configuration.volumes.push(grant(secrets, session, mount)?);
         }
         for file in &image.injection_files {
             let content = file.content.as_ref().map(|content| secrets.bytes(session, content)).transpose()?;

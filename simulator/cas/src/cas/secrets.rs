@@ -12,13 +12,13 @@ use scone_protocol::{escape_json, hex};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Stop;
 use super::certificates::draw_key;
 use super::release::Refusal;
+use super::{Stop, settle};
 use crate::session::placeholder::{Format, Part, Placeholder};
 use crate::session::{
     Image, Kind, Or, SecretImport, Security, Service, Session, SessionId, Unresolved, Variant, Weight, check_variants,
-    decode_shared_secret, fragment,
+    decode_shared_secret,
 };
 use crate::store::{self, StoreError, Stored};
 use crate::tls;
@@ -31,10 +31,10 @@ const MAX_CONFIGURATION: usize = 256 * 1024;
 /// How many secrets a secret may be made of, one of the other: a certificate, those above it, their keys and imports.
 const MAX_DEPTH: usize = 32;
 
-/// How many secrets CAS makes or looks up for one answer, and how large they may be together, in bytes: what is made of others is
-/// larger than they are, and takes longer.
+/// How many secrets CAS makes or looks up for one answer, and how large they may be together with the sessions that own them, in
+/// bytes: what is made of others is larger than they are, and takes longer.
 const MAX_MADE: usize = 512;
-const MAX_SIZE: usize = 16 * MAX_CONFIGURATION;
+const MAX_SIZE: usize = 8 * MAX_CONFIGURATION;
 
 /// The secrets of all sessions, now. Each is made once.
 pub(super) struct Secrets<'a> {
@@ -47,11 +47,17 @@ pub(super) struct Secrets<'a> {
     depth: Cell<usize>,
     /// Sessions that others import from, by name.
     owners: RefCell<HashMap<String, Option<Rc<Stored>>>>,
-    /// What was made: by owner, secret and reader.
+    /// What was found out: by the session that asks, and the name there.
+    known: RefCell<HashMap<[String; 2], Known>>,
+    /// What was made: by owner, secret and reader. Many names may mean the same one.
     made: RefCell<HashMap<[String; 3], Rc<Value>>>,
-    /// The bytes of all that was made.
+    /// The bytes of all that was made, and of the owners.
     size: Cell<usize>,
+    /// The hashes of sessions that ask.
+    hashes: RefCell<HashMap<String, String>>,
 }
+
+type Known = std::result::Result<Rc<Value>, Refusal>;
 
 /// A secret's value.
 pub(super) struct Value {
@@ -115,8 +121,10 @@ impl<'a> Secrets<'a> {
             program: None,
             depth: Cell::new(0),
             owners: RefCell::default(),
+            known: RefCell::default(),
             made: RefCell::default(),
             size: Cell::new(0),
+            hashes: RefCell::default(),
         }
     }
 
@@ -202,13 +210,12 @@ impl<'a> Secrets<'a> {
     }
 
     /// What a placeholder stands for in a part of the policy.
-    fn part(&self, session: &Session, placeholder: &Placeholder<'_>) -> Result<serde_json::Value> {
+    fn part(&self, session: &Session, placeholder: &Placeholder<'_>) -> Result<(Kind, String)> {
         let value = self.value(session, placeholder.name)?;
         let may_stand = value.kind.may_stand_in_policy();
         let text = may_stand.then(|| value.written(placeholder.format)).flatten();
         let text = text.and_then(|bytes| String::from_utf8(bytes).ok());
-        let text = text.ok_or_else(|| not_valid(placeholder.name))?;
-        Ok(if value.kind == Kind::ConfigFragment { fragment(&text) } else { text.into() })
+        Ok((value.kind, text.ok_or_else(|| not_valid(placeholder.name))?))
     }
 
     /// A shared secret of one-time passwords.
@@ -220,15 +227,21 @@ impl<'a> Secrets<'a> {
 
     /// The value of a declared secret, here or where it is imported from; both sides must agree (section 8, point 7).
     pub fn value(&self, session: &Session, name: &str) -> Result<Rc<Value>> {
+        let key = [&session.name, name].map(|name: &str| name.to_owned());
+        if let Some(known) = self.known.borrow().get(&key) {
+            return known.clone().map_err(Stop::Refused);
+        }
         // Imports can lead in a circle, which no session sees.
         let depth = self.depth.get();
         if depth > MAX_DEPTH {
             return Err(Refusal::misconfigured(format!("Secret '{name}' is made of too many others, or of itself")));
         }
         self.depth.set(depth + 1);
-        let value = self.value_here_or_there(session, name);
+        let value = settle(self.value_here_or_there(session, name));
         self.depth.set(depth);
-        value
+        let value = value?;
+        self.known.borrow_mut().insert(key, value.clone());
+        value.map_err(Stop::Refused)
     }
 
     fn value_here_or_there(&self, session: &Session, name: &str) -> Result<Rc<Value>> {
@@ -238,7 +251,7 @@ impl<'a> Secrets<'a> {
         let SecretImport { session: from, session_hash, secret: there } = import;
         let owner = self.owner(from, session_hash.as_deref())?;
         let owner = owner.as_ref().map(|owner| &owner.session);
-        let offered = owner.filter(|owner| exports_secret(owner, there, session));
+        let offered = owner.filter(|owner| self.exports_secret(owner, there, session));
         let offered = offered.and_then(|owner| Some((owner, owner.secret(there)?)));
         let (owner, original) = offered.ok_or_else(|| {
             Refusal::misconfigured(format!("Session '{from}' does not export secret '{there}' to '{}'", session.name))
@@ -252,22 +265,62 @@ impl<'a> Secrets<'a> {
         self.made_once(owner, there, session)
     }
 
-    fn owner(&self, name: &str, hash: Option<&str>) -> Result<Option<Rc<Stored>>> {
+    /// The active session of that name; a refusal if it is not the version that an import pins.
+    pub fn owner(&self, name: &str, hash: Option<&str>) -> Result<Option<Rc<Stored>>> {
         let known = self.owners.borrow().get(name).cloned();
         let owner = match known {
             Some(owner) => owner,
             None => {
+                self.size.set(self.size.get() + store::length(self.tx, name)?);
+                self.refuse_too_many()?;
                 let owner = store::active(self.tx, name)?.map(Rc::new);
                 self.owners.borrow_mut().insert(name.to_owned(), owner.clone());
                 owner
             }
         };
-        refuse_other_version(name, owner.as_deref(), hash)?;
+        if owner.as_ref().is_some_and(|owner| hash.is_some_and(|hash| owner.hash != hash)) {
+            return Err(Refusal::misconfigured(format!("Session '{name}' is not the version that its import names")));
+        }
         Ok(owner)
+    }
+
+    /// Whether a reference means this session, and this version of it.
+    pub fn is_meant(&self, id: &SessionId, session: &Session) -> bool {
+        self.is_named(&id.session, id.session_hash.as_deref(), session)
+    }
+
+    fn is_named(&self, name: &str, hash: Option<&str>, session: &Session) -> bool {
+        let has_hash = |hash: &str| {
+            let mut hashes = self.hashes.borrow_mut();
+            *hashes.entry(name.to_owned()).or_insert_with(|| session.hash()) == hash
+        };
+        name == session.name && hash.is_none_or(has_hash)
+    }
+
+    pub fn exports_secret(&self, owner: &Session, name: &str, to: &Session) -> bool {
+        owner.secret(name).is_some_and(|secret| {
+            secret.export.iter().any(|export| match (&export.session, &export.namespace) {
+                (Some(name), None) => self.is_named(name, export.session_hash.as_deref(), to),
+                (None, Some(namespace)) => {
+                    let below = to.name.strip_prefix(namespace.as_str());
+                    below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                }
+                _ => false,
+            })
+        })
     }
 
     fn are_too_many(&self) -> bool {
         self.made.borrow().len() >= MAX_MADE || self.size.get() >= MAX_SIZE
+    }
+
+    fn refuse_too_many(&self) -> Result<()> {
+        if !self.are_too_many() {
+            return Ok(());
+        }
+        Err(Refusal::misconfigured(format!(
+            "More than {MAX_MADE} secrets are needed, or more than {MAX_SIZE} bytes of them and their sessions"
+        )))
     }
 
     /// The value of a secret that `owner` does not import, for `reader`.
@@ -276,11 +329,7 @@ impl<'a> Secrets<'a> {
         if let Some(made) = self.made.borrow().get(&key) {
             return Ok(made.clone());
         }
-        if self.are_too_many() {
-            return Err(Refusal::misconfigured(format!(
-                "More than {MAX_MADE} secrets are needed, or of more than {MAX_SIZE} bytes"
-            )));
-        }
+        self.refuse_too_many()?;
         let value = Rc::new(self.own_value(owner, name, reader)?);
         self.size.set(self.size.get() + value.size());
         self.made.borrow_mut().insert(key, value.clone());
@@ -354,40 +403,6 @@ impl Room {
         self.0 = self.0.checked_sub(size).ok_or_else(too_large)?;
         Ok(())
     }
-}
-
-/// The active session of that name; a refusal if it is not the version that an import pins.
-pub(super) fn owner(tx: &Connection, name: &str, hash: Option<&str>) -> Result<Option<Session>> {
-    let owner = store::active(tx, name)?;
-    refuse_other_version(name, owner.as_ref(), hash)?;
-    Ok(owner.map(|owner| owner.session))
-}
-
-fn refuse_other_version(name: &str, owner: Option<&Stored>, hash: Option<&str>) -> Result<()> {
-    if owner.is_some_and(|owner| hash.is_some_and(|hash| owner.hash != hash)) {
-        return Err(Refusal::misconfigured(format!("Session '{name}' is not the version that its import names")));
-    }
-    Ok(())
-}
-
-/// Whether a reference means this session, and this version of it.
-pub(super) fn is_meant(id: &SessionId, session: &Session) -> bool {
-    id.session == session.name && id.session_hash.as_ref().is_none_or(|hash| *hash == session.hash())
-}
-
-pub(super) fn exports_secret(owner: &Session, name: &str, to: &Session) -> bool {
-    owner.secret(name).is_some_and(|secret| {
-        secret.export.iter().any(|export| match (&export.session, &export.namespace) {
-            (Some(name), None) => {
-                let id = SessionId { session: name.clone(), session_hash: export.session_hash.clone() };
-                is_meant(&id, to)
-            }
-            (None, Some(namespace)) => {
-                to.name.strip_prefix(namespace.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            }
-            _ => false,
-        })
-    })
 }
 
 fn not_valid(path: &str) -> Stop<Refusal> {

@@ -140,9 +140,9 @@ impl Cas {
         let now = self.clock.now()?;
         let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
         let (mut listed, party) = (Vec::new(), Party::of(&[], client));
-        // A hundred at a time: anybody may ask for this, while others wait for the store.
+        // Ten at a time: anybody may ask for this, while others wait for the store.
         while !names.is_empty() {
-            let some: Vec<String> = names.drain(..names.len().min(100)).collect();
+            let some: Vec<String> = names.drain(..names.len().min(10)).collect();
             self.store.write::<_, CasError>(|tx| {
                 for name in some {
                     if settle(read(tx, &name, None, party, now))?.is_ok() || may_list(tx, &name, party, now)? {

@@ -4,7 +4,8 @@ use rusqlite::Connection;
 use scone_protocol::{ReadTag, Secret, SetTag, UpdatePolicy, VolumeGrant, hex, unhex};
 
 use super::release::Refusal;
-use super::{Cas, CasError, Stop, refuse, secrets, settle};
+use super::secrets::Secrets;
+use super::{Cas, CasError, Stop, refuse, settle};
 use crate::audit::{self, Event, Record, volume_subject};
 use crate::session::{Mount, Session, VolumeImport};
 use crate::store::{self, StoreError, StoredVolume};
@@ -56,16 +57,16 @@ impl Cas {
 }
 
 /// The key and tag of a mounted volume, here or where it is imported from; both sides must agree.
-pub(super) fn grant(tx: &Connection, session: &Session, mount: &Mount) -> Result<VolumeGrant, Stop<Refusal>> {
+pub(super) fn grant(secrets: &Secrets<'_>, session: &Session, mount: &Mount) -> Result<VolumeGrant, Stop<Refusal>> {
     let Mount { name, path, update_policy } = mount;
     let declared =
         session.volume(name).ok_or_else(|| StoreError::Damaged(format!("volume '{name}' is not declared")))?;
     let (owner, name, update_policy) = match &declared.import {
         None => (session.name.clone(), name.clone(), *update_policy),
-        Some(import) => imported(tx, session, import, *update_policy)?,
+        Some(import) => imported(secrets, session, import, *update_policy)?,
     };
-    let volume =
-        store::volume(tx, &owner, &name)?.ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
+    let volume = store::volume(secrets.tx, &owner, &name)?
+        .ok_or_else(|| StoreError::Damaged(format!("volume '{name}' has no key")))?;
     Ok(VolumeGrant {
         session: owner,
         name,
@@ -78,17 +79,17 @@ pub(super) fn grant(tx: &Connection, session: &Session, mount: &Mount) -> Result
 
 /// An imported volume: its owner, its name there, and what becomes of changes. That is `wanted`, if the owner allows it.
 fn imported(
-    tx: &Connection,
+    secrets: &Secrets<'_>,
     session: &Session,
     import: &VolumeImport,
     wanted: UpdatePolicy,
 ) -> Result<(String, String, UpdatePolicy), Stop<Refusal>> {
     let (from, there) = (&import.session, &import.volume);
-    let owner = secrets::owner(tx, from, import.session_hash.as_deref())?;
-    let exported = owner.iter().flat_map(|owner| &owner.volumes).find_map(|volume| {
+    let owner = secrets.owner(from, import.session_hash.as_deref())?;
+    let exported = owner.iter().flat_map(|owner| &owner.session.volumes).find_map(|volume| {
         let meant = volume.export.iter().find(|export| {
             let called = export.volume_alias.as_ref().unwrap_or(&volume.name);
-            called == there && secrets::is_meant(&export.to, session)
+            called == there && secrets.is_meant(&export.to, session)
         })?;
         Some((volume.name.clone(), meant.update_policy))
     });

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::placeholder::{OPEN, Part, Placeholder};
-use super::tree::{MAX_WEIGHT, NODE};
+use super::tree::{MAX_DEPTH, MAX_WEIGHT, NODE};
 use super::{Kind, Secret, Session, SessionError, not_simulated, rule};
 
 /// Placeholders that stand for parts that hold placeholders, one in the other.
@@ -22,10 +22,23 @@ const MAX_STEPS: usize = 8;
 /// stands for something grows with every step.
 pub struct Weight(Cell<usize>);
 
+/// How many parts of the largest weight one file may have.
+pub(super) const PARTS: usize = 8;
+
 impl Weight {
     /// As much as a policy's own text may hold.
     pub fn of_a_policy() -> Weight {
         Weight(Cell::new(MAX_WEIGHT))
+    }
+
+    /// For all parts of one file, of which each is weighed by itself, too.
+    pub(super) fn of_a_file() -> Weight {
+        Weight(Cell::new(PARTS * MAX_WEIGHT))
+    }
+
+    /// What one part may still put in.
+    fn of_one_part(&self) -> Weight {
+        Weight(Cell::new(self.0.get().min(MAX_WEIGHT)))
     }
 
     fn take(&self, path: &str, text: usize) -> Result<(), SessionError> {
@@ -34,6 +47,9 @@ impl Weight {
         Ok(())
     }
 }
+
+/// Tells what a placeholder stands for: text, or of the kind config-fragment JSON.
+type ValueOf<'a, E> = dyn FnMut(&Placeholder<'_>) -> Result<(Kind, String), E> + 'a;
 
 /// What stays a placeholder: these are resolved as text.
 const TEXTS: &[&str] = &["one_time_password_shared_secret", "service_access_token"];
@@ -122,7 +138,7 @@ impl<E> From<SessionError> for Unresolved<E> {
 }
 
 impl Session {
-    /// `part`, which stands at `path` of this session, with what secrets say in the place of placeholders; `value_of` tells that.
+    /// `part`, which stands at `path` of this session, with what secrets say in the place of placeholders; `value_of` tells it.
     /// A list in a list is spliced into it. Placeholders in what is put in name secrets of this session (assumption: as `CREATOR`
     /// in an imported access policy means this session's).
     pub fn put_together<T: Serialize + DeserializeOwned, E>(
@@ -130,11 +146,11 @@ impl Session {
         path: &str,
         part: &T,
         weight: &Weight,
-        mut value_of: impl FnMut(&Placeholder<'_>) -> Result<Value, E>,
+        mut value_of: impl FnMut(&Placeholder<'_>) -> Result<(Kind, String), E>,
     ) -> Result<T, Unresolved<E>> {
         let wrong = |error: &dyn fmt::Display| rule(path, format!("with the values of its placeholders: {error}"));
         let tree = serde_json::to_value(part).map_err(|error| wrong(&error))?;
-        let tree = self.fill(path, tree, weight, &mut value_of, MAX_STEPS)?;
+        let tree = self.fill(path, tree, weight, &mut value_of, (MAX_STEPS, MAX_DEPTH))?;
         let as_yaml = yaml_serde::to_value(&tree).map_err(|error| wrong(&error))?;
         not_simulated::refuse_part(&as_yaml, path)?;
         Ok(serde_json::from_value(tree).map_err(|error| wrong(&error))?)
@@ -145,8 +161,8 @@ impl Session {
         path: &str,
         value: Value,
         weight: &Weight,
-        value_of: &mut dyn FnMut(&Placeholder<'_>) -> Result<Value, E>,
-        steps: usize,
+        value_of: &mut ValueOf<'_, E>,
+        (steps, depth): (usize, usize),
     ) -> Result<Value, Unresolved<E>> {
         weight.take(path, value.as_str().map_or(0, str::len))?;
         Ok(match value {
@@ -155,14 +171,20 @@ impl Session {
                 if steps == 0 {
                     return Err(rule(path, "its placeholders stand for one another").into());
                 }
-                let value = value_of(&placeholder).map_err(Unresolved::Unknown)?;
-                self.fill(path, value, weight, value_of, steps - 1)?
+                let (kind, text) = value_of(&placeholder).map_err(Unresolved::Unknown)?;
+                weight.take(path, text.len())?;
+                let value = if kind == Kind::ConfigFragment { fragment(&text) } else { text.into() };
+                self.fill(path, value, weight, value_of, (steps - 1, depth))?
+            }
+            // What is put in may be nested, too.
+            Value::Array(_) | Value::Object(_) if depth == 0 => {
+                return Err(rule(path, format!("nested deeper than {MAX_DEPTH} levels")).into());
             }
             Value::Array(items) => {
                 let mut list = Vec::new();
                 for item in items {
                     let is_placeholder = item.is_string();
-                    match self.fill(path, item, weight, value_of, steps)? {
+                    match self.fill(path, item, weight, value_of, (steps, depth - 1))? {
                         Value::Array(inner) if is_placeholder => list.extend(inner),
                         item => list.push(item),
                     }
@@ -171,8 +193,10 @@ impl Session {
             }
             Value::Object(entries) => {
                 let fill = |(key, value): (String, Value)| {
+                    weight.take(path, key.len())?;
                     let is_text = TEXTS.contains(&key.as_str());
-                    let value = if is_text { value } else { self.fill(path, value, weight, value_of, steps)? };
+                    let inner = (steps, depth - 1);
+                    let value = if is_text { value } else { self.fill(path, value, weight, value_of, inner)? };
                     Ok((key, value))
                 };
                 Value::Object(entries.into_iter().map(fill).collect::<Result<_, Unresolved<E>>>()?)
@@ -205,7 +229,11 @@ impl Session {
             let secret = self.secret(placeholder.name).filter(|secret| secret.import.is_none());
             secret.and_then(Secret::value_in_policy).ok_or(())
         };
-        match self.put_together(path, part, weight, known) {
+        let of_part = weight.of_one_part();
+        let most = of_part.0.get();
+        let part = self.put_together(path, part, &of_part, known);
+        weight.0.set(weight.0.get() - (most - of_part.0.get()));
+        match part {
             Ok(part) => Ok(Some(part)),
             Err(Unresolved::Wrong(error)) => Err(error),
             Err(Unresolved::Unknown(())) => Ok(None),
@@ -221,13 +249,9 @@ impl Secret {
     }
 
     /// What a placeholder for an explicit secret stands for in a part of the policy.
-    fn value_in_policy(&self) -> Option<Value> {
-        let text = self.value.as_deref()?;
-        match self.kind? {
-            Kind::ConfigFragment => Some(fragment(text)),
-            Kind::Ascii => Some(text.into()),
-            _ => None,
-        }
+    fn value_in_policy(&self) -> Option<(Kind, String)> {
+        let kind = self.kind.filter(|kind| [Kind::ConfigFragment, Kind::Ascii].contains(kind));
+        kind.zip(self.value.clone())
     }
 }
 

@@ -11,7 +11,7 @@ use super::MAX_TEXT;
 
 /// Lists and mappings within one another. A session needs seven, and 32 with as many `require-` rules within one another as it may
 /// have.
-const MAX_DEPTH: usize = 32;
+pub const MAX_DEPTH: usize = 32;
 
 /// Brackets that may be open, wherever they stand: the parser's work grows with the square of it.
 const MAX_OPEN: usize = 256;

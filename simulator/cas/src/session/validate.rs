@@ -68,7 +68,7 @@ impl Session {
         self.check_secrets()?;
         self.check_volumes()?;
         self.check_images()?;
-        let weight = Weight::of_a_policy();
+        let weight = Weight::of_a_file();
         let security = self.put_together_now("security", &self.security, &weight)?;
         let security = security.as_ref().and_then(Or::given);
         // Otherwise another session knows: it is checked when a service starts.

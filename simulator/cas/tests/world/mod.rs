@@ -120,9 +120,11 @@ impl World {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../templates/{template}.yml"));
         let mut text = fs::read_to_string(path).unwrap();
         // The account has no programs.
-        if let Some((before, rest)) = text.split_once("{{#each @root.programs}}\n") {
-            let (_, after) = rest.split_once("{{/each}}\n").unwrap();
-            text = format!("{before}{after}");
+        for list in ["{{#each @root.programs}}\n", "{{#each gates}}\n"] {
+            while let Some((before, rest)) = text.split_once(list) {
+                let (_, after) = rest.split_once("{{/each}}\n").unwrap();
+                text = format!("{before}{after}");
+            }
         }
         while let Some((before, rest)) = text.split_once("{{#each ") {
             let (block, after) = rest.split_once("{{/each}}").unwrap();
