@@ -828,25 +828,40 @@ fn a_session_that_is_too_long_too_deep_or_blows_up_is_refused() {
     refused(&"- ".repeat(MAX_TEXT / 2 - 10), "nested deeper");
     refused(&"? ".repeat(MAX_TEXT / 2 - 10), "expected a text as key");
     // Few bytes that would become many: by doubling, by one long text, by one long list.
-    let many = |alias: &str| vec![alias; 60_000].join(",");
+    let many = |alias: &str| format!("[{}]", vec![format!("[{}]", vec![alias; 1_000].join(",")); 60].join(","));
     for bomb in [
         "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: [*e,*e,*e,*e,*e,*e,*e,*e,*e]\n".to_owned(),
-        format!("a: &a {}\nb: [{}]\n", "x".repeat(50_000), many("*a")),
-        format!("a: &a [{}]\nb: [{}]\n", vec!["1"; 20_000].join(","), many("*a")),
+        format!("a: &a {}\nb: {}\n", "x".repeat(50_000), many("*a")),
+        format!("a: &a [{}]\nb: {}\n", vec!["1"; 1_000].join(","), many("*a")),
     ] {
         assert!(bomb.len() < MAX_TEXT);
         let error = Session::parse(&bomb).unwrap_err().to_string();
         assert!(error.contains("aliases are expanded") || error.contains("repetition limit"), "{error}");
     }
+    // Many look-ups among many are few bytes, too: a list is no longer than anybody needs.
+    let entries = |entries: usize| session(&format!("a: [{}]\n", vec!["1"; entries].join(",")));
+    refused(&entries(1025), "more than 1024 entries in a list or mapping");
+    refused(&entries(1024), "unknown field `a`");
+    let variables: Vec<_> = (0..1025).map(|n| format!("V{n}: x")).collect();
+    let environment = format!("command: /p\nenvironment: {{{}}}\n", variables.join(", "));
+    refused(&service(&environment), "more than 1024 entries in a list or mapping");
+    refused(&service(&format!("command: {}\n", "w ".repeat(1025))), "services[0].command: more than 1024 words");
     // So do fragments that stand for one another, also if each is of another service.
     let fragment = |n: usize, value: &str| {
-        format!("  - {{name: f{n}, kind: config-fragment, value: [{}]}}\n", vec![value; 20].join(", "))
+        let values = (0..20).map(|key| format!("{key}: {value}")).collect::<Vec<_>>().join(", ");
+        format!("  - {{name: f{n}, kind: config-fragment, value: {{{values}}}}}\n")
     };
     let fragments = (0..5).map(|n| fragment(n, &format!("$$SCONE::f{}$$", n + 1))).collect::<String>();
     let bomb = fragments + &fragment(5, "debug-mode");
     refused(
         &delegating("[]", "{attestation: {mode: none, tolerate: [$$SCONE::f0$$]}}", &bomb),
         "security: too large once its placeholders are resolved",
+    );
+    let long =
+        |n: usize| format!("  - {{name: l{n}, kind: config-fragment, value: [{}]}}\n", ["debug-mode"; 600].join(", "));
+    refused(
+        &delegating("[]", "{attestation: {tolerate: [$$SCONE::l0$$, $$SCONE::l1$$]}}", &(long(0) + &long(1))),
+        "security: more than 1024 entries in a list",
     );
     let large = format!("  - {{name: f, kind: config-fragment, value: [{}]}}\n", [MRENCLAVE; 1_000].join(", "));
     let service = |n: usize| format!("  - {{name: s{n}, command: /p, attestation: {{mrenclave: $$SCONE::f$$}}}}\n");
@@ -868,7 +883,10 @@ fn a_session_that_is_too_long_too_deep_or_blows_up_is_refused() {
     refused(&delegating("[$$SCONE::d0$$]", "", &deep), "attestation: nested deeper than 32 levels");
     refused("a: &a [*a]\n", "");
     // Without aliases any text of that length can be read, however dense.
-    refused(&session(&format!("a: [{}]\n", vec!["1"; MAX_TEXT / 2 - 30].join(","))), "unknown field `a`");
+    let hundred = format!("[{}]", vec!["1"; 100].join(","));
+    let dense = session(&format!("a: [{}]\n", vec![format!("[{}]", vec![hundred; 12].join(",")); 100].join(",")));
+    assert!(dense.len() > MAX_TEXT * 9 / 10 && dense.len() < MAX_TEXT);
+    refused(&dense, "unknown field `a`");
 }
 
 #[test]

@@ -84,6 +84,7 @@ impl Secrets<'_> {
         if let Some((_, bytes)) = kept {
             return Ok(bytes);
         }
+        self.spend_signature()?;
         let mut parameters = parameters(secret, kind)?;
         let renew = self.set_validity(&mut parameters, secret.lifetime())?;
         let bytes = sign(parameters, secret, key, issuer)?;

@@ -15,6 +15,12 @@ impl Secrets<'_> {
     /// A token that `owner` declares, valid from now on.
     pub fn jwt(&self, owner: &Session, secret: &Secret) -> Result<Vec<u8>> {
         let damaged = || StoreError::Damaged(format!("the JWT '{}' is not declared as it must be", secret.name));
+        self.spend_signature()?;
+        let key = self.value(owner, secret.signer.as_deref().ok_or_else(damaged)?)?;
+        let random = SystemRandom::new();
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &key.bytes, &random).ok();
+        let no_key = || Refusal::misconfigured(format!("The signer of JWT '{}' is no P-384 key", secret.name));
+        let key = key.ok_or_else(no_key)?;
         let (mut claims, mut room) = (Map::new(), Room::of_a_configuration());
         for (name, value) in &secret.payload {
             let text = value.as_str().ok_or_else(damaged)?;
@@ -28,12 +34,7 @@ impl Secrets<'_> {
 
         let encode = |part: Value| BASE64URL_NOPAD.encode(part.to_string().as_bytes());
         let token = format!("{}.{}", encode(json!({ "alg": "ES384", "typ": "JWT" })), encode(claims.into()));
-        let key = self.value(owner, secret.signer.as_deref().ok_or_else(damaged)?)?;
-        let random = SystemRandom::new();
-        let signature = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &key.bytes, &random)
-            .ok()
-            .and_then(|key| key.sign(&random, token.as_bytes()).ok())
-            .ok_or_else(|| Refusal::misconfigured(format!("The signer of JWT '{}' is no P-384 key", secret.name)))?;
+        let signature = key.sign(&random, token.as_bytes()).map_err(|_| no_key())?;
         Ok(format!("{token}.{}", BASE64URL_NOPAD.encode(signature.as_ref())).into_bytes())
     }
 

@@ -34,7 +34,10 @@ const MAX_DEPTH: usize = 32;
 /// How many secrets CAS makes or looks up for one answer, and how large they may be together with the sessions that own them, in
 /// bytes: what is made of others is larger than they are, and takes longer.
 const MAX_MADE: usize = 512;
-const MAX_SIZE: usize = 8 * MAX_CONFIGURATION;
+const MAX_SIZE: usize = 16 * MAX_CONFIGURATION;
+
+/// How many signatures CAS makes for one answer: each takes far longer than all else.
+const MAX_SIGNED: usize = 64;
 
 /// The secrets of all sessions, now. Each is made once.
 pub(super) struct Secrets<'a> {
@@ -51,6 +54,11 @@ pub(super) struct Secrets<'a> {
     known: RefCell<HashMap<[String; 2], Known>>,
     /// What was made: by owner, secret and reader. Many names may mean the same one.
     made: RefCell<HashMap<[String; 3], Rc<Value>>>,
+    /// How many were made, or not: what fails takes its time, too.
+    tried: Cell<usize>,
+    signed: Cell<usize>,
+    /// Whether something was refused since it would have been too much.
+    is_exhausted: Cell<bool>,
     /// The bytes of all that was made, and of the owners.
     size: Cell<usize>,
     /// The hashes of sessions that ask.
@@ -123,6 +131,9 @@ impl<'a> Secrets<'a> {
             owners: RefCell::default(),
             known: RefCell::default(),
             made: RefCell::default(),
+            tried: Cell::new(0),
+            signed: Cell::new(0),
+            is_exhausted: Cell::new(false),
             size: Cell::new(0),
             hashes: RefCell::default(),
         }
@@ -163,7 +174,7 @@ impl<'a> Secrets<'a> {
         for name in session.secrets.iter().map(|secret| &secret.name).filter(|name| may_hold(name)) {
             let value = match self.value(session, name) {
                 Ok(value) => value,
-                Err(Stop::Refused(_)) if !self.are_too_many() => continue,
+                Err(Stop::Refused(_)) if !self.is_exhausted.get() => continue,
                 Err(stop) => return Err(stop),
             };
             for (suffix, format) in Format::SPELLINGS.iter().chain(Format::DEPRECATED) {
@@ -271,8 +282,9 @@ impl<'a> Secrets<'a> {
         let owner = match known {
             Some(owner) => owner,
             None => {
-                self.size.set(self.size.get() + store::length(self.tx, name)?);
-                self.refuse_too_many()?;
+                // What is refused once is refused from then on: the size stays.
+                self.spend(0, 0)?;
+                self.spend(0, store::length(self.tx, name)?)?;
                 let owner = store::active(self.tx, name)?.map(Rc::new);
                 self.owners.borrow_mut().insert(name.to_owned(), owner.clone());
                 owner
@@ -291,8 +303,13 @@ impl<'a> Secrets<'a> {
 
     fn is_named(&self, name: &str, hash: Option<&str>, session: &Session) -> bool {
         let has_hash = |hash: &str| {
-            let mut hashes = self.hashes.borrow_mut();
-            *hashes.entry(name.to_owned()).or_insert_with(|| session.hash()) == hash
+            if let Some(known) = self.hashes.borrow().get(name) {
+                return known == hash;
+            }
+            let found = session.hash();
+            let is_meant = found == hash;
+            self.hashes.borrow_mut().insert(name.to_owned(), found);
+            is_meant
         };
         name == session.name && hash.is_none_or(has_hash)
     }
@@ -310,17 +327,27 @@ impl<'a> Secrets<'a> {
         })
     }
 
-    fn are_too_many(&self) -> bool {
-        self.made.borrow().len() >= MAX_MADE || self.size.get() >= MAX_SIZE
-    }
-
-    fn refuse_too_many(&self) -> Result<()> {
-        if !self.are_too_many() {
+    /// Before anything is made: whatever becomes of it.
+    fn spend(&self, secrets: usize, size: usize) -> Result<()> {
+        self.tried.set(self.tried.get() + secrets);
+        self.size.set(self.size.get() + size);
+        if self.tried.get() <= MAX_MADE && self.size.get() <= MAX_SIZE {
             return Ok(());
         }
+        self.is_exhausted.set(true);
         Err(Refusal::misconfigured(format!(
             "More than {MAX_MADE} secrets are needed, or more than {MAX_SIZE} bytes of them and their sessions"
         )))
+    }
+
+    /// Before a signature is made.
+    pub fn spend_signature(&self) -> Result<()> {
+        self.signed.set(self.signed.get() + 1);
+        if self.signed.get() <= MAX_SIGNED {
+            return Ok(());
+        }
+        self.is_exhausted.set(true);
+        Err(Refusal::misconfigured(format!("More than {MAX_SIGNED} certificates and tokens have to be signed")))
     }
 
     /// The value of a secret that `owner` does not import, for `reader`.
@@ -329,9 +356,9 @@ impl<'a> Secrets<'a> {
         if let Some(made) = self.made.borrow().get(&key) {
             return Ok(made.clone());
         }
-        self.refuse_too_many()?;
+        self.spend(1, 0)?;
         let value = Rc::new(self.own_value(owner, name, reader)?);
-        self.size.set(self.size.get() + value.size());
+        self.spend(0, value.size())?;
         self.made.borrow_mut().insert(key, value.clone());
         Ok(value)
     }

@@ -1,5 +1,7 @@
 //! What CAS decides on the client API: who may upload, read and list which session.
 
+use std::collections::{BTreeSet, HashMap};
+
 use rusqlite::Connection;
 
 use super::access::{Party, admits};
@@ -138,19 +140,27 @@ impl Cas {
     /// ones directly below its name.
     pub fn list(&self, client: Option<&tls::Client>) -> Result<Vec<String>, CasError> {
         let now = self.clock.now()?;
-        let mut names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
+        let names = self.store.write::<_, CasError>(|tx| Ok(store::names(tx)?))?;
         let (mut listed, party) = (Vec::new(), Party::of(&[], client));
-        // Ten at a time: anybody may ask for this, while others wait for the store.
-        while !names.is_empty() {
-            let some: Vec<String> = names.drain(..names.len().min(10)).collect();
-            self.store.write::<_, CasError>(|tx| {
-                for name in some {
-                    if settle(read(tx, &name, None, party, now))?.is_ok() || may_list(tx, &name, party, now)? {
-                        listed.push(name);
+        // What is said of a session's namespace holds for all that is directly in it.
+        let mut parents = HashMap::new();
+        // One at a time: anybody may ask for this, while others wait for the store.
+        for name in names {
+            let may_read = |tx: &Connection| Ok(settle(read(tx, &name, None, party, now))?.is_ok());
+            let mut is_listed = self.store.write::<_, CasError>(may_read)?;
+            if let Some((parent, _)) = name.rsplit_once('/').filter(|_| !is_listed) {
+                is_listed = match parents.get(parent) {
+                    Some(known) => *known,
+                    None => {
+                        let may = self.store.write::<_, CasError>(|tx| may_list(tx, parent, party, now))?;
+                        parents.insert(parent.to_owned(), may);
+                        may
                     }
-                }
-                Ok(())
-            })?;
+                };
+            }
+            if is_listed {
+                listed.push(name);
+            }
         }
         Ok(listed)
     }
@@ -217,7 +227,9 @@ fn upload(
     // What is not available now (its owner does not exist yet) has no wait to lift.
     let secrets = Secrets::new(tx, now);
     let security = settle(secrets.security(&new.session))?.unwrap_or_default();
-    for text in new.session.services.iter().filter_map(|service| security.code_secret(service)) {
+    let texts: BTreeSet<&str> =
+        new.session.services.iter().filter_map(|service| security.code_secret(service)).collect();
+    for text in texts {
         if let Ok(secret) = settle(secrets.shared_secret(&new.session, text))? {
             codes::lift_wait(tx, &secret)?;
         }
@@ -243,9 +255,8 @@ fn read(
     }
 }
 
-/// Whether the session above lets its namespace be listed.
-fn may_list(tx: &Connection, name: &str, party: Party<'_>, now: u64) -> Result<bool, CasError> {
-    let Some((parent, _)) = name.rsplit_once('/') else { return Ok(false) };
+/// Whether the session of that name lets its namespace be listed.
+fn may_list(tx: &Connection, parent: &str, party: Party<'_>, now: u64) -> Result<bool, CasError> {
     let (Some(parent), secrets) = (store::active(tx, parent)?, Secrets::new(tx, now)) else { return Ok(false) };
     Ok(admits(&secrets, &parent, AccessPolicy::listers, party)?
         || admits(&secrets, &parent, |policy| &policy.create_sessions, party)?)

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::placeholder::{OPEN, Part, Placeholder};
-use super::tree::{MAX_DEPTH, MAX_WEIGHT, NODE};
+use super::tree::{MAX_DEPTH, MAX_ENTRIES, MAX_WEIGHT, NODE};
 use super::{Kind, Secret, Session, SessionError, not_simulated, rule};
 
 /// Placeholders that stand for parts that hold placeholders, one in the other.
@@ -188,6 +188,9 @@ impl Session {
                         Value::Array(inner) if is_placeholder => list.extend(inner),
                         item => list.push(item),
                     }
+                }
+                if list.len() > MAX_ENTRIES {
+                    return Err(rule(path, format!("more than {MAX_ENTRIES} entries in a list")).into());
                 }
                 Value::Array(list)
             }

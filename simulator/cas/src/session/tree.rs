@@ -13,6 +13,10 @@ use super::MAX_TEXT;
 /// have.
 pub const MAX_DEPTH: usize = 32;
 
+/// Entries of a list or a mapping: what looks up one thing for each of many does so with the square of it. Aliases make long lists
+/// cheap to write.
+pub const MAX_ENTRIES: usize = 1024;
+
 /// Brackets that may be open, wherever they stand: the parser's work grows with the square of it.
 const MAX_OPEN: usize = 256;
 
@@ -54,6 +58,13 @@ fn refuse_open_brackets(text: &str) -> Result<(), yaml_serde::Error> {
             let text = format!("more than {MAX_OPEN} brackets are open at line {line} column {column}");
             return Err(yaml_serde::Error::custom(text));
         }
+    }
+    Ok(())
+}
+
+fn refuse_more<E: Error>(entries: usize) -> Result<(), E> {
+    if entries > MAX_ENTRIES {
+        return Err(E::custom(format!("more than {MAX_ENTRIES} entries in a list or mapping")));
     }
     Ok(())
 }
@@ -143,6 +154,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         let mut list = Vec::new();
         while let Some(item) = items.next_element_seed(inner)? {
             list.push(item);
+            refuse_more(list.len())?;
         }
         Ok(Value::Sequence(list))
     }
@@ -153,6 +165,7 @@ impl<'de> Visitor<'de> for Node<'_> {
         while let Some(key) = entries.next_key_seed(Key { node: inner, seen: &mapping })? {
             let value = entries.next_value_seed(inner)?;
             mapping.insert(key, value);
+            refuse_more(mapping.len())?;
         }
         Ok(Value::Mapping(mapping))
     }

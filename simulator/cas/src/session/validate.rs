@@ -9,6 +9,7 @@ use scone_protocol::unhex;
 
 use super::access::MAX_NESTING;
 use super::placeholder::{Format, OPEN, Part, Placeholder};
+use super::tree::MAX_ENTRIES;
 use super::{
     AccessPolicy, Image, Kind, Mode, Or, Rule, Security, Service, Session, SessionError, Variant, Weight, rule,
 };
@@ -227,6 +228,9 @@ impl Session {
         let path = format!("{path}.command");
         if command.first().is_some_and(String::is_empty) {
             return Err(rule(&path, "the program's name is empty"));
+        }
+        if command.len() > MAX_ENTRIES {
+            return Err(rule(&path, format!("more than {MAX_ENTRIES} words")));
         }
         let mut positions = HashSet::new();
         for word in command {

@@ -28,7 +28,7 @@ pub fn active(tx: &Connection, name: &str) -> Result<Option<Stored>, StoreError>
 
 /// How long the active session of that name is as it is kept, in bytes; 0 if there is none.
 pub fn length(tx: &Connection, name: &str) -> Result<usize, StoreError> {
-    let query = "SELECT length(content) FROM session WHERE name = ?1 ORDER BY version DESC LIMIT 1";
+    let query = "SELECT octet_length(content) FROM session WHERE name = ?1 ORDER BY version DESC LIMIT 1";
     Ok(tx.prepare_cached(query)?.query_row([name], |row| row.get(0)).optional()?.unwrap_or(0))
 }
 
