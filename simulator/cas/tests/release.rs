@@ -76,6 +76,12 @@ impl Rig {
         })
     }
 
+    /// Service `a/s` with a code and, perhaps, a proof that its token is known.
+    fn start(&self, code: &str, proof: Option<&str>) -> Result<Configuration, Vec<String>> {
+        let (code, access) = (Some(code), Access { proof, ..Access::default() });
+        self.claim(&Claim { service: "a/s", code, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
+    }
+
     fn claim(&self, claim: &Claim<'_>) -> Result<Configuration, Vec<String>> {
         self.cas.configure(claim).unwrap()
     }
@@ -97,6 +103,11 @@ impl Rig {
 fn client(name: &str) -> Client {
     let identity = Identity::generate(name).unwrap();
     Client { key_hash: identity.key_hash.clone(), certificate: identity.certificate_pem.clone() }
+}
+
+/// The code of a shared secret that the clock stands at.
+fn code_of(secret: &str) -> String {
+    TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW)
 }
 
 fn content(file: &InjectionFile) -> &str {
@@ -130,8 +141,7 @@ fn the_session_of_scones_demo_starts_with_a_code_and_leaves_one_argument_to_the_
     let rig = Rig::new();
     let text = include_str!("session/2fa-demo.yml");
     rig.cas.upload(text, Some(&rig.alice)).unwrap().unwrap();
-    let secret = decode_shared_secret("BASE32SECRET3232BASE32SECRET3232").unwrap();
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let code = code_of("BASE32SECRET3232BASE32SECRET3232");
     let mrenclave = "032491dba2e7ec27f793a478ab556c26b87111b11657c93f5554a1a2975567e5";
     let claim = Claim {
         service: "my_session_1234/service",
@@ -155,18 +165,10 @@ fn a_service_without_a_command_uses_up_no_code() {
     let secret = "GEZDGNBVGY3TQOJQGEZDGNBVGY";
     let security = format!("security: {{attestation: {{one_time_password_shared_secret: {secret}}}}}\n");
     rig.put("a", &(service_with("pwd: /") + &security));
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
-    let claim = Claim {
-        service: "a/s",
-        code: Some(&code),
-        mrenclave: MRENCLAVE,
-        signer: None,
-        vouched: true,
-        access: Access::default(),
-    };
-    assert_eq!(rig.claim(&claim).unwrap_err()[1], "Service 's' has no command");
+    let code = code_of(secret);
+    assert_eq!(rig.start(&code, None).unwrap_err()[1], "Service 's' has no command");
     rig.put("a", &(service_with("command: /p") + &security));
-    assert_eq!(rig.claim(&claim).unwrap().command, ["/p"]);
+    assert_eq!(rig.start(&code, None).unwrap().command, ["/p"]);
 }
 
 #[test]
@@ -178,20 +180,9 @@ fn a_services_own_code_secret_beats_the_sessions() {
         &(service_with(&format!("command: /p\n    one_time_password_shared_secret: {own}"))
             + &format!("security: {{attestation: {{one_time_password_shared_secret: {sessions}}}}}\n")),
     );
-    let code =
-        |secret| TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, decode_shared_secret(secret).unwrap()).generate(NOW);
-    let claim = |code: &str| {
-        rig.claim(&Claim {
-            service: "a/s",
-            code: Some(code),
-            mrenclave: MRENCLAVE,
-            signer: None,
-            vouched: true,
-            access: Access::default(),
-        })
-    };
-    assert_eq!(claim(&code(sessions)).unwrap_err()[1], "The given One-time Password is invalid. Please try again.");
-    claim(&code(own)).unwrap();
+    let start = |secret| rig.start(&code_of(secret), None);
+    assert_eq!(start(sessions).unwrap_err()[1], "The given One-time Password is invalid. Please try again.");
+    start(own).unwrap();
 }
 
 /// A session whose service `s` has this attestation, and who asks for it with this measurement and this signature.
@@ -379,22 +370,10 @@ fn who_lacks_the_access_token_cannot_use_up_codes() {
         &(service_with("command: /p")
             + "security:\n  service_access_token: token\n  attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}\n"),
     );
-    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let code = code_of("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ");
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
-    let claim = |proof| {
-        let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim {
-            service: "a/s",
-            code: Some(&code),
-            mrenclave: MRENCLAVE,
-            signer: None,
-            vouched: true,
-            access,
-        })
-    };
-    assert!(claim(None).is_err());
-    claim(Some(&proof)).unwrap();
+    assert!(rig.start(&code, None).is_err());
+    rig.start(&code, Some(&proof)).unwrap();
 }
 
 #[test]
@@ -405,35 +384,18 @@ fn an_access_token_where_none_is_demanded_is_refused_before_the_code_is_looked_a
         &(service_with("command: /p")
             + "security: {attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}}\n"),
     );
-    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let code = code_of("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ");
     let proof = access_proof(End::Runtime, "token", &[0; 32], "");
-    let claim = |proof| {
-        let access = Access { proof, ..Access::default() };
-        rig.claim(&Claim {
-            service: "a/s",
-            code: Some(&code),
-            mrenclave: MRENCLAVE,
-            signer: None,
-            vouched: true,
-            access,
-        })
-    };
-    let refused = claim(Some(&proof)).unwrap_err();
+    let refused = rig.start(&code, Some(&proof)).unwrap_err();
     assert_eq!(refused.last().unwrap(), "A service access token was given, and this session has none");
-    claim(None).unwrap();
+    rig.start(&code, None).unwrap();
 }
 
 #[test]
 fn what_cannot_start_uses_up_no_code() {
     let mut rig = Rig::new();
     let security = "security: {attestation: {one_time_password_shared_secret: GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ}}\n";
-    let secret = decode_shared_secret("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ").unwrap();
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
-    let start = |rig: &Rig| {
-        let (code, access) = (Some(&*code), Access::default());
-        rig.claim(&Claim { service: "a/s", code, mrenclave: MRENCLAVE, signer: None, vouched: true, access })
-    };
+    let code = code_of("GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ");
     // Nobody is trusted, and the answer would not fit in a frame once control characters are escaped.
     rig.put("b", "secrets: [{name: v, kind: config-fragment, value: [], export: {session: a}}]\n");
     let nobody = "services: [{name: s, command: /p, attestation: $$SCONE::v$$}]\nsecrets: [{name: v, import: {session: b, secret: v}}]\n";
@@ -453,13 +415,14 @@ fn what_cannot_start_uses_up_no_code() {
     ] {
         rig.put("a", &format!("{policy}{security}"));
         for _ in 0..2 {
-            let causes = start(&rig).unwrap_err();
+            let causes = rig.start(&code, None).unwrap_err();
             assert!(causes.last().unwrap().contains(why), "{causes:?}");
         }
     }
     rig.put("a", &(too_long(131_069) + security));
-    start(&rig).unwrap();
-    assert!(start(&rig).unwrap_err().last().unwrap().contains("already"), "the code was good, and is used up now");
+    rig.start(&code, None).unwrap();
+    let again = rig.start(&code, None).unwrap_err();
+    assert!(again.last().unwrap().contains("already"), "the code was good, and is used up now");
 }
 
 #[test]
@@ -935,29 +898,22 @@ fn a_certificate_that_cannot_be_made_harms_nobody_else() {
 #[test]
 fn an_import_of_another_kind_than_is_needed_harms_nobody_else() {
     let mut rig = Rig::new();
-    rig.put(
-        "a",
-        "access_policy: {read: [$$SCONE::crt$$]}
-secrets:
-  - {name: key, kind: private-key}
-  - {name: other, kind: x509, private_key: key, export: {session: a}}
-  - {name: i, import: {session: a, secret: other}}
-  - {name: crt, kind: x509, private_key: i}
-  - {name: ca, kind: x509-ca, private_key: key, issuer: i}
-",
-    );
+    let secrets = |session: &str| {
+        format!(
+            "secrets:
+  - {{name: key, kind: private-key}}
+  - {{name: other, kind: x509, private_key: key, export: {{session: {session}}}}}
+  - {{name: i, import: {{session: {session}, secret: other}}}}
+  - {{name: crt, kind: x509, private_key: i}}
+  - {{name: ca, kind: x509-ca, private_key: key, issuer: i}}
+"
+        )
+    };
+    rig.put("a", &format!("access_policy: {{read: [$$SCONE::crt$$]}}\n{}", secrets("a")));
     rig.put("b", "");
     assert_eq!(rig.cas.list(Some(&rig.alice)).unwrap(), ["b"]);
-    let text = |shown: &str| format!("$$SCONE::{shown}$$");
     for (shown, why) in [("crt", "What certificate 'crt' has for a key is none"), ("ca", "'i' cannot sign")] {
-        let secrets = "secrets:
-  - {name: key, kind: private-key}
-  - {name: other, kind: x509, private_key: key, export: {session: NAME}}
-  - {name: i, import: {session: NAME, secret: other}}
-  - {name: crt, kind: x509, private_key: i}
-  - {name: ca, kind: x509-ca, private_key: key, issuer: i}
-";
-        rig.put_showing(shown, &[&text(shown)], &secrets.replace("NAME", shown));
+        rig.put_showing(shown, &[&format!("$$SCONE::{shown}$$")], &secrets(shown));
         rig.refuses(&format!("{shown}/s"), why);
     }
 }
@@ -1147,8 +1103,7 @@ secrets:
 
     // A placeholder in what is imported means a secret of the session that imports it.
     let codes = "{attestation: {one_time_password_shared_secret: $$SCONE::codes$$}}";
-    let secret = decode_shared_secret(CODES).unwrap();
-    let code = TOTP::new_unchecked(Algorithm::SHA1, 6, 0, 30, secret).generate(NOW);
+    let code = code_of(CODES);
     for (security, variants) in [
         ("{attestation: {one_time_password_shared_secret: $$SCONE::other$$}}", "[]"),
         ("{attestation: $$SCONE::security$$}", "[]"),

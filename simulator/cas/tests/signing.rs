@@ -151,18 +151,18 @@ fn a_signed_version_that_was_replaced_cannot_be_brought_back() {
     }
 }
 
+/// Two of three who vote, and both who may object.
+fn voters_and_vetoes(voters: [&KeyPair; 3], vetoes: [&KeyPair; 2]) -> String {
+    let [voters, vetoes] =
+        [&voters[..], &vetoes].map(|keys| keys.iter().map(|key| entry(key)).collect::<Vec<_>>().join(", "));
+    format!("{{require-all: [{{require-at-least-2: [{voters}]}}, {{require-all: [{vetoes}]}}]}}")
+}
+
 #[test]
 fn an_update_needs_two_of_three_voters_and_both_veto_members() {
     let rig = Rig::new();
     let ([a, b, c], [x, y], outsider) = ([key(), key(), key()], [key(), key()], key());
-    let policy = format!(
-        "update: {{require-all: [{{require-at-least-2: [{}, {}, {}]}}, {{require-all: [{}, {}]}}]}}",
-        entry(&a),
-        entry(&b),
-        entry(&c),
-        entry(&x),
-        entry(&y)
-    );
+    let policy = format!("update: {}", voters_and_vetoes([&a, &b, &c], [&x, &y]));
     let mut active = rig.with_policy(&policy);
     for too_few in
         [&[&a, &x, &y][..], &[&a, &b, &x], &[&a, &b, &c, &y], &[&a, &b, &c], &[&x, &y], &[&a, &outsider, &x, &y]]
@@ -177,15 +177,8 @@ fn an_update_needs_two_of_three_voters_and_both_veto_members() {
 fn the_owner_overrules_all_others() {
     let rig = Rig::new();
     let (owner, [a, b, c], [x, y]) = (key(), [key(), key(), key()], [key(), key()]);
-    let policy = format!(
-        "update: {{require-at-least-1: [{}, {{require-all: [{{require-at-least-2: [{}, {}, {}]}}, {{require-all: [{}, {}]}}]}}]}}",
-        entry(&owner),
-        entry(&a),
-        entry(&b),
-        entry(&c),
-        entry(&x),
-        entry(&y)
-    );
+    let others = voters_and_vetoes([&a, &b, &c], [&x, &y]);
+    let policy = format!("update: {{require-at-least-1: [{}, {others}]}}", entry(&owner));
     let mut active = rig.with_policy(&policy);
     assert!(!rig.takes(&policy, &mut active, &[&a, &b, &c, &x]));
     assert!(!rig.takes(&policy, &mut active, &[&a, &x, &y]));

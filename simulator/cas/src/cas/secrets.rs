@@ -57,8 +57,6 @@ pub(super) struct Secrets<'a> {
     /// How many were made, or not: what fails takes its time, too.
     tried: Cell<usize>,
     signed: Cell<usize>,
-    /// Whether something was refused since it would have been too much.
-    is_exhausted: Cell<bool>,
     /// The bytes of all that was made, and of the owners.
     size: Cell<usize>,
     /// The hashes of sessions that ask.
@@ -133,7 +131,6 @@ impl<'a> Secrets<'a> {
             made: RefCell::default(),
             tried: Cell::new(0),
             signed: Cell::new(0),
-            is_exhausted: Cell::new(false),
             size: Cell::new(0),
             hashes: RefCell::default(),
         }
@@ -174,7 +171,7 @@ impl<'a> Secrets<'a> {
         for name in session.secrets.iter().map(|secret| &secret.name).filter(|name| may_hold(name)) {
             let value = match self.value(session, name) {
                 Ok(value) => value,
-                Err(Stop::Refused(_)) if !self.is_exhausted.get() => continue,
+                Err(Stop::Refused(_)) if !self.is_exhausted() => continue,
                 Err(stop) => return Err(stop),
             };
             for (suffix, format) in Format::SPELLINGS.iter().chain(Format::DEPRECATED) {
@@ -327,14 +324,26 @@ impl<'a> Secrets<'a> {
         })
     }
 
+    fn needs_too_much(&self) -> bool {
+        self.tried.get() > MAX_MADE || self.size.get() > MAX_SIZE
+    }
+
+    fn signs_too_much(&self) -> bool {
+        self.signed.get() > MAX_SIGNED
+    }
+
+    /// Whether something was refused since it would have been too much: what was refused is counted, too.
+    fn is_exhausted(&self) -> bool {
+        self.needs_too_much() || self.signs_too_much()
+    }
+
     /// Before anything is made: whatever becomes of it.
     fn spend(&self, secrets: usize, size: usize) -> Result<()> {
         self.tried.set(self.tried.get() + secrets);
         self.size.set(self.size.get() + size);
-        if self.tried.get() <= MAX_MADE && self.size.get() <= MAX_SIZE {
+        if !self.needs_too_much() {
             return Ok(());
         }
-        self.is_exhausted.set(true);
         Err(Refusal::misconfigured(format!(
             "More than {MAX_MADE} secrets are needed, or more than {MAX_SIZE} bytes of them and their sessions"
         )))
@@ -343,10 +352,9 @@ impl<'a> Secrets<'a> {
     /// Before a signature is made.
     pub fn spend_signature(&self) -> Result<()> {
         self.signed.set(self.signed.get() + 1);
-        if self.signed.get() <= MAX_SIGNED {
+        if !self.signs_too_much() {
             return Ok(());
         }
-        self.is_exhausted.set(true);
         Err(Refusal::misconfigured(format!("More than {MAX_SIGNED} certificates and tokens have to be signed")))
     }
 
