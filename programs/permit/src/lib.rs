@@ -1,38 +1,75 @@
-//! permit: a number of starts, kept in a volume that cannot be rolled back.
+//! permit: how often a program may do its work, and who says so.
 //!
-//! A confidential program takes a start from its [`Budget`] before it does its work. The start is durable before [`Budget::take`]
+//! A confidential program takes a start from its [`Permit`] before it does its work. The start is durable before [`Permit::take`]
 //! returns: a program that is killed has lost that start, and no kill and no older copy of the volume ever gives one back. So
-//! there are never more starts than the policy says, and at most one is lost at a time.
+//! there are never more starts than were granted, and at most one is lost at a time.
 //!
-//! Each start that is taken is a file in the volume. Of two that take at once each gets a file of its own, since a file is
-//! created only once; nothing is ever counted, read or rewritten.
+//! Starts are granted by the policy, as a number in all ([`Budget`]), by others, a few at a time, each with their own code
+//! ([`Grant`]), or by both: then a start takes one of each.
 
 #![forbid(unsafe_code)]
 
+mod budget;
+#[cfg(feature = "digest")]
+mod digest;
+mod grant;
+
+use std::env;
 use std::error;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The variable with the absolute path of the first start's file. Set by the policy.
+pub use budget::Budget;
+#[cfg(feature = "digest")]
+pub use digest::Asked;
+use grant::Approval;
+pub use grant::{Grant, Granted, Grants, Standing};
+
+/// The variable with the absolute path of the first start's file, in a volume of the program's own. Set by the policy.
 pub const FILE: &str = "PERMIT_FILE";
 
 /// The variable with the number of starts, from 1 to 1,000,000. Set by the policy.
 pub const STARTS: &str = "PERMIT_STARTS";
 
-const MOST: u32 = 1_000_000;
+/// The variable with the absolute path of the volume that holds what others granted. Set by the policy.
+pub const GRANTS: &str = "PERMIT_GRANTS";
 
-/// Nobody else may read them.
-const PRIVATE: u32 = 0o600;
+/// The variable with the names of those whose grants count, with spaces in between. Set by the policy.
+pub const APPROVERS: &str = "PERMIT_APPROVERS";
 
-/// A number of starts.
+/// The variable with the service whose starts these are, as CAS calls it. Set by the policy.
+pub const SERVICE: &str = "PERMIT_SERVICE";
+
+/// No policy and nobody grants more starts.
+pub const MOST: u32 = 1_000_000;
+
+/// What a program may do.
 #[derive(Debug, Clone)]
-pub struct Budget {
-    first: PathBuf,
-    starts: u32,
+pub struct Permit {
+    budget: Option<Budget>,
+    approval: Option<Approval>,
+    /// Beside which everything is noted.
+    first: Budget,
+}
+
+/// A start that was taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Start {
+    /// Which, and of how many, if the policy grants a number.
+    pub number: Option<(u32, u32)>,
+    /// Which of a grant's, if it takes one.
+    pub granted: Option<Granted>,
+}
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let number = self.number.map(|(number, starts)| format!("start {number} of {starts}"));
+        let granted = self.granted.as_ref().map(Granted::to_string);
+        f.write_str(&number.into_iter().chain(granted).collect::<Vec<_>>().join(", "))
+    }
 }
 
 /// Why there is no start.
@@ -50,15 +87,26 @@ pub enum Error {
         /// How many there were.
         starts: u32,
     },
+    /// No grant is good for it.
+    NotGranted {
+        /// How many are for other arguments, or by somebody whose grants do not count.
+        others: u32,
+        /// How many have expired.
+        expired: u32,
+        /// How many are used up.
+        spent: u32,
+    },
     /// A start cannot be looked at or taken. If it was being taken, it may be lost.
     Volume {
-        /// `look at` or `take`.
+        /// `look at`, `take` or `grant`.
         what: &'static str,
         /// Its file.
         file: PathBuf,
         /// Why.
         cause: io::Error,
     },
+    /// The host's clock cannot be right.
+    Clock,
 }
 
 impl fmt::Display for Error {
@@ -67,163 +115,123 @@ impl fmt::Display for Error {
             Error::Environment { variable, problem } => write!(f, "{variable} {problem}"),
             Error::Spent { starts: 1 } => write!(f, "the one start is taken"),
             Error::Spent { starts } => write!(f, "all {starts} starts are taken"),
+            Error::NotGranted { others: 0, expired: 0, spent: 0 } => write!(f, "nobody has granted it"),
+            Error::NotGranted { others, expired, spent } => {
+                write!(f, "no grant is good for it: {others} for something else, {expired} expired, {spent} used up")
+            }
             Error::Volume { what, file, cause } => write!(f, "cannot {what} start '{}': {cause}", file.display()),
+            Error::Clock => write!(f, "the clock is before 1970"),
         }
     }
 }
 
 impl error::Error for Error {}
 
-impl Budget {
-    /// One start: what a once-marker is.
-    pub fn once(marker: PathBuf) -> Budget {
-        Budget { first: marker, starts: 1 }
-    }
-
-    /// What the policy grants, by [`FILE`] and [`STARTS`]; `None`: it sets no limit.
+impl Permit {
+    /// What the policy says, by [`FILE`] with [`STARTS`], with [`GRANTS`], [`APPROVERS`] and [`SERVICE`], or with all; `None`: it
+    /// sets no limit.
     ///
     /// # Errors
     /// [`Error::Environment`] if one of them is missing or bad: a limit that is not understood is not passed over.
-    pub fn from_environment() -> Result<Option<Budget>, Error> {
+    pub fn from_environment() -> Result<Option<Permit>, Error> {
         let bad = |variable, problem| Err(Error::Environment { variable, problem });
-        let (first, starts) = match (std::env::var_os(FILE), std::env::var_os(STARTS)) {
-            (None, None) => return Ok(None),
-            (None, Some(_)) => return bad(FILE, "is not set"),
-            (Some(_), None) => return bad(STARTS, "is not set"),
-            (Some(first), Some(starts)) => (PathBuf::from(first), starts),
-        };
-        if !first.is_absolute() || first.file_name().is_none() {
+        if [FILE, STARTS, GRANTS, APPROVERS, SERVICE].into_iter().all(|variable| env::var_os(variable).is_none()) {
+            return Ok(None);
+        }
+        let first = set(FILE)?;
+        if !is_file(&first) {
             return bad(FILE, "is not the absolute path of a file");
         }
-        match starts.to_str().and_then(|starts| starts.parse().ok()) {
-            Some(starts @ 1..=MOST) => Ok(Some(Budget { first, starts })),
-            _ => bad(STARTS, "is not a number from 1 to 1000000"),
-        }
+        let approval = match [GRANTS, APPROVERS, SERVICE].into_iter().all(|variable| env::var_os(variable).is_none()) {
+            true => None,
+            false => Some(Approval::from_environment(&first)?),
+        };
+        // Something must limit it.
+        let starts = if approval.is_none() { Some(set(STARTS)?) } else { env::var_os(STARTS).map(PathBuf::from) };
+        let starts = match starts.map(|starts| starts.to_str().and_then(|starts| starts.parse().ok())) {
+            None => None,
+            Some(Some(starts @ 1..=MOST)) => Some(starts),
+            Some(_) => return bad(STARTS, "is not a number from 1 to 1000000"),
+        };
+        let budget = starts.map(|starts| Budget::new(first.clone(), starts));
+        Ok(Some(Permit { budget, approval, first: Budget::once(first) }))
     }
 
-    /// How many starts there are, taken or not.
-    pub fn starts(&self) -> u32 {
-        self.starts
+    /// The starts that the policy grants in all, if it grants a number.
+    pub fn budget(&self) -> Option<&Budget> {
+        self.budget.as_ref()
     }
 
     /// One start beside these, under a name of its own: a file in the same directory.
     pub fn beside(&self, name: &str) -> Budget {
-        Budget::once(self.first.with_file_name(name))
+        self.first.beside(name)
     }
 
-    /// Forgets starts [`Budget::beside`] these whose names begin so, but for one, as far as that is possible.
+    /// Forgets starts [`Permit::beside`] these whose names begin so, but for one, as far as that is possible.
     pub fn forget_beside(&self, prefix: &str, but: &str) {
-        let directory = self.first.parent().unwrap_or(Path::new("/"));
-        for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-            let name = entry.file_name();
-            if name.to_str().is_some_and(|name| name.starts_with(prefix) && name != but) {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
+        self.first.forget_beside(prefix, but);
     }
 
-    /// Refuses if all are taken. Others may take the last one right after.
+    /// Refuses what [`Permit::take`] would refuse, if nobody else takes anything before, and takes nothing.
     ///
     /// # Errors
-    /// [`Error::Spent`], and [`Error::Volume`] if that cannot be told.
-    pub fn refuse_if_spent(&self) -> Result<(), Error> {
-        match self.left()? {
-            0 => Err(Error::Spent { starts: self.starts }),
-            _ => Ok(()),
-        }
+    /// As [`Permit::take`].
+    pub fn check(&self, asked: Option<&str>) -> Result<(), Error> {
+        self.check_at(asked, now()?)
     }
 
-    /// How many are not taken. Others may take some right after.
+    fn check_at(&self, asked: Option<&str>, now: u64) -> Result<(), Error> {
+        if let Some(budget) = &self.budget {
+            budget.refuse_if_spent()?;
+        }
+        self.approval.as_ref().map_or(Ok(()), |approval| approval.check(asked, now))
+    }
+
+    /// Takes a start, for what is asked: the digest of the program's arguments, or nothing if it does not look at them. Afterwards
+    /// it is taken, whatever happens: to be called when all that can fail has been done, and before anything is.
     ///
     /// # Errors
-    /// [`Error::Volume`].
-    pub fn left(&self) -> Result<u32, Error> {
-        for number in 1..=self.starts {
-            let file = self.file(number);
-            // Even a dangling link is a start that is taken.
-            match fs::symlink_metadata(&file) {
-                Ok(_) => {}
-                // Each is taken after those before it.
-                Err(cause) if cause.kind() == ErrorKind::NotFound => return Ok(self.starts - number + 1),
-                Err(cause) => return Err(Error::Volume { what: "look at", file, cause }),
-            }
-        }
-        Ok(0)
+    /// [`Error::Spent`], [`Error::NotGranted`], and [`Error::Volume`], after which a start may be lost.
+    pub fn take(&self, asked: Option<&str>) -> Result<Start, Error> {
+        self.take_at(asked, now()?)
     }
 
-    /// Takes a start, and returns which: from 1 on. Afterwards it is taken, whatever happens: to be called when all that can fail
-    /// has been done, and before anything is.
+    fn take_at(&self, asked: Option<&str>, now: u64) -> Result<Start, Error> {
+        if let Some(budget) = &self.budget {
+            // Or a grant would be taken for nothing.
+            budget.refuse_if_spent()?;
+        }
+        let granted = self.approval.as_ref().map(|approval| approval.take(asked, now)).transpose()?;
+        let number = self.budget.as_ref().map(|budget| Ok((budget.take()?, budget.starts()))).transpose()?;
+        Ok(Start { number, granted })
+    }
+
+    /// All grants there are, in the order in which they were made, and what is left of them.
     ///
     /// # Errors
-    /// [`Error::Spent`], and [`Error::Volume`], after which the start may be lost.
-    pub fn take(&self) -> Result<u32, Error> {
-        for number in 1..=self.starts {
-            let file = self.file(number);
-            let taken = match create_private(&file) {
-                Err(cause) if cause.kind() == ErrorKind::AlreadyExists => continue,
-                created => created.and_then(|created| sync(&created, &file)),
-            };
-            return taken.map(|()| number).map_err(|cause| Error::Volume { what: "take", file, cause });
-        }
-        Err(Error::Spent { starts: self.starts })
-    }
-
-    /// Takes the first start, also if it is taken: it is made durable then.
-    ///
-    /// # Errors
-    /// [`Error::Volume`].
-    pub fn take_first_again(&self) -> Result<(), Error> {
-        let file = self.file(1);
-        let opened = match create_private(&file) {
-            Err(cause) if cause.kind() == ErrorKind::AlreadyExists => OpenOptions::new().write(true).open(&file),
-            created => created,
-        };
-        opened.and_then(|opened| sync(&opened, &file)).map_err(|cause| Error::Volume { what: "take", file, cause })
-    }
-
-    /// Checks that starts could be taken, whether or not there are any.
-    ///
-    /// # Errors
-    /// [`Error::Volume`].
-    pub fn check(&self) -> Result<(), Error> {
-        let probe = with_suffix(&self.first, ".check");
-        // Not create-exclusive: the probe of a check that was killed must not fail every check after it.
-        let mut options = OpenOptions::new();
-        let opened = options.write(true).create(true).truncate(true).mode(PRIVATE).open(&probe);
-        let file = self.file(1);
-        opened.and_then(|_| fs::remove_file(&probe)).map_err(|cause| Error::Volume { what: "take", file, cause })
-    }
-
-    /// The file of the start with this number. The first one's has no number: a once-marker has none.
-    fn file(&self, number: u32) -> PathBuf {
-        match number {
-            1 => self.first.clone(),
-            number => with_suffix(&self.first, &format!(".{number}")),
-        }
+    /// [`Error::Volume`] if that cannot be told.
+    pub fn grants(&self) -> Result<Vec<(Grant, Standing)>, Error> {
+        let now = now()?;
+        self.approval.as_ref().map_or(Ok(Vec::new()), |approval| approval.all(now))
     }
 }
 
-fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
-    let mut path = OsString::from(path);
-    path.push(suffix);
-    path.into()
+/// Seconds since 1970, as the host says.
+fn now() -> Result<u64, Error> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| Error::Clock)?.as_secs())
 }
 
-fn create_private(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).create_new(true).mode(PRIVATE).open(path)
+fn set(variable: &'static str) -> Result<PathBuf, Error> {
+    let missing = || Error::Environment { variable, problem: "is not set" };
+    env::var_os(variable).map(PathBuf::from).ok_or_else(missing)
 }
 
-/// Makes a file and its name durable. In a volume, this is the moment at which the new state becomes the only fresh one.
-fn sync(file: &File, path: &Path) -> io::Result<()> {
-    file.sync_all()?;
-    let directory = path.parent().unwrap_or(Path::new("/"));
-    match File::open(directory).and_then(|directory| directory.sync_all()) {
-        Err(cause) if is_unsupported(&cause) => Ok(()),
-        synced => synced,
-    }
+fn is_file(path: &Path) -> bool {
+    path.is_absolute() && path.file_name().is_some()
 }
 
-/// Some file systems cannot sync a directory, and need not: EINVAL, ENOSYS, ENOTSUP (Linux).
-fn is_unsupported(cause: &io::Error) -> bool {
-    matches!(cause.raw_os_error(), Some(22 | 38 | 95))
+/// A variable's text.
+fn text(variable: &'static str) -> Result<String, Error> {
+    let bad = |_: OsString| Error::Environment { variable, problem: "is not UTF-8" };
+    set(variable)?.into_os_string().into_string().map_err(bad)
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Barrier;
 use std::thread;
 
-use permit::{Budget, Error};
+use permit::{Budget, Error, Grant, Grants, Permit};
 
 /// An empty directory, in memory where there is one: a start is a file that is synced.
 fn directory(test: &str) -> PathBuf {
@@ -18,13 +18,23 @@ fn directory(test: &str) -> PathBuf {
     directory
 }
 
-/// A budget as a policy grants it. The variables are the process's: one test sets them at a time.
-fn budget(first: &Path, starts: u32) -> Budget {
+/// With variables as a policy sets them. They are the process's: one test sets them at a time.
+fn with<T>(variables: &[(&str, &Path)], look: impl FnOnce() -> T) -> T {
     static VARIABLES: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _mine = VARIABLES.lock().unwrap();
-    std::env::set_var(permit::FILE, first);
-    std::env::set_var(permit::STARTS, starts.to_string());
-    Budget::from_environment().unwrap().unwrap()
+    for variable in [permit::FILE, permit::STARTS, permit::GRANTS, permit::APPROVERS, permit::SERVICE] {
+        std::env::remove_var(variable);
+    }
+    variables.iter().for_each(|(variable, value)| std::env::set_var(variable, value));
+    look()
+}
+
+/// A budget as a policy grants it.
+fn budget(first: &Path, starts: u32) -> Budget {
+    let starts = starts.to_string();
+    with(&[(permit::FILE, first), (permit::STARTS, Path::new(&starts))], || {
+        Permit::from_environment().unwrap().unwrap().budget().unwrap().clone()
+    })
 }
 
 /// Rounds of 64 takers at once on a budget of 32.
@@ -113,53 +123,176 @@ fn what_cannot_be_told_is_no_start() {
 #[test]
 #[ignore = "run by another test"]
 fn taker() {
-    if let Some(budget) = Budget::from_environment().unwrap() {
-        println!("\ntook {}", budget.take().unwrap());
+    if let Some(permit) = Permit::from_environment().unwrap() {
+        println!("\ntook {}", permit.take(None).unwrap());
     }
 }
 
-/// Killed before each call of a start, one after the other, until one is survived.
+/// Grants ten starts: likewise.
 #[test]
-fn whoever_is_killed_at_any_call_loses_one_start_at_most_and_nobody_gets_one_twice() {
-    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
-        assert!(std::env::var_os("REQUIRE_DOCKER").is_none_or(|value| value != "1"), "missing: strace");
-        eprintln!("SKIPPED: missing: strace");
-        return;
+#[ignore = "run by another test"]
+fn approver() {
+    if let Ok(grants) = Grants::from_environment() {
+        let (approver, service) = ("bob".to_owned(), "service".to_owned());
+        let granted =
+            grants.add(Grant { number: 0, starts: 10, until: u64::MAX, approver, service, digest: None }).unwrap();
+        println!("\ngranted {}", granted.number);
     }
-    let directory = directory("killed");
-    let taken = || fs::read_dir(&directory).unwrap().count();
-    let (mut told, mut killed, mut lost) = (Vec::new(), 0, 0);
+}
+
+/// Kills a test of this file before each call that it makes, one after the other, until one is survived. After each, `survived` is
+/// told whether it did, and what it printed. Returns how many were killed; `None` if there is no strace.
+fn kill(test: &str, variables: &[(&str, &Path)], survived: &mut dyn FnMut(bool, &str)) -> Option<usize> {
+    if !Command::new("strace").arg("-V").stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("REQUIRE_DOCKER").map_or(true, |value| value != "1"), "missing: strace");
+        eprintln!("SKIPPED: missing: strace");
+        return None;
+    }
+    let mut killed = 0;
     for call in ["openat", "fsync", "write"] {
         for when in 1.. {
-            let before = taken();
             let inject = format!("inject={call}:signal=SIGKILL:when={when}");
             let strace = ["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject];
             let output = Command::new("strace")
                 .args(strace)
                 .arg(std::env::current_exe().unwrap())
-                .args(["--exact", "taker", "--ignored", "--nocapture", "--test-threads=1"])
-                .env(permit::FILE, directory.join("start"))
-                .env(permit::STARTS, "1000")
+                .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+                .envs(variables.iter().copied())
                 .output()
                 .unwrap();
-            let said = String::from_utf8(output.stdout).unwrap();
-            let numbers: Vec<u32> =
-                said.lines().filter_map(|line| Some(line.strip_prefix("took ")?.parse().unwrap())).collect();
-            let (now, survived) = (taken() - before, output.status.success());
-            assert!(numbers.len() <= now && now <= 1, "{call} {when}: {now} taken, {numbers:?} told of");
-            lost += now - numbers.len();
-            told.extend(numbers);
-            if survived {
+            survived(output.status.success(), &String::from_utf8(output.stdout).unwrap());
+            if output.status.success() {
                 break;
             }
             killed += 1;
         }
     }
+    Some(killed)
+}
+
+/// What follows this word at a line's beginning.
+fn said(text: &str, word: &str) -> Vec<String> {
+    text.lines().filter_map(|line| line.strip_prefix(word)).map(str::to_owned).collect()
+}
+
+#[test]
+fn whoever_is_killed_at_any_call_loses_one_start_at_most_and_nobody_gets_one_twice() {
+    let directory = directory("killed");
+    let taken = || fs::read_dir(&directory).unwrap().count();
+    let (mut told, mut lost, mut before) = (Vec::new(), 0, 0);
+    let first = directory.join("start");
+    let variables = [(permit::FILE, first.as_path()), (permit::STARTS, Path::new("1000"))];
+    let Some(killed) = kill("taker", &variables, &mut |_, text| {
+        let (now, starts) = (taken() - before, said(text, "took "));
+        assert!(starts.len() <= now && now <= 1, "{now} taken, {starts:?} told of");
+        lost += now - starts.len();
+        told.extend(starts);
+        before = taken();
+    }) else {
+        return;
+    };
+    check_told(&mut told);
+    assert!(killed > 0 && lost > 0 && lost <= killed, "{killed} killed, {lost} lost");
+    println!("granted 1000, taken {}, worked {}, lost {lost} by {killed} kills", taken(), told.len());
+    fs::remove_dir_all(directory).unwrap();
+}
+
+fn check_told(told: &mut Vec<String>) {
     let all = told.len();
     told.sort_unstable();
     told.dedup();
     assert_eq!(told.len(), all, "a start was taken twice");
+}
+
+/// The same with starts that others granted, ten at a time, and a thousand in all.
+#[test]
+fn of_starts_that_were_granted_one_at_most_is_lost_too_and_a_grant_is_whole_or_none() {
+    let directory = directory("granted");
+    let (grants, noted) = (directory.join("grants"), directory.join("noted"));
+    fs::create_dir(&grants).unwrap();
+    fs::create_dir(&noted).unwrap();
+
+    let mut told = 0;
+    let whole = |number: &str| fs::read_to_string(grants.join(number)).unwrap().ends_with(" -\n");
+    let variables = [(permit::GRANTS, grants.as_path())];
+    let Some(killed_approving) = kill("approver", &variables, &mut |_, text| {
+        // Who was told of one has it.
+        said(text, "granted ").iter().for_each(|number| assert!(whole(number)));
+        told += said(text, "granted ").len();
+    }) else {
+        return;
+    };
+    let numbers = fs::read_dir(&grants).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+    let granted = numbers.filter(|number| whole(number)).count();
+    assert!(told >= 3 && granted >= told && granted <= told + killed_approving, "{granted} granted, {told} told of");
+
+    let first = noted.join("start");
+    let variables = [
+        (permit::FILE, first.as_path()),
+        (permit::STARTS, Path::new("1000")),
+        (permit::GRANTS, &grants),
+        (permit::APPROVERS, Path::new("bob")),
+        (permit::SERVICE, Path::new("service")),
+    ];
+    // One of the grant's, and then one of all.
+    let count = |of_grants| {
+        let names = fs::read_dir(&noted).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("grant-") == of_grants).count()
+    };
+    let (mut told, mut lost, mut before) = (Vec::new(), 0, 0);
+    let killed = kill("taker", &variables, &mut |_, text| {
+        let (now, starts) = (count(true) - before, said(text, "took "));
+        assert!(starts.len() <= count(false) && now <= 1 && starts.len() <= now, "{now} taken, {starts:?} told of");
+        assert!(count(false) <= count(true));
+        lost += now - starts.len();
+        told.extend(starts);
+        before = count(true);
+    });
+    let killed = killed.unwrap();
+    check_told(&mut told);
+    let taken = count(true);
+    assert!(taken <= 10 * granted, "{taken} taken of {} granted", 10 * granted);
     assert!(killed > 0 && lost > 0 && lost <= killed, "{killed} killed, {lost} lost");
-    println!("granted 1000, taken {}, worked {all}, lost {lost} by {killed} kills", taken());
+    println!(
+        "{granted} grants of 10 starts by {killed_approving} kills; taken {taken}, worked {}, lost {lost} by {killed} kills",
+        told.len()
+    );
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn of_64_takers_at_once_16_get_one_of_two_grants_of_8() {
+    let directory = directory("granted-takers");
+    let grants = directory.join("grants");
+    fs::create_dir(&grants).unwrap();
+    for number in 1..=2 {
+        fs::write(grants.join(number.to_string()), format!("8 {} bob service -\n", u64::MAX)).unwrap();
+    }
+    let first = directory.join("start");
+    let permit = with(
+        &[
+            (permit::FILE, &first),
+            (permit::GRANTS, &grants),
+            (permit::APPROVERS, Path::new("bob")),
+            (permit::SERVICE, Path::new("service")),
+        ],
+        || Permit::from_environment().unwrap().unwrap(),
+    );
+    let together = Barrier::new(64);
+    let take = || {
+        together.wait();
+        match permit.take(None) {
+            Ok(start) => Some(start.to_string()),
+            Err(Error::NotGranted { others: 0, expired: 0, spent: 2 }) => None,
+            Err(error) => panic!("{error}"),
+        }
+    };
+    let taken: Vec<Option<String>> = thread::scope(|scope| {
+        let takers: Vec<_> = (0..64).map(|_| scope.spawn(take)).collect();
+        takers.into_iter().map(|taker| taker.join().unwrap()).collect()
+    });
+    let mut told: Vec<String> = taken.into_iter().flatten().collect();
+    assert_eq!(told.len(), 16);
+    check_told(&mut told);
     fs::remove_dir_all(directory).unwrap();
 }

@@ -108,3 +108,86 @@ fn a_start_is_one_code_and_each_time_step_has_one() {
     refuses(&mut world.gate("2"), 10, "all 2 starts are taken");
     refuses(&mut world.gate("1"), 10, "the one start is taken");
 }
+
+#[test]
+fn what_is_granted_is_what_was_asked_for_and_is_noted_durably() {
+    let world = World::new("grants");
+    let grants = world.0.join("grants");
+    fs::create_dir(&grants).unwrap();
+    let hex = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let digest = format!("sha256:{hex}");
+    let approver = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gate"));
+        command
+            .env_clear()
+            .env("PERMIT_GRANTS", &grants)
+            .env("PERMIT_APPROVER", "bob")
+            .env("PERMIT_SERVICE", "n/p/service");
+        command.arg("--grant").args(arguments);
+        command
+    };
+    for (bad, why) in [
+        (["0", "60", "-"], "STARTS is not a number from 1 to 1000000"),
+        (["1000001", "60", "-"], "STARTS is not a number from 1 to 1000000"),
+        (["1 ", "60", "-"], "STARTS is not a number from 1 to 1000000"),
+        (["1", "0", "-"], "SECONDS is not a number from 1 to 2678400"),
+        (["1", "2678401", "-"], "SECONDS is not a number from 1 to 2678400"),
+        (["1", "60", ""], "DIGEST is neither 'sha256:' and 64 hex digits nor '-'"),
+        (["1", "60", hex], "DIGEST is neither 'sha256:' and 64 hex digits nor '-'"),
+        (["1", "60", &digest.to_uppercase()], "DIGEST is neither 'sha256:' and 64 hex digits nor '-'"),
+        (["1", "60", &digest[..70]], "DIGEST is neither 'sha256:' and 64 hex digits nor '-'"),
+    ] {
+        refuses(&mut approver(&bad), 2, why);
+    }
+    refuses(&mut approver(&["1", "60"]), 2, "unknown arguments; 'gate --help' says what there is");
+    let asked = ["2", "60", "-"];
+    refuses(approver(&asked).env_remove("PERMIT_GRANTS"), 11, "PERMIT_GRANTS is not set");
+    refuses(
+        approver(&asked).env("PERMIT_GRANTS", "grants"),
+        11,
+        "PERMIT_GRANTS is not the absolute path of a directory",
+    );
+    refuses(approver(&asked).env_remove("PERMIT_APPROVER"), 11, "PERMIT_APPROVER is not set");
+    refuses(approver(&asked).env("PERMIT_APPROVER", "bob carol"), 11, "PERMIT_APPROVER is no name");
+    refuses(approver(&asked).env("PERMIT_SERVICE", ""), 11, "PERMIT_SERVICE is no name");
+    assert_eq!(fs::read_dir(&grants).unwrap().count(), 0);
+
+    // The gate needs one, and is told whose count.
+    let gate = || {
+        let mut command = world.gate("2");
+        command.env("PERMIT_GRANTS", &grants).env("PERMIT_APPROVERS", "carol bob").env("PERMIT_SERVICE", "n/p/service");
+        command
+    };
+    refuses(gate().env_remove("PERMIT_APPROVERS"), 11, "PERMIT_APPROVERS is not set");
+    refuses(gate().env("PERMIT_APPROVERS", " "), 11, "PERMIT_APPROVERS names nobody");
+    refuses(gate().env_remove("PERMIT_SERVICE"), 11, "PERMIT_SERVICE is not set");
+    refuses(gate().env_remove("PERMIT_GRANTS"), 11, "PERMIT_GRANTS is not set");
+    refuses(gate().env_remove("PERMIT_FILE"), 11, "PERMIT_FILE is not set");
+    refuses(&mut gate(), 10, "nobody has granted it");
+
+    let granted = approver(&asked).output().unwrap();
+    let said = String::from_utf8(granted.stdout).unwrap();
+    assert!(
+        said.starts_with("2 starts until 2") && said.ends_with("Z by 'bob' (grant 1) of 'n/p/service'\n"),
+        "{said}"
+    );
+    // Of a program's arguments the gate knows nothing.
+    let said = String::from_utf8(approver(&["1", "60", &digest]).output().unwrap().stdout).unwrap();
+    assert!(said.ends_with(&format!("(grant 2) of 'n/p/service' for {digest}\n")), "{said}");
+    let other = gate().env("PERMIT_SERVICE", "n/p/other").output().unwrap();
+    let other = String::from_utf8(other.stderr).unwrap();
+    assert_eq!(other, "gate: error: no grant is good for it: 2 for something else, 0 expired, 0 used up\n");
+
+    step();
+    let started = gate().output().unwrap();
+    assert_eq!(String::from_utf8(started.stderr).unwrap(), "gate: start 1 of 2, start 1 of 2 of grant 1 by 'bob'\n");
+    assert_eq!(String::from_utf8(started.stdout).unwrap().len(), 7);
+    let left = String::from_utf8(gate().arg("--left").output().unwrap().stdout).unwrap();
+    let lines: Vec<&str> = left.lines().collect();
+    assert_eq!(lines[0], "1 of 2 starts are left");
+    assert!(lines[1].starts_with("granted: 1 of 2 starts until ") && lines[1].ends_with("of 'n/p/service'"), "{left}");
+    assert!(lines[2].starts_with("granted: 1 of 1 starts until ") && lines[2].ends_with(&digest), "{left}");
+    let void = gate().env("PERMIT_APPROVERS", "carol").arg("--left").output().unwrap();
+    let void = String::from_utf8(void.stdout).unwrap();
+    assert!(void.lines().skip(1).all(|line| line.starts_with("void: 0 of ")), "{void}");
+}

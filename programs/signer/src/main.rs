@@ -4,7 +4,8 @@
 //! public key. Whoever starts it decides what is signed: the policy says who may, and this program does not ask.
 //!
 //! Nothing is written before everything has succeeded: after an error, standard output is empty. If the policy grants a number of
-//! starts, one is taken when all is ready to be signed: a file that cannot be read costs none.
+//! starts, or asks for somebody's approval of what is signed, one is taken when all is ready to be signed: a file that cannot be
+//! read costs none, and what is approved is the content that is signed.
 
 #![forbid(unsafe_code)]
 
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use digest::Subject;
 use image::Image;
 use key::PrivateKey;
-use permit::Budget;
+use permit::{Asked, Permit};
 
 const HELP: &str = "\
 Signs files, digests and container images with a key that stays inside
@@ -42,13 +43,15 @@ Options:
 
 Environment:
   SIGNER_KEY     private key: P-256, PKCS#8 in PEM
-  PERMIT_STARTS  how often it signs in all, and
-  PERMIT_FILE    where the first of these starts is noted, in a volume; unset, both of them: as often as it is started
+  PERMIT_FILE    where the first start is noted, in a volume; unset, as all that follow: it signs as often as it is started
+  PERMIT_STARTS  how often it signs in all
+  PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE
+                 where others grant what is signed, whose grants count, and of which service
 
 Exit codes:
    0  done
    2  usage
-  10  refused: the argument is no digest or no image that can be signed, or all starts are taken
+  10  refused: the argument is no digest or no image that can be signed, or no start is left or granted
   11  a variable is missing or bad
   12  the file cannot be read
    1  anything else
@@ -95,34 +98,39 @@ fn run(arguments: Vec<OsString>) -> Result<(), Failure> {
         .map_err(|cause| Failure(Exit::Other, format!("cannot write to standard output: {cause}")))
 }
 
-fn sign(subject: &OsStr) -> Result<String, Failure> {
-    let subject = Subject::parse(subject)?;
+fn sign(argument: &OsStr) -> Result<String, Failure> {
+    let subject = Subject::parse(argument)?;
     let key = PrivateKey::from_environment()?;
     let digest = subject.digest()?;
-    take_start()?;
+    let asked = Asked::new().argument("sign".as_ref());
+    // What is granted is what is signed, whatever the file holds by now.
+    take_start(&match &subject {
+        Subject::File(path) => asked.file(path.as_os_str(), digest.bytes()),
+        Subject::Digest(_) => asked.argument(argument),
+    })?;
     Ok(key.sign(digest)? + "\n")
 }
 
 fn sign_image(argument: &OsStr) -> Result<String, Failure> {
     let image = Image::parse(argument)?;
     let key = PrivateKey::from_environment()?;
-    take_start()?;
+    take_start(&Asked::new().argument("image".as_ref()).argument(argument))?;
     Ok(image.sign(&key)? + "\n")
 }
 
-/// Takes one of the starts that the policy grants, if it grants a number of them.
-fn take_start() -> Result<(), Failure> {
+/// Takes a start for what is asked, if the policy says how many there are or who grants them.
+fn take_start(asked: &Asked) -> Result<(), Failure> {
     let failed = |error: permit::Error| {
         let exit = match error {
             permit::Error::Environment { .. } => Exit::Environment,
-            permit::Error::Spent { .. } => Exit::Refused,
-            permit::Error::Volume { .. } => Exit::Other,
+            permit::Error::Spent { .. } | permit::Error::NotGranted { .. } => Exit::Refused,
+            permit::Error::Volume { .. } | permit::Error::Clock => Exit::Other,
         };
         Failure(exit, error.to_string())
     };
-    let Some(budget) = Budget::from_environment().map_err(failed)? else { return Ok(()) };
-    let number = budget.take().map_err(failed)?;
-    let _ = writeln!(std::io::stderr(), "signer: start {number} of {}", budget.starts());
+    let Some(permit) = Permit::from_environment().map_err(failed)? else { return Ok(()) };
+    let start = permit.take(Some(&asked.digest())).map_err(failed)?;
+    let _ = writeln!(std::io::stderr(), "signer: {start}");
     Ok(())
 }
 

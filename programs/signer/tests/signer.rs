@@ -345,6 +345,54 @@ fn a_limit_counts_signatures_and_nothing_else() {
 }
 
 #[test]
+fn what_somebody_granted_is_what_is_signed_and_nothing_else() {
+    let world = World::new("granted");
+    world.write("file", "what is released");
+    let [volume, grants] = ["volume", "grants"].map(|name| world.root.join(name));
+    fs::create_dir(&volume).unwrap();
+    fs::create_dir(&grants).unwrap();
+    let granted = |arguments: &[&str]| {
+        let mut command = world.signer(arguments);
+        command.env("PERMIT_FILE", volume.join("start")).env("PERMIT_GRANTS", &grants);
+        command.env("PERMIT_APPROVERS", "bob").env("PERMIT_SERVICE", "n/signer/alice/program");
+        command
+    };
+    let grant = |number: u32, asked: &permit::Asked| {
+        let text = format!("1 {} bob n/signer/alice/program {}\n", u64::MAX, asked.digest());
+        fs::write(grants.join(number.to_string()), text).unwrap();
+    };
+    let file = ["sign", "./file"];
+    world.refuses(&mut granted(&file), 10, "nobody has granted it");
+    world.refuses(granted(&file).env_remove("PERMIT_FILE"), 11, "PERMIT_FILE is not set");
+
+    // The same name with another content, the same content by its digest, another command.
+    let content: [u8; 32] = Sha256::digest("what is released").into();
+    let hex: String = content.iter().map(|byte| format!("{byte:02x}")).collect();
+    let (sign, name) = (permit::Asked::new().argument("sign".as_ref()), "./file".as_ref());
+    grant(1, &sign.clone().file(name, content));
+    world.write("file", "what is released!");
+    let other = "no grant is good for it: 1 for something else, 0 expired, 0 used up";
+    world.refuses(&mut granted(&file), 10, other);
+    world.write("file", "what is released");
+    world.refuses(&mut granted(&["sign", &format!("sha256:{hex}")]), 10, other);
+    world.refuses(&mut granted(&["image", &format!("a@sha256:{hex}")]), 10, other);
+    assert_eq!(fs::read_dir(&volume).unwrap().count(), 0);
+
+    let signed = world.run(&mut granted(&file));
+    let said = String::from_utf8(signed.stderr).unwrap();
+    assert!(said.starts_with("signer: start 1 of 1 of grant 1 by 'bob' for sha256:"), "{said}");
+    let spent = "no grant is good for it: 0 for something else, 0 expired, 1 used up";
+    world.refuses(&mut granted(&file), 10, spent);
+    // By its digest it takes a grant of its own; so does an image.
+    grant(2, &sign.argument(format!("sha256:{hex}").as_ref()));
+    world.run(&mut granted(&["sign", &format!("sha256:{hex}")]));
+    let image = format!("example.com/app@sha256:{hex}");
+    grant(3, &permit::Asked::new().argument("image".as_ref()).argument(image.as_ref()));
+    assert_eq!(world.run(&mut granted(&["image", &image])).status.code(), Some(0));
+    assert_eq!(fs::read_dir(&volume).unwrap().count(), 3);
+}
+
+#[test]
 fn a_full_standard_output_is_an_error() {
     let world = World::new("full");
     let full = File::options().write(true).open("/dev/full").unwrap();
