@@ -105,7 +105,7 @@ rust-script: ## rust-script, which runs the scripts
 # rust-script resolves each script's dependencies by itself; a lock that is there before the first build is kept. Asked for the
 # package of a script it has not seen for a week, rust-script names it and deletes it: hence asked twice.
 warm: rust-script ## compile the scripts now, with the versions that were tested
-	@for script in create gen_qr add_auth roll_forward protect start doctor; do \
+	@for script in create gen_qr add_auth roll_forward protect start approve doctor; do \
 	  package=$$(rust-script --package ./scripts/$$script.rs) && { [ -d "$$package" ] || package=$$(rust-script --package ./scripts/$$script.rs); } && \
 	  cp Cargo.lock "$$package/" && ./scripts/$$script.rs --version || exit; \
 	done

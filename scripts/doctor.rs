@@ -166,7 +166,7 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
             let (finding, versions) = checks::policy(account, &session)?;
             match session {
                 Session::Otpqr => otpqr = versions,
-                Session::Reset | Session::Person(_) => ask_for_codes.push(versions),
+                Session::Reset | Session::Person(_) | Session::Approval(_) => ask_for_codes.push(versions),
                 _ => {}
             }
             Ok(finding)
@@ -191,9 +191,9 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
     }
     // Where nothing of it has changed.
     for (name, program) in account.state.programs.iter().filter(|(_, program)| !program.removed && !program.pending) {
-        if let Some(gate) = &program.gate {
+        if let Some(permit) = &program.permit {
             let at = format!("'{name}'");
-            answers.look("starts", &at, || checks::starts(account, name, program, gate));
+            answers.look("starts", &at, || checks::starts(account, name, program, permit));
         }
     }
     if alone.is_some() {

@@ -35,8 +35,8 @@ use clap::Parser;
     bin_name = "./scripts/protect.rs",
     version,
     after_help = "\
-With --image the program is described anew; without, what is given changes and the rest stays. Secrets, volumes, mount points and
-the number of starts stay in any case.
+With --image the program is described anew; without, what is given changes and the rest stays. Secrets, volumes, mount points, the
+number of starts and who grants them stay in any case.
 
 Exit codes:
   0 protected, or already so   2 usage   3 something is missing, nothing changed   4 stopped part-way, run it again
@@ -46,7 +46,12 @@ Examples:
   ./scripts/protect.rs calculator --image calculator:1 --command 'python3 /app/my_service.py -x @@1'
   ./scripts/protect.rs signer --image signer:1 --command '/bin/signer sign @@1' --secret SIGNER_KEY=p256 \\
       --mount-point /in --open '/bin/signer public'
-  ./scripts/protect.rs signer --starts 10                it signs ten times in all, whoever has codes
+  ./scripts/protect.rs signer --starts 10 --counts-itself
+                                                         it signs ten times in all, whoever has codes
+  ./scripts/protect.rs signer --needs-approval bob --counts-itself
+                                                         it signs what bob grants, with approve.rs and a code of his
+  ./scripts/protect.rs web --needs-approval default --without-code
+                                                         one code grants several starts
   ./scripts/protect.rs web --image web:1 --command 'python3 /app/service.py' --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
   ./scripts/protect.rs web --image web:1 --fs-dir /app --signing-key ../key.pem
                                                          on SCONE: converts it, with /app in its measurement
@@ -63,7 +68,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "starts", "fs_dir", "sconify_with", "signing_key"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "starts", "needs_approval", "counts_itself", "fs_dir", "sconify_with", "signing_key"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]
@@ -171,7 +176,13 @@ fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> 
     let start = hint::pasteable(&account.script("start", &format!(" {name}{mounts}{rest}")));
     let command = command.join(" ");
     let starts = program.starts().map_or(String::new(), |starts| format!("\n  starts     {starts} in all"));
+    let approval =
+        program.permit.as_ref().filter(|permit| !permit.approvers.is_empty()).map_or(String::new(), |permit| {
+            let approvers = permit.approvers.iter().cloned().collect::<Vec<_>>().join("' or '");
+            let alone = if permit.without_code { ", and no code" } else { "" };
+            format!("\n  approval   a grant of '{approvers}'{alone}")
+        });
     Ok(format!(
-        "{done}: '{name}'\n  image      {image}\n  command    {command}{starts}\n  mrenclave  {mrenclave}\nstart it: {start}"
+        "{done}: '{name}'\n  image      {image}\n  command    {command}{starts}{approval}\n  mrenclave  {mrenclave}\nstart it: {start}"
     ))
 }

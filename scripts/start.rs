@@ -16,6 +16,7 @@
 //! bundle = { path = "bundle" }
 //! clap = { version = "=4.6.7", features = ["derive"] }
 //! serde_json = "=1.0.154"
+//! thiserror = "=2.0.21"
 //! ```
 
 use std::path::PathBuf;
@@ -25,9 +26,10 @@ use bundle::Report;
 use bundle::account::{self, Account};
 use bundle::caller;
 use bundle::code::Source;
-use bundle::failure::Failure;
+use bundle::failure::{Concern, Exit, Failure};
 use bundle::program::Launch;
 use bundle::service::{self, Service};
+use bundle::state::Program;
 use clap::Parser;
 use serde_json::json;
 
@@ -76,6 +78,18 @@ struct Args {
     json: bool,
 }
 
+#[derive(Debug, thiserror::Error)]
+enum StartError {
+    #[error("what was granted starts it, without a code: leave out '--otp-file'")]
+    WithoutCode,
+}
+
+impl Concern for StartError {
+    fn exit(&self) -> Exit {
+        Exit::Usage
+    }
+}
+
 fn main() -> ExitCode {
     bundle::fresh!("start.rs");
     bundle::run(start)
@@ -85,19 +99,21 @@ fn start(args: &Args) -> Result<Report, Failure> {
     if args.stop {
         return stop(args).map(Report::from);
     }
-    let source = if args.open {
-        None
-    } else {
-        Some(Source::new(args.otp_file.as_deref(), "'--otp-file FILE' ('-': standard input)")?)
+    let found = Account::read(&args.account)?;
+    let is_without_code = found.state.programs.get(&args.program.given.program).is_some_and(Program::is_without_code);
+    let source = match &args.otp_file {
+        Some(_) if is_without_code => return Err(StartError::WithoutCode.into()),
+        _ if args.open || is_without_code => None,
+        file => Some(Source::new(file.as_deref(), "'--otp-file FILE' ('-': standard input)")?),
     };
-    let mut account = Account::open(&args.account)?;
+    let mut account = found.with_tools()?;
     match &args.log {
         None => {
             let exit = Launch::prepare(&mut account, &args.program, args.open)?.run(source.as_ref())?;
             Ok(Report { text: String::new(), exit })
         }
         Some(log) => {
-            let name = &args.program.program;
+            let name = &args.program.given.program;
             let stop = account.script("start", &format!(" {name} --stop"));
             if let Some(running) = service::running(&account, name)? {
                 return Ok(told(args, "already running", &running, &stop).into());
@@ -109,7 +125,7 @@ fn start(args: &Args) -> Result<Report, Failure> {
 }
 
 fn told(args: &Args, what: &str, service: &Service, stop: &str) -> String {
-    let name = &args.program.program;
+    let name = &args.program.given.program;
     let (kind, id) = match service {
         Service::Container(container) => ("container", json!(container)),
         Service::Process(process) => ("pid", json!(process)),
@@ -122,7 +138,7 @@ fn told(args: &Args, what: &str, service: &Service, stop: &str) -> String {
 }
 
 fn stop(args: &Args) -> Result<String, Failure> {
-    let (account, name) = (Account::open(&args.account)?, &args.program.program);
+    let (account, name) = (Account::open(&args.account)?, &args.program.given.program);
     Ok(if service::stop(&account, name)? {
         format!("stopped: '{name}'; it takes a code to start it again")
     } else {

@@ -24,7 +24,8 @@ struct Counted {
 }
 
 impl Counted {
-    fn new(platform: Platform, options: &[&str]) -> Counted {
+    /// Protected with these options, of which `protect` says this.
+    fn new(platform: Platform, options: &[&str], said: &str) -> Counted {
         let bundle = Bundle::new("counted", platform, User::Caller, false);
         bundle.install(scripts!());
         let alice = bundle.enrol("default");
@@ -35,7 +36,7 @@ impl Counted {
         let name = tag.as_ref().map_or_else(|| directory.display().to_string(), |tag| tag.0.clone());
         let protect = ["shell", "--image", &name, "--command", "sh /app/service.sh", "--secret", "KEY=drawn"];
         let report = bundle.script("protect", &[&protect, options].concat()).expect(0).stdout;
-        assert!(report.contains("\n  starts     2 in all\n"), "{report}");
+        assert!(report.contains(said), "{report}");
         Counted { bundle, alice: RefCell::new(alice), _tag: tag, last: Cell::new(0) }
     }
 
@@ -76,7 +77,7 @@ impl Counted {
 }
 
 fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platform) {
-    let counted = Counted::new(platform, &["--starts", "2"]);
+    let counted = Counted::new(platform, &["--starts", "2"], "\n  starts     2 in all\n");
     let bundle = &counted.bundle;
     bundle
         .script("protect", &["shell", "--starts", "2", "--counts-itself"])
@@ -137,9 +138,53 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     counted.start().expect(0).saying("gate: start 3 of 3");
 }
 
+/// One code grants several starts, and these take no code.
+fn one_code_grants_several_starts(platform: Platform) {
+    let options = ["--needs-approval", "default", "--without-code"];
+    let counted = Counted::new(platform, &options, "\n  approval   a grant of 'default', and no code\n");
+    let bundle = &counted.bundle;
+    let start = || bundle.script("start", &["shell"]);
+    let approve = |options: &[&str]| {
+        let options = [&["shell", "--otp-file", "-"], options].concat();
+        run_with_input(bundle.script_command("approve", &options), &counted.code())
+    };
+
+    let nothing = "no start of 'shell' is granted";
+    start().expect(5).saying(nothing).saying("hint: ./scripts/approve.rs shell --starts 1 --for 10m");
+    counted.start().expect(2).saying("leave out '--otp-file'");
+    let arguments = approve(&["--starts", "1", "--for", "10m", "--", "x"]).expect(2);
+    arguments.saying("a gate stands before 'shell', which does not see its arguments");
+    // Without our scripts neither the gate dispenses anything, nor does the program start.
+    counted.by_hand("program", &["/bin/gate"]).expect(134).saying(REQUIRED);
+    counted.by_hand(&format!("program@{}", counted.code()), &["/bin/gate"]).expect(134).saying(INVALID);
+
+    // Over before it is taken.
+    approve(&["--starts", "9", "--for", "1s"]).expect(0);
+    while !bundle.script("approve", &["shell", "--list"]).expect(0).stdout.starts_with("expired: 0 of 9 starts until ")
+    {
+        sleep(Duration::from_millis(200));
+    }
+    start().expect(5).saying(nothing);
+
+    let granted = approve(&["--starts", "2", "--for", "10m"]).expect(0).stdout;
+    assert!(
+        granted.starts_with("granted: 2 starts until ") && granted.contains(" by 'default' (grant 2) of '"),
+        "{granted}"
+    );
+    for number in ["1", "2"] {
+        counted.next_step();
+        let started = start().expect(0).saying(&format!("gate: start {number} of 2 of grant 2 by 'default'"));
+        assert_eq!(started.stdout, "started with 64\n");
+    }
+    counted.next_step();
+    start().expect(5).saying(nothing);
+    let report = bundle.script("doctor", &[]).stdout;
+    assert!(report.contains("ok    starts    'shell': nothing is granted"), "{report}");
+}
+
 /// Who has another identity and a CAS to upload policies to: nothing is exported to them.
 fn nobody_else_gets_the_secret_that_starts_it_nor_its_volume(platform: Platform) {
-    let counted = Counted::new(platform, &["--starts", "2"]);
+    let counted = Counted::new(platform, &["--starts", "2"], "\n  starts     2 in all\n");
     let bundle = &counted.bundle;
     let [namespace, image] = ["namespace", "image_id"].map(|key| bundle.known("default", &[key]));
     let (client, key) = (bundle.known("default", &["cas", "address"]), bundle.known("default", &["cas", "key"]));
@@ -191,6 +236,18 @@ fn natively_a_program_starts_as_often_as_it_was_granted_and_not_once_more() {
 fn in_a_container_a_program_starts_as_often_as_it_was_granted_and_not_once_more() {
     if docker_is_there() {
         a_program_starts_as_often_as_it_was_granted_and_not_once_more(Platform::Sim);
+    }
+}
+
+#[test]
+fn natively_one_code_grants_several_starts() {
+    one_code_grants_several_starts(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_one_code_grants_several_starts() {
+    if docker_is_there() {
+        one_code_grants_several_starts(Platform::Sim);
     }
 }
 

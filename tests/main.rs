@@ -14,6 +14,7 @@ mod errors;
 mod flow;
 mod fresh;
 mod gate;
+mod grants;
 mod host;
 mod multiplexers;
 mod phone;

@@ -625,6 +625,7 @@ macro_rules! scripts {
             ("doctor", env!("CARGO_BIN_EXE_doctor")),
             ("protect", env!("CARGO_BIN_EXE_protect")),
             ("start", env!("CARGO_BIN_EXE_start")),
+            ("approve", env!("CARGO_BIN_EXE_approve")),
         ]
     };
 }

@@ -186,7 +186,7 @@ fn what_is_granted_is_what_was_asked_for_and_is_noted_durably() {
     let lines: Vec<&str> = left.lines().collect();
     assert_eq!(lines[0], "1 of 2 starts are left");
     assert!(lines[1].starts_with("granted: 1 of 2 starts until ") && lines[1].ends_with("of 'n/p/service'"), "{left}");
-    assert!(lines[2].starts_with("granted: 1 of 1 starts until ") && lines[2].ends_with(&digest), "{left}");
+    assert!(lines[2].starts_with("granted: 1 of 1 start until ") && lines[2].ends_with(&digest), "{left}");
     let void = gate().env("PERMIT_APPROVERS", "carol").arg("--left").output().unwrap();
     let void = String::from_utf8(void.stdout).unwrap();
     assert!(void.lines().skip(1).all(|line| line.starts_with("void: 0 of ")), "{void}");

@@ -35,6 +35,16 @@ impl Concern for CallerError {
 /// Which program, and what its caller gives it.
 #[derive(Debug, clap::Args)]
 pub struct Options {
+    #[command(flatten)]
+    pub given: Given,
+    /// Reach a port of the program's from outside, as docker has it: 'PORT', 'PORT:PORT' or 'IP:PORT:PORT'
+    #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
+    pub publish: Vec<Publish>,
+}
+
+/// Which program, and what it works on.
+#[derive(Debug, clap::Args)]
+pub struct Given {
     /// The program, as protect.rs named it
     #[arg(value_parser = state::program_name)]
     pub program: String,
@@ -45,9 +55,6 @@ pub struct Options {
     /// 'readonly' if it is to be that
     #[arg(long, value_name = "MOUNT", value_parser = parse_mount)]
     pub mount: Vec<Mount>,
-    /// Reach a port of the program's from outside, as docker has it: 'PORT', 'PORT:PORT' or 'IP:PORT:PORT'
-    #[arg(long, value_name = "PORTS", value_parser = parse_publish)]
-    pub publish: Vec<Publish>,
 }
 
 /// A port of a container's that the host has.
@@ -79,6 +86,17 @@ fn parse_mount(text: &str) -> Result<Mount, String> {
     }
 }
 
+/// The `--mount` that [`parse_mount`] makes this of.
+pub(crate) fn option(mount: &Mount) -> String {
+    let field = |text: String| {
+        let is_plain = !text.contains([',', '"']);
+        if is_plain { text } else { format!("\"{}\"", text.replace('"', "\"\"")) }
+    };
+    let [host, inside] = [format!("src={}", mount.host.display()), format!("dst={}", mount.inside)].map(field);
+    let readonly = if mount.is_readonly { ",readonly" } else { "" };
+    format!("type=bind,{host},{inside}{readonly}")
+}
+
 /// The fields of CSV, which docker reads a `--mount` as: one with a comma in it is in quotes.
 fn fields(text: &str) -> Vec<String> {
     let (mut fields, mut is_quoted) = (vec![String::new()], false);
@@ -105,35 +123,36 @@ fn parse_publish(text: &str) -> Result<Publish, String> {
     Ok(Publish { text: text.to_owned(), is_same: ports.len() < 3 && ports.first() == ports.last() })
 }
 
-/// What the program is to see of this host, and be reached by.
-pub(crate) fn check_surroundings(
-    account: &Account,
-    program: &Program,
-    options: &Options,
-) -> Result<(Vec<Mount>, Vec<OsString>), Failure> {
-    let platform = account.tools.facts.name;
+/// What the program is to see of this host.
+pub(crate) fn check_mounts(account: &Account, program: &Program, given: &Given) -> Result<Vec<Mount>, Failure> {
     let mut mounts = Vec::new();
-    for mount in &options.mount {
+    for mount in &given.mount {
         if !program.mount_points.contains(&mount.inside) {
-            let (program, path) = (options.program.clone(), mount.inside.clone());
+            let (program, path) = (given.program.clone(), mount.inside.clone());
             return Err(CallerError::NoMountPoint { program, path }.into());
         }
         let unusable = || CallerError::NoDirectory { directory: mount.host.display().to_string() };
         let host = mount.host.canonicalize().ok().filter(|path| path.is_dir()).ok_or_else(unusable)?;
         if mount.is_readonly && !account.tools.runs_containers() {
-            return Err(CallerError::NoReadonly { platform }.into());
+            return Err(CallerError::NoReadonly { platform: account.tools.facts.name }.into());
         }
         mounts.push(Mount { host, ..mount.clone() });
     }
+    Ok(mounts)
+}
+
+/// What it is to be reached by.
+pub(crate) fn check_ports(account: &Account, ports: &[Publish]) -> Result<Vec<OsString>, Failure> {
     let mut publish = Vec::new();
-    for port in &options.publish {
+    for port in ports {
         if account.tools.simulator.is_none() {
             publish.push(format!("--publish={}", port.text).into());
         } else if !port.is_same {
-            return Err(CallerError::NotMoved { platform, publish: port.text.clone() }.into());
+            let (platform, publish) = (account.tools.facts.name, port.text.clone());
+            return Err(CallerError::NotMoved { platform, publish }.into());
         }
     }
-    Ok((mounts, publish))
+    Ok(publish)
 }
 
 #[cfg(test)]
@@ -156,6 +175,9 @@ mod tests {
         assert_eq!(parse_mount("type=bind,source=/a,target=/b,readonly"), Ok(mount(true)));
         assert_eq!(parse_mount("type=bind,src=/a,dst=/b"), Ok(mount(false)));
         let odd = Mount { host: "/it's \"a\", b".into(), ..mount(false) };
+        for mount in [&odd, &mount(true)] {
+            assert_eq!(parse_mount(&option(mount)).as_ref(), Ok(mount));
+        }
         assert_eq!(parse_mount(r#"type=bind,"src=/it's ""a"", b",dst=/b"#), Ok(odd));
     }
 

@@ -7,18 +7,18 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::account::{Account, Found};
-use crate::container::{BUDGET, GATE, Start};
 use crate::drawing::Modules;
 use crate::failure::Failure;
 use crate::finding::Finding;
 use crate::hint::{pasteable, quoted, shred};
 use crate::issue::Output;
+use crate::permit;
 use crate::policy::{Held, Versions, compare};
 use crate::program;
 use crate::refusal::Answer;
 use crate::rotation;
 use crate::session::Session;
-use crate::state::{self, Gate, Program};
+use crate::state::{self, Permit, Program};
 use crate::tool::{Tool, login_name};
 use crate::{hint, step};
 
@@ -137,30 +137,40 @@ pub fn programs(account: &Account) -> Vec<Finding> {
     there.map(look).collect()
 }
 
-/// How many starts of a program are left, as the gate says that counts them.
-pub fn starts(account: &Account, name: &str, program: &Program, gate: &Gate) -> Result<Finding, Failure> {
-    let starts = gate.starts;
-    let host = state::program_volumes(&account.root, &account.name, name).join(program.gate_volume_name());
-    if !host.exists() {
-        return Ok(Finding::ok("starts", format!("'{name}': {starts} in all, and none was taken on this host")));
+/// How many starts of a program are left, and who granted some, as the gate says.
+pub fn starts(account: &Account, name: &str, program: &Program, permit: &Permit) -> Result<Finding, Failure> {
+    let volumes = state::program_volumes(&account.root, &account.name, name);
+    let nothing_granted = program.needs_approval().then_some("nothing is granted");
+    if ![program.starts_volume_name(), program.grants_volume_name()].iter().any(|volume| volumes.join(volume).exists())
+    {
+        let starts = permit.starts.map_or("as many as are granted".to_owned(), |starts| format!("{starts} in all"));
+        return Ok(Finding::ok("starts", format!("'{name}': {starts}, and none was taken on this host")));
     }
     step(format!("asking how many starts of '{name}' are left"));
-    let volumes = [(host, BUDGET.to_owned())];
-    let start = Start { image_id: &gate.image_id, executable: GATE, volumes: &volumes, ..Start::of(account) };
-    let service = format!("{}/otpqr/left_{name}", account.state.namespace);
-    let finished = account.tools.get_ready(&start, None)?.go(&service)?;
-    let (said, reason) = (finished.stdout.trim(), finished.reason());
-    Ok(match Answer::of(&finished) {
-        _ if finished.success() && said.starts_with("0 ") => {
+    let finished = permit::left(account, name, program, permit)?;
+    let reason = finished.reason();
+    if !finished.success() {
+        return Ok(match Answer::of(&finished) {
+            Answer::Volume => {
+                let anew = account.script("protect", &format!(" {name} --new-volumes"));
+                Finding::wrong("starts", format!("'{name}': {reason}"), anew)
+            }
+            _ => Finding::unknown("starts", format!("'{name}': {reason}")),
+        });
+    }
+    // What became of the others, approve.rs lists.
+    let is_of_now = |line: &&str| line.starts_with("granted: ") || line.ends_with(" starts are left");
+    let mut lines: Vec<&str> = finished.stdout.lines().filter(is_of_now).collect();
+    if !lines.iter().any(|line| line.starts_with("granted: ")) {
+        lines.extend(nothing_granted);
+    }
+    let said = format!("'{name}': {}", lines.join("; "));
+    Ok(match permit.starts {
+        Some(starts) if finished.stdout.starts_with("0 ") => {
             let more = format!(" {name} --starts {}   # grants one more", starts + 1);
-            Finding::wrong("starts", format!("'{name}': {said}"), account.script("protect", &more))
+            Finding::wrong("starts", said, account.script("protect", &more))
         }
-        _ if finished.success() => Finding::ok("starts", format!("'{name}': {said}")),
-        Answer::Volume => {
-            let anew = account.script("protect", &format!(" {name} --new-volumes"));
-            Finding::wrong("starts", format!("'{name}': {reason}"), anew)
-        }
-        _ => Finding::unknown("starts", format!("'{name}': {reason}")),
+        _ => Finding::ok("starts", said),
     })
 }
 

@@ -62,8 +62,9 @@ pub const OTPQR: Executable = Executable { path: "/bin/otpqr", files: None };
 /// The gate: one static file in the same image.
 pub const GATE: Executable = Executable { path: "/bin/gate", files: None };
 
-/// Where the gate sees its volume.
+/// Where the gate, or a program that counts its starts, sees its volume, and that with what was granted.
 pub(crate) const BUDGET: &str = "/permit";
+pub(crate) const GRANTS: &str = "/grants";
 
 impl Executable<'_> {
     /// What the runtime is told.

@@ -7,7 +7,7 @@
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], [`image`], `handover` |
 //! | CAS and what it holds | [`cas`], [`session`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
-//! | a protected program | [`protection`], [`sconify`], [`program`], [`relay`] |
+//! | a protected program | [`protection`], [`sconify`], [`program`], [`permit`], [`relay`] |
 //! | what doctor looks at and finds | [`checks`], [`finding`] |
 //! | the QR code's way to an authenticator | [`issue`], [`enrolment`], [`drawing`] |
 
@@ -38,6 +38,7 @@ pub mod host;
 pub mod image;
 pub mod interrupt;
 pub mod issue;
+pub mod permit;
 pub mod platform;
 pub mod policy;
 pub mod program;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -148,8 +149,12 @@ impl Platform {
             return Err(PlatformError::Another { version: version.to_owned(), platform: facts.name }.into());
         }
         let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
+        // Once a run, whatever the number of accounts.
+        static SAID: Once = Once::new();
         if facts.simulator {
-            step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name));
+            SAID.call_once(|| {
+                step(format!("platform '{}' is software only: a rehearsal that protects nobody from root", facts.name))
+            });
         }
         let engine = find(facts.engine, facts.engine_missing)?;
         Ok(Tools { facts, root: root.to_owned(), scone, engine, engine_info: OnceCell::new(), simulator })

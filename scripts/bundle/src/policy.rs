@@ -14,7 +14,8 @@ use tempfile::NamedTempFile;
 use crate::account::Account;
 use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
-use crate::session::{NONE, Session};
+use crate::program;
+use crate::session::{NONE, Session, approval_name};
 use crate::state::{Lock, Program, Secret, State, Version, label};
 use crate::step;
 use crate::tool::Finished;
@@ -152,11 +153,15 @@ fn render_after(
         "secret_versions": versions.declared_secrets,
         "person": account.name,
         "programs": there().map(|(name, _)| name).collect::<Vec<_>>(),
-        "gates": there().filter_map(|(name, program)| of_gate(name, program)).collect::<Vec<_>>(),
+        "permits": there().filter_map(|(name, program)| of_permit(account, name, program)).collect::<Vec<_>>(),
+        "approvals": state.approvals.keys().map(|owner| approval_name(owner, &account.name)).collect::<Vec<_>>(),
     });
     if let Some(name) = session.program() {
         values["program"] = name.into();
         values["own"] = of_program(account, name)?;
+    }
+    if let Session::Approval(owner) = session {
+        values["own"] = of_approval(account, owner)?;
     }
     let rendered = handlebars.render_template(&template, &values);
     Ok(rendered.map_err(|cause| PolicyError::NotRendered { template: shown(), cause })?)
@@ -179,8 +184,14 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
     });
     let secrets: Vec<Value> = secrets.collect();
     let volumes = program.volumes.iter().enumerate();
-    let volumes = volumes.map(|(index, path)| json!({ "name": program.volume_name(index), "path": path }));
-    let has_gate = program.gate.is_some();
+    let starts = program.permit.as_ref().map(|_| program.starts_volume_name());
+    let volumes = volumes.map(|(index, path)| {
+        let name = program.volume_name(index);
+        json!({ "name": name, "path": path, "has_starts": starts.as_ref() == Some(&name) })
+    });
+    let (has_gate, needs_approval) = (program.gate().is_some(), program.needs_approval());
+    let approvers = program.permit.iter().flat_map(|permit| &permit.approvers);
+    let owner = Session::Program(name.to_owned()).name(account);
     Ok(json!({
         "mrenclave": program.mrenclave,
         "command": program.command,
@@ -193,15 +204,39 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
         "has_secrets": has_gate || !program.secrets.is_empty(),
         "has_volumes": has_gate || !program.volumes.is_empty(),
         "removed": program.removed,
-        "gate": of_gate(name, program),
+        "asks_for_code": !program.removed && !program.is_without_code(),
+        "gate": of_permit(account, name, program).filter(|_| has_gate),
+        "grants": needs_approval.then(|| program.grants_volume_name()),
+        "looks_at_grants": needs_approval && !has_gate,
+        "approve_sessions": approvers.map(|approver| approval_name(&owner, approver)).collect::<Vec<_>>(),
     }))
 }
 
-/// What they say of what counts its starts, if something does.
-fn of_gate(name: &str, program: &Program) -> Option<Value> {
-    let gate = program.gate.as_ref()?;
-    let (starts, volume) = (gate.starts.to_string(), program.gate_volume_name());
-    Some(json!({ "program": name, "mrenclave": gate.mrenclave, "starts": starts, "volume": volume }))
+/// What they say of how often it may be started, and who says so.
+fn of_permit(account: &Account, name: &str, program: &Program) -> Option<Value> {
+    let permit = program.permit.as_ref()?;
+    Some(json!({
+        "program": name,
+        "mrenclave": permit.mrenclave,
+        "starts": permit.starts.map(|starts| starts.to_string()),
+        "volume": program.starts_volume_name(),
+        "grants": program.needs_approval().then(|| program.grants_volume_name()),
+        "approvers": permit.approvers.iter().cloned().collect::<Vec<_>>().join(" "),
+        "service": program::service(account, name),
+    }))
+}
+
+/// What the policy says by which starts of somebody's program are granted.
+fn of_approval(account: &Account, owner: &str) -> Result<Value, Failure> {
+    let unknown = || PolicyError::NoProgram { program: owner.to_owned() };
+    let approval = account.state.approvals.get(owner).ok_or_else(unknown)?;
+    Ok(json!({
+        "session": approval_name(owner, &account.name),
+        "owner": owner,
+        "service": format!("{owner}/{}/program", approval.account),
+        "mrenclave": approval.mrenclave,
+        "grants": format!("grants_{}", approval.volume_version),
+    }))
 }
 
 /// `scone session SUBCOMMAND` on a policy's text, or on a session's name.

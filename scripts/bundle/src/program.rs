@@ -10,13 +10,14 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::account::Account;
-use crate::caller::{Options, check_surroundings};
+use crate::caller::{Options, check_mounts, check_ports};
 use crate::code::{self, Code, Presentation, Source};
-use crate::container::{BUDGET, Executable, GATE, Mount, Ready, Start};
+use crate::container::{BUDGET, Executable, GATE, GRANTS, Mount, Ready, Start};
 use crate::failure::{Concern, Exit, Failure};
+use crate::permit;
 use crate::refusal::Answer;
 use crate::relay::{Input, Relay, at_terminal};
-use crate::state::{self, Gate, Program};
+use crate::state::{self, Permit, Program};
 use crate::step;
 use crate::tool::{Finished, Running};
 
@@ -90,12 +91,47 @@ pub struct Launch<'a> {
     publish: Vec<OsString>,
     volumes: Vec<(PathBuf, String)>,
     /// Of the gate before it, if there is one and it is not open.
-    gate: Option<(&'a Gate, [(PathBuf, String); 1])>,
+    gate: Option<(&'a Permit, Vec<(PathBuf, String)>)>,
     /// Where something may be mounted.
     mounted: Vec<String>,
-    /// Made for this start: empty, they would stand in the way of one that is moved back.
-    made: Vec<PathBuf>,
     is_open: bool,
+    /// Of the host's sides of its volumes: those that it has to itself.
+    own: Vec<PathBuf>,
+    _sides: Volumes,
+}
+
+/// The host's sides of a program's volumes.
+pub(crate) struct Volumes {
+    directory: PathBuf,
+    /// Made here: empty, they would stand in the way of one that is moved back.
+    made: Vec<PathBuf>,
+}
+
+impl Volumes {
+    pub fn of(account: &Account, program: &str) -> Volumes {
+        let directory = state::program_volumes(&account.root, &account.name, program);
+        Volumes { directory, made: Vec::new() }
+    }
+
+    /// The one of the volume with this name.
+    pub fn host(&mut self, name: &str) -> Result<PathBuf, Failure> {
+        let host = self.directory.join(name);
+        if !host.exists() {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&host);
+            made.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
+            self.made.push(host.clone());
+        }
+        Ok(host)
+    }
+}
+
+impl Drop for Volumes {
+    fn drop(&mut self) {
+        for directory in &self.made {
+            // Unless something is in it now.
+            let _ = fs::remove_dir(directory);
+        }
+    }
 }
 
 /// Starts what was got ready, with a code if there is one, and tells how it ended.
@@ -104,9 +140,11 @@ pub(crate) type Go<'a, R> = &'a mut dyn FnMut(R, Option<&Code>) -> Result<Finish
 impl<'a> Launch<'a> {
     /// Makes sure that nothing stands in the way. `is_open`: of what starts without a code.
     pub fn prepare(account: &'a mut Account, options: &'a Options, is_open: bool) -> Result<Launch<'a>, Failure> {
-        let name = options.program.as_str();
-        check_program(account, options, is_open)?;
-        let (mounts, publish) = check_surroundings(account, known(account, name)?, options)?;
+        let name = options.given.program.as_str();
+        check_program(account, name, options.given.arguments.len(), is_open)?;
+        let program = known(account, name)?;
+        let mounts = check_mounts(account, program, &options.given)?;
+        let publish = check_ports(account, &options.publish)?;
         if let Some(command) = account.state.finishing(&account.name) {
             // Unless it is under way.
             account.lock()?;
@@ -117,57 +155,45 @@ impl<'a> Launch<'a> {
         check_image(account, name)?;
         account.check_policies()?;
         let account: &Account = account;
-        let program = known(account, name)?;
-        let (volumes, made, mounted) = (Vec::new(), Vec::new(), program.mounted());
-        let arguments = &options.arguments;
-        let gate = None;
-        let mut launch =
-            Launch { account, name, program, arguments, mounts, publish, volumes, gate, mounted, made, is_open };
+        let (program, arguments) = (known(account, name)?, options.given.arguments.as_slice());
+        let mut sides = Volumes::of(account, name);
+        let mut volumes = Vec::new();
         for (index, path) in program.volumes.iter().enumerate() {
-            let host = launch.volume(&program.volume_name(index))?;
-            launch.volumes.push((host, path.clone()));
+            volumes.push((sides.host(&program.volume_name(index))?, path.clone()));
         }
-        if let Some(gate) = program.gate.as_ref().filter(|_| !is_open) {
-            let host = launch.volume(&program.gate_volume_name())?;
-            launch.gate = Some((gate, [(host, BUDGET.to_owned())]));
+        let mut gate = program.gate().filter(|_| !is_open).map(|gate| (gate, Vec::new()));
+        if let Some((_, volumes)) = &mut gate {
+            volumes.push((sides.host(&program.starts_volume_name())?, BUDGET.to_owned()));
         }
-        launch.check_volumes()?;
-        Ok(launch)
-    }
-
-    /// The host's side of a volume.
-    fn volume(&mut self, name: &str) -> Result<PathBuf, Failure> {
-        let host = state::program_volumes(&self.account.root, &self.account.name, self.name).join(name);
-        if !host.exists() {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(&host);
-            made.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
-            self.made.push(host.clone());
+        let own = volumes.iter().chain(gate.iter().flat_map(|(_, volumes)| volumes));
+        let own: Vec<PathBuf> = own.map(|(host, _)| host.clone()).collect();
+        check_free(account, name, &own)?;
+        if program.needs_approval() && !is_open {
+            let grants = (sides.host(&program.grants_volume_name())?, GRANTS.to_owned());
+            gate.as_mut().map_or(&mut volumes, |(_, volumes)| volumes).push(grants);
+            permit::check_granted(account, name, arguments, &mounts)?;
         }
-        Ok(host)
-    }
-
-    /// Makes sure that no other runtime has a volume open: it would say so when the code is spent.
-    fn check_volumes(&self) -> Result<(), Failure> {
-        for (host, _) in self.volumes.iter().chain(self.gate.iter().flat_map(|(_, volume)| volume)) {
-            let opened = File::open(host);
-            let opened =
-                opened.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
-            if let Err(TryLockError::WouldBlock) = opened.try_lock() {
-                let failure = Failure::from(ProgramError::InUse { program: self.name.to_owned() });
-                if !self.account.tools.runs_containers() {
-                    return Err(failure);
-                }
-                let filter = format!("docker ps --filter label={}", label(self.account, self.name));
-                return Err(failure.hint(filter));
-            }
-        }
-        Ok(())
+        let mounted = program.mounted();
+        Ok(Launch {
+            account,
+            name,
+            program,
+            arguments,
+            mounts,
+            publish,
+            volumes,
+            gate,
+            mounted,
+            is_open,
+            own,
+            _sides: sides,
+        })
     }
 
     /// Makes sure, when a code was typed, that everything still is as it was when that was asked for: nothing is held meanwhile.
     pub(crate) fn check_again(&self) -> Result<(), Failure> {
         self.account.check_unchanged()?;
-        self.check_volumes()
+        check_free(self.account, self.name, &self.own)
     }
 
     pub(crate) fn start<'b>(&'b self, options: &'b [OsString]) -> Start<'b> {
@@ -188,12 +214,10 @@ impl<'a> Launch<'a> {
 
     /// What CAS calls it.
     fn service(&self) -> String {
-        let (namespace, name) = (&self.account.state.namespace, self.name);
         if self.is_open {
-            format!("{namespace}/{name}/open")
-        } else {
-            format!("{namespace}/{name}/{}/program", self.account.name)
+            return format!("{}/{}/open", self.account.state.namespace, self.name);
         }
+        service(self.account, self.name)
     }
 
     /// What docker is told for this start, and what it then calls the container.
@@ -210,9 +234,8 @@ impl<'a> Launch<'a> {
         get_ready: &dyn Fn() -> Result<R, Failure>,
         go: Go<R>,
     ) -> Result<Finished, Failure> {
-        let Some(source) = source else { return go(get_ready()?, None) };
         let state = &self.account.state;
-        let presentation = Presentation {
+        let presentation = |source| Presentation {
             account: self.account,
             source,
             prompt: format!("Code for '{}', '{}' to start '{}'", state.issuer, state.label(), self.name),
@@ -222,15 +245,16 @@ impl<'a> Launch<'a> {
             remains: "nothing was started and no code was spent".to_owned(),
         };
         let Some((gate, volumes)) = &self.gate else {
-            return Ok(presentation.make(get_ready, &mut |ready, code| go(ready, Some(code)))?.0);
+            let Some(source) = source else { return go(get_ready()?, None) };
+            return Ok(presentation(source).make(get_ready, &mut |ready, code| go(ready, Some(code)))?.0);
         };
         let at_the_gate = Start { image_id: &gate.image_id, executable: GATE, volumes, ..Start::of(self.account) };
         // The program waits, too: the gate's code is good for half a minute.
         let get_ready = || Ok((get_ready()?, self.account.tools.get_ready(&at_the_gate, None)?));
         let service = format!("{}/{}/{}/gate", state.namespace, self.name, self.account.name);
-        let finished = presentation.make(&get_ready, &mut |(program, gate), code| {
+        let mut through = |(program, gate): (R, Ready), config_id: &str| {
             self.check_again()?;
-            let dispensed = gate.go(&code.config_id(&service))?;
+            let dispensed = gate.go(config_id)?;
             if Answer::of(&dispensed).is_about_code() {
                 return Ok(dispensed);
             }
@@ -240,8 +264,9 @@ impl<'a> Launch<'a> {
                 answer if answer.is_about_code() => Err(ProgramError::StartLost { reason: started.reason() }.into()),
                 _ => Ok(started),
             }
-        });
-        Ok(finished?.0)
+        };
+        let Some(source) = source else { return through(get_ready()?, &service) };
+        Ok(presentation(source).make(&get_ready, &mut |ready, code| through(ready, &code.config_id(&service)))?.0)
     }
 
     /// The code that the gate dispensed, or why there is none.
@@ -328,34 +353,56 @@ impl<'a> Launch<'a> {
 
     /// Why it was not started, or could not go on.
     pub(crate) fn explain(&self, finished: &Finished) -> Failure {
-        let (account, reason) = (self.account, finished.whole_reason());
-        let protect = |rest: &str| account.script("protect", &format!(" {}{rest}", self.name));
-        let helps = account.remedy(&finished.stderr);
-        match Answer::of(finished) {
-            Answer::Volume => Failure::from(ProgramError::Volume { reason })
-                .hint(protect(" --new-volumes   # if it cannot be put back: what was in it is lost")),
-            Answer::VolumeInUse => ProgramError::VolumeInUse { reason }.into(),
-            Answer::NoChannelToCas => ProgramError::NoChannel { reason: finished.reason() }.into(),
-            Answer::CasFailed => Failure::from(ProgramError::CasFailed { reason: finished.reason() }).hints(helps),
-            Answer::Measurement => {
-                Failure::from(ProgramError::AnotherProgram { reason }).hint(protect("   # updates the policies"))
-            }
-            Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
-                ProgramError::Refused { reason: finished.reason() }.into()
-            }
-            Answer::Host => Failure::from(ProgramError::Host { reason }).hints(helps),
-            _ => Failure::from(ProgramError::NotStarted { reason }).hints(helps),
-        }
+        explain(self.account, self.name, finished)
     }
 }
 
-impl Drop for Launch<'_> {
-    fn drop(&mut self) {
-        for directory in &self.made {
-            // Unless something is in it now.
-            let _ = fs::remove_dir(directory);
+/// Why a program, or what stands before it, was not started, or could not go on.
+pub(crate) fn explain(account: &Account, name: &str, finished: &Finished) -> Failure {
+    let reason = finished.whole_reason();
+    let protect = |rest: &str| account.script("protect", &format!(" {name}{rest}"));
+    let helps = account.remedy(&finished.stderr);
+    match Answer::of(finished) {
+        Answer::Volume => Failure::from(ProgramError::Volume { reason })
+            .hint(protect(" --new-volumes   # if it cannot be put back: what was in it is lost")),
+        Answer::VolumeInUse => ProgramError::VolumeInUse { reason }.into(),
+        Answer::NoChannelToCas => ProgramError::NoChannel { reason: finished.reason() }.into(),
+        Answer::CasFailed => Failure::from(ProgramError::CasFailed { reason: finished.reason() }).hints(helps),
+        Answer::Measurement => {
+            Failure::from(ProgramError::AnotherProgram { reason }).hint(protect("   # updates the policies"))
+        }
+        Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
+            ProgramError::Refused { reason: finished.reason() }.into()
+        }
+        Answer::Host => Failure::from(ProgramError::Host { reason }).hints(helps),
+        _ => Failure::from(ProgramError::NotStarted { reason }).hints(helps),
+    }
+}
+
+/// Makes sure that no other runtime has one of these volumes open: it would say so when the code is spent.
+pub(crate) fn check_free<'a>(
+    account: &Account,
+    name: &str,
+    volumes: impl IntoIterator<Item = &'a PathBuf>,
+) -> Result<(), Failure> {
+    for host in volumes {
+        let opened = File::open(host);
+        let opened = opened.map_err(|cause| ProgramError::NotMade { directory: host.display().to_string(), cause })?;
+        if let Err(TryLockError::WouldBlock) = opened.try_lock() {
+            let failure = Failure::from(ProgramError::InUse { program: name.to_owned() });
+            if !account.tools.runs_containers() {
+                return Err(failure);
+            }
+            let filter = format!("docker ps --filter label={}", label(account, name));
+            return Err(failure.hint(filter));
         }
     }
+    Ok(())
+}
+
+/// What CAS calls the service that a person starts.
+pub(crate) fn service(account: &Account, name: &str) -> String {
+    format!("{}/{name}/{}/program", account.state.namespace, account.name)
 }
 
 /// A program that can be started.
@@ -368,16 +415,23 @@ pub fn known<'a>(account: &'a Account, name: &str) -> Result<&'a Program, Failur
     })
 }
 
-fn check_program(account: &Account, options: &Options, is_open: bool) -> Result<(), Failure> {
-    let (name, found) = (options.program.clone(), known(account, &options.program)?);
-    if found.pending {
-        let protect = account.script("protect", &format!(" {name}   # goes on"));
-        return Err(Failure::from(ProgramError::Pending { program: name }).hint(protect));
+/// Makes sure that CAS holds what the state says of it.
+pub(crate) fn check_settled(account: &Account, name: &str) -> Result<(), Failure> {
+    if !known(account, name)?.pending {
+        return Ok(());
     }
+    let protect = account.script("protect", &format!(" {name}   # goes on"));
+    Err(Failure::from(ProgramError::Pending { program: name.to_owned() }).hint(protect))
+}
+
+/// The same, and that it takes so many arguments.
+pub(crate) fn check_program(account: &Account, name: &str, given: usize, is_open: bool) -> Result<(), Failure> {
+    check_settled(account, name)?;
+    let (name, found) = (name.to_owned(), known(account, name)?);
     if is_open && found.open.is_empty() {
         return Err(ProgramError::NothingOpen { program: name }.into());
     }
-    let (takes, given) = (if is_open { 0 } else { found.arguments() }, options.arguments.len());
+    let takes = if is_open { 0 } else { found.arguments() };
     if takes != given {
         // SCONE passes over too many, and finds out that one is missing when the code is spent.
         return Err(ProgramError::Arguments { program: name, takes, given }.into());
@@ -390,19 +444,32 @@ pub fn check_image(account: &Account, name: &str) -> Result<(), Failure> {
     let program = known(account, name)?;
     let (Program { image, image_id, command, mrenclave, .. }, mounted) = (program, program.mounted());
     let path = command.first().map_or("", String::as_str);
-    // An ID stands for its content; a directory does not.
-    let tools = &account.tools;
-    let is_there = |image_id: &str, executable: Executable, mrenclave: &str| -> Result<bool, Failure> {
-        let is_there = tools.has_image(image_id)?;
-        Ok(is_there && (tools.runs_containers() || tools.measure(image_id, executable)? == mrenclave))
-    };
-    let gate = program.gate.as_ref();
-    let has_gate = gate.map_or(Ok(true), |gate| is_there(&gate.image_id, GATE, &gate.mrenclave))?;
-    if has_gate && is_there(image_id, Executable { path, files: Some(&mounted) }, mrenclave)? {
+    if let Some(gate) = program.gate() {
+        check_gate(account, name, gate)?;
+    }
+    if is_measured(account, image_id, Executable { path, files: Some(&mounted) }, mrenclave)? {
         return Ok(());
     }
-    let another = ProgramError::AnotherImage { program: name.to_owned(), image: image.clone() };
-    Err(Failure::from(another).hint(account.script("protect", &format!(" {name}   # updates the policies"))))
+    Err(another_image(account, name, image))
+}
+
+/// The same of the gate that stands before it, or notes what is granted.
+pub(crate) fn check_gate(account: &Account, name: &str, gate: &Permit) -> Result<(), Failure> {
+    if is_measured(account, &gate.image_id, GATE, &gate.mrenclave)? {
+        return Ok(());
+    }
+    Err(another_image(account, name, &known(account, name)?.image))
+}
+
+fn is_measured(account: &Account, image_id: &str, executable: Executable, mrenclave: &str) -> Result<bool, Failure> {
+    let tools = &account.tools;
+    // An ID stands for its content; a directory does not.
+    Ok(tools.has_image(image_id)? && (tools.runs_containers() || tools.measure(image_id, executable)? == mrenclave))
+}
+
+fn another_image(account: &Account, name: &str, image: &str) -> Failure {
+    let another = ProgramError::AnotherImage { program: name.to_owned(), image: image.to_owned() };
+    Failure::from(another).hint(account.script("protect", &format!(" {name}   # updates the policies")))
 }
 
 /// By what a program's containers are found.

@@ -1,19 +1,21 @@
 //! What protect.rs makes of a program: its record in the state, from the image and from what was asked for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use crate::account::Account;
-use crate::container::{self, BUDGET, Executable, GATE, SCRATCH};
+use crate::container::{self, BUDGET, Executable, GATE, GRANTS, SCRATCH};
 use crate::failure::{Concern, Exit, Failure};
 use crate::image::{Made, UserImage};
 use crate::policy::{self, Versions};
+use crate::program;
 use crate::sconify;
 use crate::session::Session;
-use crate::state::{Gate, PERMIT_FILE, PERMIT_STARTS, Program, Secret};
-use crate::step;
+use crate::state::{self, PERMIT, PERMIT_APPROVERS, PERMIT_FILE, PERMIT_GRANTS, PERMIT_SERVICE, PERMIT_STARTS};
+use crate::state::{Permit, Program, Secret};
+use crate::{hint, step};
 
 #[derive(Debug, thiserror::Error)]
 enum ProtectionError {
@@ -43,6 +45,12 @@ enum ProtectionError {
     AnotherProgram { open: String, program: String },
     #[error("a gate counts the starts of '{program}' already, and goes on: leave out '--counts-itself'")]
     AnotherCount { program: String },
+    #[error("nothing says how often '{program}' may be started: give '--starts N' or '--needs-approval ACCOUNT'")]
+    NothingToCount { program: String },
+    #[error("nobody approves their own start: name another account than '{account}', or give '--without-code'")]
+    OwnApproval { account: String },
+    #[error("there is no account '{account}' to approve anything")]
+    NoApprover { account: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
     NoImage { program: String },
 }
@@ -50,7 +58,7 @@ enum ProtectionError {
 impl Concern for ProtectionError {
     fn exit(&self) -> Exit {
         match self {
-            ProtectionError::NotRead { .. } => Exit::Precondition,
+            ProtectionError::NotRead { .. } | ProtectionError::NoApprover { .. } => Exit::Precondition,
             _ => Exit::Usage,
         }
     }
@@ -60,7 +68,7 @@ impl Concern for ProtectionError {
 const LONGEST: usize = 4096;
 
 /// What is asked for. With an image, the program is described anew; without, what is given changes and the rest stays. Secrets,
-/// volumes, mount points and the number of starts stay in any case.
+/// volumes, mount points, the number of starts and who grants them stay in any case.
 #[derive(Debug, clap::Args)]
 pub struct Options {
     /// The image, as docker names it; on sim-native a directory, the image unpacked
@@ -92,8 +100,16 @@ pub struct Options {
     /// grants more
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub starts: Option<u32>,
-    /// With --starts: the program counts by itself (programs/permit), as the signer does, and only what it does its work for
-    #[arg(long, requires = "starts")]
+    /// A start takes a grant besides the code: ACCOUNT's, made with approve.rs and a code of theirs. Give it once for each who may;
+    /// they replace those that were named before
+    #[arg(long, value_name = "ACCOUNT", value_parser = state::account_name)]
+    pub needs_approval: Vec<String>,
+    /// With --needs-approval: a start takes the grant alone, as many as it grants for the one code; ACCOUNT may be this one
+    #[arg(long, requires = "needs_approval")]
+    pub without_code: bool,
+    /// With --starts or --needs-approval: the program counts by itself (programs/permit), as the signer does, and only what it does
+    /// its work for
+    #[arg(long)]
     pub counts_itself: bool,
     /// Begin with empty volumes: what is in the old ones is lost
     #[arg(long)]
@@ -117,8 +133,8 @@ fn variable(text: &str) -> Result<(String, String), &'static str> {
     if name.starts_with("otp_secret_") || name == "start_secret" {
         return Err("'otp_secret_…' and 'start_secret' are what policies call the codes' secrets");
     }
-    if [PERMIT_FILE, PERMIT_STARTS].contains(&name) {
-        return Err("how often a program may be started is said with '--starts'");
+    if PERMIT.contains(&name) {
+        return Err("how often a program may be started is said with '--starts' and '--needs-approval'");
     }
     if name.starts_with(first) && name.chars().all(|c| first(c) || c.is_ascii_digit()) {
         Ok((name.to_owned(), value.to_owned()))
@@ -149,14 +165,14 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     let recorded = known.as_ref().map(|program| program.image.clone());
     let image = options.image.clone().or(recorded);
     let image = image.ok_or_else(|| ProtectionError::NoImage { program: name.to_owned() })?;
-    let starts = options.starts.or_else(|| known.as_ref()?.starts());
-    let counts_itself = counts_itself(name, options, known.as_ref())?;
-    let own_starts = starts.filter(|_| counts_itself);
-    let budget = own_starts.map(|_| BUDGET.to_owned());
+    let permit = permit(account, name, options, known.as_ref())?;
+    let counting = permit.as_ref().filter(|permit| permit.counts_itself);
+    let budget = counting.map(|_| BUDGET.to_owned());
     let volumes = [&options.volume[..], budget.as_slice()].concat();
     let volumes = with_more(known.as_ref().map(|program| &program.volumes), &volumes);
     let mount_points = with_more(known.as_ref().map(|program| &program.mount_points), &options.mount_point);
-    let mounted = [&volumes[..], &mount_points].concat();
+    let grants = counting.filter(|permit| !permit.approvers.is_empty()).map(|_| GRANTS.to_owned());
+    let mounted = [&volumes[..], &mount_points, grants.as_slice()].concat();
     check_nested(&[&mounted[..], &SCRATCH.map(str::to_owned)].concat())?;
     let user = UserImage::look(&account.tools, &image, &volumes)?;
 
@@ -167,11 +183,8 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         None => (user.environment.iter().cloned().collect(), user.pwd.clone()),
     };
     environment.extend(options.env.iter().cloned());
-    environment.retain(|variable, _| ![PERMIT_FILE, PERMIT_STARTS].contains(&variable.as_str()));
-    if let Some(starts) = own_starts {
-        environment.insert(PERMIT_FILE.to_owned(), format!("{BUDGET}/start"));
-        environment.insert(PERMIT_STARTS.to_owned(), starts.to_string());
-    }
+    environment.retain(|variable, _| !PERMIT.contains(&variable.as_str()));
+    environment.extend(counting.into_iter().flat_map(|permit| counted(account, name, permit)));
     let command = match (&options.command, &before) {
         (Some(Words(words)), _) => with_program(account, &user, words)?,
         (None, Some(program)) => program.command.clone(),
@@ -209,7 +222,6 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
     step("measuring the program");
     let executable = Executable { path: &command[0], files: Some(&mounted) };
     let mrenclave = account.tools.measure(&image_id, executable)?;
-    let gate = starts.filter(|_| !counts_itself).map(|starts| gate(account, starts)).transpose()?;
     let remembered = account.state.programs.get(name);
     let volume_version = remembered.map_or(1, |program| program.volume_version) + u32::from(options.new_volumes);
     let (own, person) = remembered.map_or((None, None), |program| (program.own.clone(), program.person.clone()));
@@ -228,7 +240,7 @@ pub fn describe(account: &mut Account, name: &str, options: &Options) -> Result<
         volume_version,
         mount_points,
         sconified,
-        gate,
+        permit,
         removed,
         pending,
         own,
@@ -309,26 +321,68 @@ pub fn tag(account: &Account, name: &str) -> String {
 fn owned(program: &Program) -> impl PartialEq + '_ {
     let open =
         (!program.open.is_empty()).then_some((&program.open, &program.mrenclave, &program.environment, &program.pwd));
-    let has_gate = program.gate.is_some();
-    (&program.secrets, &program.volumes, program.volume_version, program.removed, open, has_gate)
+    let permit = program.permit.as_ref().map(|permit| (permit.counts_itself, &permit.approvers));
+    (&program.secrets, &program.volumes, program.volume_version, program.removed, open, permit)
 }
 
-/// Whether the program counts its starts, if there is a number of them. Who counts them stays who does.
-fn counts_itself(name: &str, options: &Options, known: Option<&Program>) -> Result<bool, Failure> {
-    match known.map(|program| (program.gate.is_some(), program.starts().is_some())) {
-        Some((true, _)) if options.counts_itself => {
-            Err(ProtectionError::AnotherCount { program: name.to_owned() }.into())
-        }
-        Some((has_gate, true)) => Ok(!has_gate),
-        _ => Ok(options.counts_itself),
+/// How often it may be started, and who says so. Who counts stays who does.
+fn permit(
+    account: &Account,
+    name: &str,
+    options: &Options,
+    known: Option<&Program>,
+) -> Result<Option<Permit>, Failure> {
+    let starts_known = known.and_then(Program::starts);
+    let starts = options.starts.or(starts_known);
+    let before = known.and_then(|program| program.permit.as_ref());
+    let (approvers, without_code) = match (options.needs_approval.as_slice(), before) {
+        ([], Some(before)) => (before.approvers.clone(), before.without_code),
+        (named, _) => (named.iter().cloned().collect::<BTreeSet<_>>(), options.without_code),
+    };
+    if approvers.contains(&account.name) && !without_code {
+        return Err(ProtectionError::OwnApproval { account: account.name.clone() }.into());
     }
-}
-
-/// The gate of a program, which the account's image has.
-fn gate(account: &Account, starts: u32) -> Result<Gate, Failure> {
+    for approver in &options.needs_approval {
+        if state::read(&account.root, approver)?.1.is_none() {
+            let missing = ProtectionError::NoApprover { account: approver.clone() };
+            return Err(Failure::from(missing).hint(hint::script("create", approver, "")));
+        }
+    }
+    let is_limited = starts.is_some() || !approvers.is_empty();
+    let counts_itself = match before {
+        Some(before) if options.counts_itself && !before.counts_itself => {
+            return Err(ProtectionError::AnotherCount { program: name.to_owned() }.into());
+        }
+        Some(before) => before.counts_itself,
+        None => options.counts_itself || starts_known.is_some(),
+    };
+    if !is_limited {
+        let unlimited = ProtectionError::NothingToCount { program: name.to_owned() };
+        return if options.counts_itself { Err(unlimited.into()) } else { Ok(None) };
+    }
+    if let (Some(before), Some(now)) = (starts_known, starts)
+        && now < before
+    {
+        step(format!("fewer starts than before, which were {before} in all: what is taken stays taken"));
+    }
     let image_id = account.state.image_id.clone();
     let mrenclave = account.tools.measure(&image_id, GATE)?;
-    Ok(Gate { image_id, mrenclave, starts })
+    Ok(Some(Permit { image_id, mrenclave, starts, counts_itself, approvers, without_code }))
+}
+
+/// What a program that counts its starts is told.
+fn counted(account: &Account, name: &str, permit: &Permit) -> Vec<(String, String)> {
+    let mut told = vec![(PERMIT_FILE, format!("{BUDGET}/start"))];
+    told.extend(permit.starts.map(|starts| (PERMIT_STARTS, starts.to_string())));
+    if !permit.approvers.is_empty() {
+        let approvers = permit.approvers.iter().cloned().collect::<Vec<_>>().join(" ");
+        told.extend([
+            (PERMIT_GRANTS, GRANTS.to_owned()),
+            (PERMIT_APPROVERS, approvers),
+            (PERMIT_SERVICE, program::service(account, name)),
+        ]);
+    }
+    told.into_iter().map(|(variable, value)| (variable.to_owned(), value)).collect()
 }
 
 fn with_program(account: &Account, image: &UserImage, words: &[String]) -> Result<Vec<String>, Failure> {

@@ -222,8 +222,9 @@ impl Rotation {
             }
             None => "switching session 2, and then the programs",
         };
-        if to.uploads_done == 0 && !self.account.state.programs.is_empty() {
-            // Of a run of protect.rs that was cut off.
+        if to.uploads_done == 0 && (!self.account.state.programs.is_empty() || !self.account.state.approvals.is_empty())
+        {
+            // Of a run of protect.rs, or of approve.rs, that was cut off.
             let current = Versions::current(&self.account.state);
             adopt(&mut self.account, &Session::Otpqr, &current);
         }
@@ -311,6 +312,14 @@ impl Rotation {
 
     /// The program that a session is about is left as it is: nobody can start it until it is protected again.
     fn leave(&mut self, session: &Session, failure: Failure) {
+        if let Session::Approval(owner) = session {
+            step(format!(
+                "starts of '{owner}' are granted again after the next approval: {}",
+                failure.into_finding().0
+            ));
+            self.account.state.approvals.remove(owner);
+            return;
+        }
         let Some(name) = session.program() else { return };
         step(format!("'{name}' cannot be started until it is protected again: {}", failure.into_finding().0));
         if let Some(program) = self.account.state.programs.get_mut(name) {
@@ -414,6 +423,8 @@ impl Rotation {
         let state = &mut self.account.state;
         (state.volume_version, state.secret_version) = (state.volume_version + 1, state.secret_version + 1);
         Session::all(state).into_iter().for_each(|session| session.forget(state));
+        // Each is uploaded again when it is needed: what it is about was lost, too.
+        state.approvals.clear();
         for program in state.programs.values_mut() {
             // Its secrets are lost as well, and so is what its volumes were sealed with.
             (program.volume_version, program.pending) = (program.volume_version + 1, !program.removed);

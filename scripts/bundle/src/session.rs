@@ -3,7 +3,7 @@
 use crate::account::Account;
 use crate::state::{Program, State, Version};
 
-/// The sessions of an account: three, and two for each program.
+/// The sessions of an account: three, two for each program, and one for each program of somebody else's of which it grants starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Session {
     Namespace,
@@ -13,6 +13,8 @@ pub enum Session {
     Program(String),
     /// Below it: the account may start the program.
     Person(String),
+    /// Below the session of this name, which owns a program: the account grants starts of it.
+    Approval(String),
 }
 
 impl Session {
@@ -25,7 +27,8 @@ impl Session {
         let is_there = |program: &Program| !program.removed || program.own.is_some() || program.person.is_some();
         let programs = state.programs.iter().filter(|(_, program)| is_there(program));
         let programs = programs.flat_map(|(name, _)| Session::of_program(name));
-        Session::OF_ACCOUNT.into_iter().chain(programs).collect()
+        let approvals = state.approvals.keys().cloned().map(Session::Approval);
+        Session::OF_ACCOUNT.into_iter().chain(programs).chain(approvals).collect()
     }
 
     pub fn of_program(name: &str) -> [Session; 2] {
@@ -35,7 +38,8 @@ impl Session {
     /// Those that ask for a code of the account's secret, besides session 2.
     pub fn dependent(state: &State) -> Vec<Session> {
         let there = state.programs.iter().filter(|(_, program)| !program.removed);
-        there.map(|(name, _)| Session::Person(name.clone())).collect()
+        let approvals = state.approvals.keys().cloned().map(Session::Approval);
+        there.map(|(name, _)| Session::Person(name.clone())).chain(approvals).collect()
     }
 
     pub(crate) fn template(&self) -> &'static str {
@@ -45,6 +49,7 @@ impl Session {
             Session::Reset => "otpqr-reset.yml",
             Session::Program(_) => "program.yml",
             Session::Person(_) => "program-person.yml",
+            Session::Approval(_) => "program-approve.yml",
         }
     }
 
@@ -64,37 +69,45 @@ impl Session {
             Session::Reset => format!("{namespace}/otpqr-reset"),
             Session::Program(program) => format!("{namespace}/{program}"),
             Session::Person(program) => format!("{namespace}/{program}/{}", account.name),
+            Session::Approval(owner) => approval_name(owner, &account.name),
         }
     }
 
     /// The version that CAS last confirmed: its hash, and what it replaced as far as that is known.
     pub fn known<'a>(&self, state: &'a State) -> (Option<&'a str>, Option<&'a str>) {
-        let of = |program: &str, version: fn(&Program) -> &Option<Version>| {
-            let version = state.programs.get(program).and_then(|program| version(program).as_ref());
+        let shown = |version: Option<&'a Version>| {
             version.map(|version| (version.hash.as_str(), version.predecessor.as_str())).unzip()
         };
         let (hash, predecessor) = match self {
             Session::Namespace => (&state.namespace_hash, &state.namespace_predecessor),
             Session::Otpqr => (&state.otpqr_hash, &state.otpqr_predecessor),
             Session::Reset => (&state.reset_hash, &state.reset_predecessor),
-            Session::Program(program) => return of(program, |program| &program.own),
-            Session::Person(program) => return of(program, |program| &program.person),
+            Session::Program(name) => return shown(state.programs.get(name).and_then(|program| program.own.as_ref())),
+            Session::Person(name) => {
+                return shown(state.programs.get(name).and_then(|program| program.person.as_ref()));
+            }
+            Session::Approval(owner) => {
+                return shown(state.approvals.get(owner).and_then(|approval| approval.version.as_ref()));
+            }
         };
         (hash.as_deref(), predecessor.as_deref())
     }
 
     pub(crate) fn confirm(&self, state: &mut State, version: Option<Version>) {
-        if let Some(program) = self.program().and_then(|program| state.programs.get_mut(program)) {
-            let known = if matches!(self, Session::Program(_)) { &mut program.own } else { &mut program.person };
-            *known = version;
-            return;
-        }
-        let (hash, predecessor) = version.map(|version| (version.hash, version.predecessor)).unzip();
+        let of_account = |version: Option<Version>| version.map(|version| (version.hash, version.predecessor)).unzip();
         match self {
-            Session::Namespace => (state.namespace_hash, state.namespace_predecessor) = (hash, predecessor),
-            Session::Otpqr => (state.otpqr_hash, state.otpqr_predecessor) = (hash, predecessor),
-            Session::Reset => (state.reset_hash, state.reset_predecessor) = (hash, predecessor),
-            Session::Program(_) | Session::Person(_) => {}
+            Session::Namespace => (state.namespace_hash, state.namespace_predecessor) = of_account(version),
+            Session::Otpqr => (state.otpqr_hash, state.otpqr_predecessor) = of_account(version),
+            Session::Reset => (state.reset_hash, state.reset_predecessor) = of_account(version),
+            Session::Program(name) => {
+                state.programs.get_mut(name).into_iter().for_each(|known| known.own = version.clone())
+            }
+            Session::Person(name) => {
+                state.programs.get_mut(name).into_iter().for_each(|known| known.person = version.clone())
+            }
+            Session::Approval(owner) => {
+                state.approvals.get_mut(owner).into_iter().for_each(|known| known.version = version.clone());
+            }
         }
     }
 
@@ -114,6 +127,12 @@ impl Session {
             None => account.script("create", rest),
         }
     }
+}
+
+/// The session in which an account grants starts of a program; `owner`: the session that owns that.
+pub(crate) fn approval_name(owner: &str, account: &str) -> String {
+    // No account has a point in its name.
+    format!("{owner}/approve.{account}")
 }
 
 /// The predecessor of a session's first version.

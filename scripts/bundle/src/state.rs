@@ -1,6 +1,6 @@
 //! `state/<account>.yml`: names, hashes and versions; never a secret, never a code. `state/README.md` describes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -9,19 +9,26 @@ use std::path::{Path, PathBuf};
 use rustix::fs::OFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
+use serde_yaml::Value;
 
 use crate::cas::Cas;
-use crate::container::is_sha256;
+use crate::container::{BUDGET, GRANTS, is_sha256};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Platform;
 
-/// Since format 2 the predecessors are recorded, since format 3 the programs, since format 4 their gates.
-const FORMAT: u32 = 4;
+/// Since format 2 the predecessors are recorded, since format 3 the programs, since format 4 their gates, since format 5 who grants
+/// starts.
+const FORMAT: u32 = 5;
 
-/// Where a program that counts its starts finds what they are noted in, and how many there are (programs/permit).
+/// Where a program that counts its starts finds what they are noted in, how many there are, and who grants them (programs/permit).
 pub const PERMIT_FILE: &str = "PERMIT_FILE";
 pub const PERMIT_STARTS: &str = "PERMIT_STARTS";
+pub const PERMIT_GRANTS: &str = "PERMIT_GRANTS";
+pub const PERMIT_APPROVERS: &str = "PERMIT_APPROVERS";
+pub const PERMIT_SERVICE: &str = "PERMIT_SERVICE";
+/// All of them.
+pub const PERMIT: [&str; 5] = [PERMIT_FILE, PERMIT_STARTS, PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE];
 
 /// No secret and no volume gets a higher number.
 pub const LAST_VERSION: u32 = 1_000_000;
@@ -95,6 +102,23 @@ pub struct State {
     pub pending: Option<Pending>,
     /// What this account's codes start, by name.
     pub programs: BTreeMap<String, Program>,
+    /// The programs of which this account's codes grant starts, by the name of the session that owns them.
+    pub approvals: BTreeMap<String, Approval>,
+}
+
+/// A program of which an account grants starts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Approval {
+    /// The account that the program belongs to, and the program.
+    pub account: String,
+    pub program: String,
+    /// What notes the grants.
+    pub mrenclave: String,
+    /// V of the volume in which they are noted.
+    pub volume_version: u32,
+    /// The version of the session that CAS last confirmed.
+    pub version: Option<Version>,
 }
 
 /// A program that was put behind the account's codes.
@@ -122,8 +146,8 @@ pub struct Program {
     pub mount_points: Vec<String>,
     /// How its image was converted for SCONE; absent: it was not.
     pub sconified: Option<Sconified>,
-    /// What counts its starts; absent: nothing, or the program itself.
-    pub gate: Option<Gate>,
+    /// How often it may be started, and who says so; absent: as often as there are codes.
+    pub permit: Option<Permit>,
     /// What it owned is given up, and nobody may start it.
     pub removed: bool,
     /// Whether CAS may not hold all this yet.
@@ -133,15 +157,21 @@ pub struct Program {
     pub person: Option<Version>,
 }
 
-/// The confidential program that dispenses a code for each start (programs/permit).
+/// How often a program may be started, and who says so (programs/permit).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Gate {
-    /// The account's image, which has it, as it was when it was measured.
+pub struct Permit {
+    /// The account's image, which has the gate, as it was when it was measured, and the gate's measurement.
     pub image_id: String,
     pub mrenclave: String,
-    /// How many starts it grants in all.
-    pub starts: u32,
+    /// How many starts there are in all; absent: as many as are granted.
+    pub starts: Option<u32>,
+    /// The program counts; otherwise the gate stands before it.
+    pub counts_itself: bool,
+    /// The accounts of which one must have granted a start; empty: nobody.
+    pub approvers: BTreeSet<String>,
+    /// What they grant takes no code besides.
+    pub without_code: bool,
 }
 
 /// How a program that was not built for SCONE became one.
@@ -204,18 +234,44 @@ impl Program {
 
     /// Where something is mounted, or may be.
     pub fn mounted(&self) -> Vec<String> {
-        [&self.volumes[..], &self.mount_points].concat()
+        let grants = self.permit.as_ref().filter(|permit| permit.counts_itself && !permit.approvers.is_empty());
+        let grants = grants.map(|_| GRANTS.to_owned());
+        [&self.volumes[..], &self.mount_points, grants.as_slice()].concat()
     }
 
-    /// How often it may be started in all; `None`: as often as there are codes.
+    /// How often it may be started in all; `None`: as often as there are codes, or as is granted.
     pub fn starts(&self) -> Option<u32> {
+        // Up to format 4 nothing else said so of a program that counts for itself.
         let own = self.environment.get(PERMIT_STARTS).and_then(|starts| starts.parse().ok());
-        self.gate.as_ref().map(|gate| gate.starts).or(own)
+        self.permit.as_ref().and_then(|permit| permit.starts).or(own)
     }
 
-    /// What CAS calls the volume of its gate.
-    pub fn gate_volume_name(&self) -> String {
-        format!("starts_{}", self.volume_version)
+    /// The gate before it, if there is one.
+    pub fn gate(&self) -> Option<&Permit> {
+        self.permit.as_ref().filter(|permit| !permit.counts_itself)
+    }
+
+    /// Whether a start takes a grant.
+    pub fn needs_approval(&self) -> bool {
+        self.permit.as_ref().is_some_and(|permit| !permit.approvers.is_empty())
+    }
+
+    /// Whether a start takes no code.
+    pub fn is_without_code(&self) -> bool {
+        self.permit.as_ref().is_some_and(|permit| permit.without_code)
+    }
+
+    /// What CAS calls the volume in which its starts are noted.
+    pub fn starts_volume_name(&self) -> String {
+        match self.volumes.iter().position(|path| path == BUDGET) {
+            Some(index) if self.gate().is_none() => self.volume_name(index),
+            _ => format!("starts_{}", self.volume_version),
+        }
+    }
+
+    /// What CAS calls the volume with what was granted.
+    pub fn grants_volume_name(&self) -> String {
+        format!("grants_{}", self.volume_version)
     }
 
     /// What CAS calls a volume.
@@ -259,6 +315,7 @@ impl State {
             secret_version: 1,
             pending: None,
             programs: BTreeMap::new(),
+            approvals: BTreeMap::new(),
         }
     }
 
@@ -317,8 +374,27 @@ impl State {
                         && program.mounted().iter().all(|path| path.starts_with('/') && plain(path))
                         && program.command.first().is_some_and(|path| path.starts_with('/'))
                         && program.sconified.as_ref().is_none_or(|sconified| plain(&sconified.with))
+                        && program.permit.as_ref().is_none_or(|permit| {
+                            is_sha256(&permit.mrenclave)
+                                && plain(&permit.image_id)
+                                && permit.approvers.iter().all(|account| account_name(account).is_ok())
+                                // Something must limit it.
+                                && (permit.starts.is_some() || !permit.approvers.is_empty())
+                                && (!permit.without_code || !permit.approvers.is_empty())
+                        })
                 }),
                 "'programs' has something in it that no script writes",
+            ),
+            (
+                self.approvals.iter().all(|(session, approval)| {
+                    plain(session)
+                        && session.chars().all(name)
+                        && account_name(&approval.account).is_ok()
+                        && program_name(&approval.program).is_ok()
+                        && is_sha256(&approval.mrenclave)
+                        && counts(approval.volume_version)
+                }),
+                "'approvals' has something in it that no script writes",
             ),
         ]
         .into_iter()
@@ -394,20 +470,40 @@ pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Fa
     struct Format {
         format: u32,
     }
+    // What an older format lacks. (In this one nothing is optional: a file may have been cut off.)
     let since = match serde_yaml::from_slice::<Format>(&content) {
-        // What an older format lacks. (In this one nothing is optional: a file may have been cut off.)
-        Ok(Format { format: 1 | 2 }) => "programs: {}\n",
-        Ok(Format { format: 3 | FORMAT }) => "",
+        Ok(Format { format: 1 | 2 }) => "programs: {}\napprovals: {}\n",
+        Ok(Format { format: 3 | 4 }) => "approvals: {}\n",
+        Ok(Format { format: FORMAT }) => "",
         Ok(Format { format }) => return Err(StateError::Format { file, found: format }.into()),
         Err(_) => return Err(StateError::NotOurs { file }.into()),
     };
-    let state = serde_yaml::from_slice(&[&content, since.as_bytes()].concat());
-    let mut state: State = state.map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
+    let state = serde_yaml::from_slice(&[&content, since.as_bytes()].concat()).map(with_permits);
+    let mut state: State =
+        state.and_then(serde_yaml::from_value).map_err(|cause| StateError::Damaged { file: file.clone(), cause })?;
     state.format = FORMAT;
     if let Some(what) = state.implausible() {
         return Err(StateError::Implausible { file, what }.into());
     }
     Ok((StateFile { path, content: Some(content) }, Some(state)))
+}
+
+/// Format 4 called a permit a gate, and knew no others.
+fn with_permits(mut state: Value) -> Value {
+    let of_format_4 = state.get("format").and_then(Value::as_u64) == Some(4);
+    let programs = state.get_mut("programs").and_then(Value::as_mapping_mut).filter(|_| of_format_4);
+    for program in programs.into_iter().flat_map(|programs| programs.values_mut()) {
+        let Some(program) = program.as_mapping_mut() else { continue };
+        if let Some(mut permit) = program.remove("gate") {
+            if let Some(permit) = permit.as_mapping_mut() {
+                permit.insert("counts_itself".into(), false.into());
+                permit.insert("approvers".into(), Value::Sequence(Vec::new()));
+                permit.insert("without_code".into(), false.into());
+            }
+            program.insert("permit".into(), permit);
+        }
+    }
+    state
 }
 
 /// The content of a file that must be ours alone: no link to somewhere else, no pipe to wait for.

@@ -159,7 +159,8 @@ fn told(grant: &Grant) -> String {
     // No date is later.
     let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs((*until).min(LAST)));
     let digest = digest.as_ref().map_or(String::new(), |digest| format!(" for {digest}"));
-    format!("{starts} starts until {until} by '{approver}' (grant {number}) of '{service}'{digest}")
+    let starts = if *starts == 1 { "1 start".to_owned() } else { format!("{starts} starts") };
+    format!("{starts} until {until} by '{approver}' (grant {number}) of '{service}'{digest}")
 }
 
 fn is_digest(text: &str) -> bool {

@@ -1,0 +1,306 @@
+//! How often a program may be started, and who says so: what its gate says is left, what a start asks for, and what somebody
+//! grants with a code of theirs.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::account::Account;
+use crate::caller::{self, Given};
+use crate::code::{Presentation, Source};
+use crate::container::{BUDGET, GATE, GRANTS, Mount, Start};
+use crate::failure::{Concern, Exit, Failure};
+use crate::hint::{self, quoted};
+use crate::policy::upload_each;
+use crate::program::{self, Volumes};
+use crate::session::{Session, approval_name};
+use crate::state::{Approval, Permit, Program};
+use crate::step;
+use crate::tool::Finished;
+
+/// No grant lasts longer: 31 days.
+const LONGEST: Duration = Duration::from_secs(31 * 24 * 60 * 60);
+
+#[derive(Debug, thiserror::Error)]
+enum PermitError {
+    #[error("no start of '{program}' is granted{what}")]
+    NotGranted { program: String, what: String },
+    #[error("'{file}' cannot be read: {cause}")]
+    NotRead { file: String, cause: io::Error },
+    #[error("a start of '{program}' takes no grant: it was not protected with '--needs-approval'")]
+    NeedsNone { program: String },
+    #[error("account '{account}' is not asked for starts of '{program}'")]
+    NotAsked { account: String, program: String },
+    #[error(
+        "a gate stands before '{program}', which does not see its arguments: leave them out, the program alone is granted"
+    )]
+    Arguments { program: String },
+    #[error("accounts '{account}' and '{owner}' are not with the same CAS")]
+    AnotherCas { account: String, owner: String },
+    #[error("a roll-forward of account '{account}' was begun but not finished")]
+    RollForwardBegun { account: String },
+    #[error("the grant was not noted: {reason}")]
+    NotNoted { reason: String },
+}
+
+impl Concern for PermitError {
+    fn exit(&self) -> Exit {
+        use PermitError::*;
+        match self {
+            Arguments { .. } => Exit::Usage,
+            NotGranted { .. } => Exit::Refused,
+            NotNoted { .. } => Exit::Other,
+            _ => Exit::Precondition,
+        }
+    }
+}
+
+/// What the gate says is left of a program's starts, and what was granted: one line each. It takes no code, and changes nothing.
+pub(crate) fn left(account: &Account, name: &str, program: &Program, permit: &Permit) -> Result<Finished, Failure> {
+    let mut volumes = Volumes::of(account, name);
+    let mut sides = vec![(volumes.host(&program.starts_volume_name())?, BUDGET.to_owned())];
+    if program.needs_approval() {
+        sides.push((volumes.host(&program.grants_volume_name())?, GRANTS.to_owned()));
+    }
+    let start = Start { image_id: &permit.image_id, executable: GATE, volumes: &sides, ..Start::of(account) };
+    let service = format!("{}/otpqr/left_{name}", account.state.namespace);
+    account.tools.get_ready(&start, None)?.go(&service)
+}
+
+/// What was granted of a program's starts, and what became of it.
+pub fn listed(owner: &mut Account, name: &str) -> Result<String, Failure> {
+    let permit = needed(owner, name)?.clone();
+    owner.check_cas()?;
+    let program = program::known(owner, name)?;
+    let finished = left(owner, name, program, &permit)?;
+    if !finished.success() {
+        return Err(program::explain(owner, name, &finished));
+    }
+    Ok(finished.stdout.trim_end().to_owned())
+}
+
+/// Makes sure that somebody has granted a start, before a code is spent on it. Says what it asks for.
+pub(crate) fn check_granted(
+    account: &Account,
+    name: &str,
+    arguments: &[OsString],
+    mounts: &[Mount],
+) -> Result<(), Failure> {
+    let program = program::known(account, name)?;
+    let Some(permit) = program.permit.as_ref().filter(|_| program.needs_approval()) else { return Ok(()) };
+    let asked = asked(program, arguments, mounts)?;
+    if let Some(asked) = &asked {
+        step(format!("it asks for a start for {asked}"));
+    }
+    step(format!("asking whether a start of '{name}' is granted"));
+    let finished = left(account, name, program, permit)?;
+    if !finished.success() {
+        return Err(program::explain(account, name, &finished));
+    }
+    let (service, what) =
+        (program::service(account, name), asked.as_ref().map_or(String::new(), |d| format!(" for {d}")));
+    let good = format!(" of '{service}'{what}");
+    if finished.stdout.lines().any(|line| line.starts_with("granted: ") && line.ends_with(&good)) {
+        return Ok(());
+    }
+    let rest: String = mounts.iter().map(|mount| format!(" --mount {}", quoted(caller::option(mount)))).collect();
+    let of = if account.name == "default" { String::new() } else { format!(" --of {}", account.name) };
+    let words: String = arguments.iter().map(|word| format!(" {}", quoted(word.display()))).collect();
+    let words = if asked.is_some() && !words.is_empty() { format!(" --{words}") } else { String::new() };
+    let rest = format!(" {name}{of} --starts 1 --for 10m{rest}{words}");
+    let hints = permit.approvers.iter().map(|approver| hint::script("approve", approver, &rest));
+    let refusal = Failure::from(PermitError::NotGranted { program: name.to_owned(), what });
+    Err(refusal.hints(hints))
+}
+
+/// What a start asks for: the digest of the arguments and of the files that they name, as the program computes it
+/// (programs/permit). `None`: a gate stands before it, which does not see them.
+fn asked(program: &Program, arguments: &[OsString], mounts: &[Mount]) -> Result<Option<String>, Failure> {
+    if program.gate().is_some() {
+        return Ok(None);
+    }
+    let mut digest = Sha256::new();
+    for word in program.command.iter().skip(1) {
+        let given =
+            word.strip_prefix("@@").and_then(|number| arguments.get(number.parse::<usize>().ok()?.checked_sub(1)?));
+        let word = given.map_or(OsStr::new(word), OsString::as_os_str);
+        digest.update(hex(&Sha256::digest(word.as_bytes())));
+        if let Some(file) = of_host(program, word, mounts) {
+            digest.update(format!(" {}", of_file(&file)?));
+        }
+        digest.update("\n");
+    }
+    Ok(Some(format!("sha256:{}", hex(&digest.finalize()))))
+}
+
+/// The file of this host that an argument names, as far as the program sees it where something is mounted.
+fn of_host(program: &Program, word: &OsStr, mounts: &[Mount]) -> Option<PathBuf> {
+    let path = Path::new(&program.pwd).join(word);
+    if path.components().any(|part| part == Component::ParentDir) {
+        return None;
+    }
+    let host = mounts.iter().find_map(|mount| Some(mount.host.join(path.strip_prefix(&mount.inside).ok()?)));
+    host.filter(|host| host.is_file())
+}
+
+fn of_file(path: &Path) -> Result<String, Failure> {
+    let mut digest = Sha256::new();
+    let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut digest));
+    read.map_err(|cause| PermitError::NotRead { file: path.display().to_string(), cause })?;
+    Ok(hex(&digest.finalize()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How often, and for how long.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Granted {
+    /// How many starts
+    #[arg(long, value_name = "K", required_unless_present = "list", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub starts: Option<u32>,
+    /// For how long, from now on: '90s', '10m', '8h', '2days'; 31 days at most
+    #[arg(long = "for", value_name = "TIME", required_unless_present = "list", value_parser = duration)]
+    pub duration: Option<Duration>,
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|cause| cause.to_string())?;
+    if (Duration::from_secs(1)..=LONGEST).contains(&duration) && duration.subsec_nanos() == 0 {
+        Ok(duration)
+    } else {
+        Err("must be whole seconds, from '1s' to '31days'".to_owned())
+    }
+}
+
+/// What a program that needs approval says of it.
+fn needed<'a>(owner: &'a Account, name: &str) -> Result<&'a Permit, Failure> {
+    let program = program::known(owner, name)?;
+    let permit = program.permit.as_ref().filter(|_| program.needs_approval());
+    permit.ok_or_else(|| {
+        let none = PermitError::NeedsNone { program: name.to_owned() };
+        Failure::from(none).hint(owner.script("protect", &format!(" {name} --needs-approval ACCOUNT")))
+    })
+}
+
+/// Grants starts of a program of `owner`'s, against a code of the account's. Returns what was noted.
+pub fn grant(
+    account: &mut Account,
+    owner: &mut Account,
+    given: &Given,
+    granted: &Granted,
+    source: &Source,
+) -> Result<String, Failure> {
+    let name = given.program.as_str();
+    let permit = needed(owner, name)?.clone();
+    if !permit.approvers.contains(&account.name) {
+        let not_asked = PermitError::NotAsked { account: account.name.clone(), program: name.to_owned() };
+        let others: String = permit.approvers.iter().map(|approver| format!(" --needs-approval {approver}")).collect();
+        let rest = format!(" {name}{others} --needs-approval {}   # asks it, too", account.name);
+        return Err(Failure::from(not_asked).hint(owner.script("protect", &rest)));
+    }
+    if account.state.cas.key != owner.state.cas.key || account.state.platform != owner.state.platform {
+        let (account, owner) = (account.name.clone(), owner.name.clone());
+        return Err(PermitError::AnotherCas { account, owner }.into());
+    }
+    if permit.counts_itself {
+        program::check_program(owner, name, given.arguments.len(), false)?;
+    } else if !(given.arguments.is_empty() && given.mount.is_empty()) {
+        return Err(PermitError::Arguments { program: name.to_owned() }.into());
+    } else {
+        program::check_settled(owner, name)?;
+    }
+    let program = program::known(owner, name)?;
+    let mounts = caller::check_mounts(owner, program, given)?;
+    let asked = asked(program, &given.arguments, &mounts)?;
+    if let Some(command) = account.state.finishing(&account.name) {
+        let account = account.name.clone();
+        return Err(Failure::from(PermitError::RollForwardBegun { account }).hint(command));
+    }
+    account.check_cas()?;
+    account.check_policies()?;
+    program::check_gate(owner, name, &permit)?;
+    let session = establish(account, owner, name, &permit)?;
+
+    let mut volumes = Volumes::of(owner, name);
+    let side = [(volumes.host(&program::known(owner, name)?.grants_volume_name())?, GRANTS.to_owned())];
+    program::check_free(owner, name, side.iter().map(|(host, _)| host))?;
+    let starts = granted.starts.unwrap_or(1);
+    let seconds = granted.duration.unwrap_or_default().as_secs();
+    let digest = asked.as_deref().unwrap_or("-");
+    let arguments = [starts.to_string(), seconds.to_string(), digest.to_owned()].map(OsString::from);
+    let start = Start {
+        image_id: &permit.image_id,
+        executable: GATE,
+        arguments: &arguments,
+        volumes: &side,
+        ..Start::of(account)
+    };
+    let what = asked.as_ref().map_or(String::new(), |digest| format!(" for {digest}"));
+    let duration = humantime::format_duration(Duration::from_secs(seconds));
+    let starts = if starts == 1 { "1 start".to_owned() } else { format!("{starts} starts") };
+    step(format!("{starts} of '{name}' of account '{}', within {duration}{what}", owner.name));
+    let state = &account.state;
+    let presentation = Presentation {
+        account,
+        source,
+        prompt: format!("Code for '{}', '{}' to grant that", state.issuer, state.label()),
+        start_takes: Duration::from_secs(1),
+        spent: None,
+        remains: "nothing was granted and no code was spent".to_owned(),
+    };
+    let get_ready = || account.tools.get_ready(&start, None);
+    let service = format!("{session}/approve");
+    let (finished, _) = presentation.make(&get_ready, &mut |gate, code| {
+        account.check_unchanged()?;
+        gate.go(&code.config_id(&service))
+    })?;
+    match finished.code {
+        Some(0) => Ok(finished.stdout.trim_end().to_owned()),
+        _ if crate::refusal::Answer::is_of_start(&finished) => Err(program::explain(owner, name, &finished)),
+        _ => Err(PermitError::NotNoted { reason: finished.reason() }.into()),
+    }
+}
+
+/// Makes CAS hold the session in which the account grants starts of a program, and session 1 export the code's secret to it.
+/// Returns its name.
+fn establish(account: &mut Account, owner: &Account, name: &str, permit: &Permit) -> Result<String, Failure> {
+    let key = Session::Program(name.to_owned()).name(owner);
+    let session = approval_name(&key, &account.name);
+    let known = account.state.approvals.get(&key).and_then(|approval| approval.version.clone());
+    let approval = Approval {
+        account: owner.name.clone(),
+        program: name.to_owned(),
+        mrenclave: permit.mrenclave.clone(),
+        volume_version: program::known(owner, name)?.volume_version,
+        version: known,
+    };
+    if approval.version.is_some() && account.state.approvals.get(&key) == Some(&approval) {
+        return Ok(session);
+    }
+    let lock = account.lock()?.passed_on()?;
+    let before = account.state.approvals.clone();
+    // Of an account that was begun anew under the same name.
+    let is_other = |other: &Approval| (&other.account, &other.program) != (&approval.account, &approval.program);
+    let mut approvals: BTreeMap<String, Approval> = before.clone();
+    approvals.retain(|_, other| is_other(other));
+    approvals.insert(key.clone(), approval);
+    account.state.approvals = approvals;
+    account.record(&lock)?;
+    let again = account.script("create", "   # goes on once that is mended");
+    let uploaded = upload_each(account, &lock, &[Session::Approval(key), Session::Otpqr], &again);
+    if uploaded.as_ref().is_err_and(Failure::is_refusal) {
+        // CAS said no to the first, and holds what it held.
+        account.state.approvals = before;
+        account.record(&lock)?;
+    }
+    uploaded?;
+    Ok(session)
+}

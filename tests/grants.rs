@@ -1,0 +1,244 @@
+//! Two people for one start: what one asks for with a code, another has granted with a code of theirs (scripts/approve.rs). And each
+//! way around that. How grants are counted, the tests of programs/permit say; starts through a gate are in gate.rs.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use crate::support::program::service_by_hand;
+use crate::support::protected::Protected;
+use crate::support::{Outcome, Platform, copy, docker_is_there, image, phone, run, run_with_input};
+
+const PROTECTED: &[&str] =
+    &["--secret", "SIGNER_KEY=p256", "--command", "/bin/signer sign @@1", "--mount-point", "/in"];
+
+/// The program sees the directory `files` of the caller's.
+const SIGN: &[&str] = &["--mount", "type=bind,src=files,dst=/in", "--", "/in/release.tar"];
+
+const NOTHING: &str = "no start of 'signer' is granted for sha256:";
+
+/// Alice starts the signer, and bob says what it may sign.
+struct Two {
+    signer: Protected,
+    bob: phone::Account,
+}
+
+impl Two {
+    fn new(platform: Platform) -> Two {
+        let signer = Protected::new("signer", platform, scripts!(), image::signer);
+        let files = signer.bundle.root.join("files");
+        fs::create_dir(&files).expect("a directory");
+        fs::write(files.join("release.tar"), "what is released").expect("a file");
+        let bob = signer.bundle.enrol("bob");
+        Two { signer, bob }
+    }
+
+    fn protect(&self, options: &[&str]) -> Outcome {
+        self.signer.bundle.script("protect", &[&["signer"], options].concat())
+    }
+
+    fn approve_with(&self, code: &str, options: &[&str]) -> Outcome {
+        let options = [&["signer", "--otp-file", "-"], options].concat();
+        run_with_input(self.signer.bundle.script_command("approve", &options), code)
+    }
+
+    /// Bob grants this many starts, for ten minutes.
+    fn approve(&self, starts: &str) -> Outcome {
+        let options = [&["--account", "bob", "--starts", starts, "--for", "10m"], SIGN].concat();
+        let outcome = self.approve_with(&self.bob.code_at(self.signer.bundle.now()), &options);
+        self.signer.bundle.wait(30);
+        outcome
+    }
+
+    fn alices_code(&self) -> String {
+        self.signer.alice.code_at(self.signer.bundle.now())
+    }
+
+    fn write(&self, content: &str) {
+        fs::write(self.signer.bundle.root.join("files/release.tar"), content).expect("a file");
+    }
+
+    /// Starts it with a code, and changes what it is to sign just before it has that.
+    fn start_changed_meanwhile(&self, code: &str, content: &str) -> Outcome {
+        let fifo = self.signer.bundle.root.join("code");
+        let mut mkfifo = self.signer.bundle.command("mkfifo");
+        mkfifo.arg(&fifo);
+        run(mkfifo).expect(0);
+        let options = [&["signer", "--otp-file", "code"], SIGN].concat();
+        let start = self.signer.bundle.script_command("start", &options);
+        std::thread::scope(|scope| {
+            let started = scope.spawn(|| run(start));
+            // Waits until it is opened to be read.
+            let mut asked = fs::File::options().write(true).open(&fifo).expect("somebody who reads");
+            self.write(content);
+            asked.write_all(code.as_bytes()).expect("a code");
+            drop(asked);
+            let outcome = started.join().expect("an outcome");
+            self.signer.bundle.wait(30);
+            outcome
+        })
+    }
+
+    fn volume(&self, name: &str) -> PathBuf {
+        self.signer.bundle.root.join("state/volumes/default/programs/signer").join(name)
+    }
+
+    fn listed(&self) -> String {
+        self.signer.bundle.script("approve", &["signer", "--list"]).expect(0).stdout
+    }
+
+    /// Puts a volume back as it was, asserts that a start is refused, and undoes that.
+    #[track_caller]
+    fn refuses_as_it_was(&self, volume: &str, kept: &str, words: &str) {
+        let (volume, now) = (self.volume(volume), self.signer.bundle.root.join("now"));
+        fs::rename(&volume, &now).expect("a move");
+        copy(&self.signer.bundle.root.join(kept), &volume);
+        self.signer.start(SIGN).expect(5).saying(words);
+        fs::remove_dir_all(&volume).expect("removal");
+        fs::rename(&now, &volume).expect("a move");
+    }
+}
+
+fn a_start_takes_one_persons_code_and_anothers_grant(platform: Platform) {
+    let two = Two::new(platform);
+    let (signer, bundle) = (&two.signer, &two.signer.bundle);
+    signer.protect(PROTECTED).expect(0);
+    two.protect(&["--counts-itself"]).expect(2).saying("give '--starts N' or '--needs-approval ACCOUNT'");
+    two.protect(&["--without-code"]).expect(2).saying("--needs-approval");
+    two.protect(&["--needs-approval", "default"]).expect(2).saying("nobody approves their own start");
+    let unknown = two.protect(&["--needs-approval", "carol"]).expect(3).saying("there is no account 'carol'");
+    unknown.saying("hint: ./scripts/create.rs --account carol");
+    let not_needed = two.approve("1").expect(3).saying("it was not protected with '--needs-approval'");
+    not_needed.saying("hint: ./scripts/protect.rs signer --needs-approval ACCOUNT");
+    let report = two.protect(&["--needs-approval", "bob", "--counts-itself"]).expect(0).stdout;
+    assert!(report.contains("\n  approval   a grant of 'bob'\n"), "{report}");
+
+    // Without a grant no code is asked for: it stays good.
+    let code = two.alices_code();
+    let refused = signer.start_with(&code, SIGN).expect(5).saying(NOTHING);
+    refused.saying("hint: ./scripts/approve.rs --account bob signer --starts 1 --for 10m --mount ");
+    assert!(bundle.script("doctor", &[]).stdout.contains("'signer': as many as are granted, and none was taken"));
+
+    // Whoever may not grant anything.
+    let grant = ["--starts", "1", "--for", "10m"];
+    two.approve_with(&code, &[&grant, SIGN].concat()).expect(3).saying("account 'default' is not asked");
+    let of_bob = [&["--account", "bob"], &grant[..], SIGN].concat();
+    let invalid = "One-time Password is invalid";
+    two.approve_with(&code, &of_bob).expect(5).saying(invalid);
+    bundle.script("approve", &[&["signer"], &of_bob[..]].concat()).expect(2).saying("--otp-file");
+    let [approve, program] = ["signer/approve.bob/approve", "signer/default/program"];
+    signer.start_by_hand(approve, &["9", "9", "-"], &[]).expect(134).saying("An One-time Password is required");
+    for bad in
+        [["--starts", "0", "--for", "10m"], ["--starts", "1", "--for", "32days"], ["--starts", "1", "--for", "1"]]
+    {
+        two.approve_with("123456", &[&["--account", "bob"], &bad[..], SIGN].concat()).expect(2);
+    }
+    two.approve_with("123456", &[&["--account", "bob"], &grant[..]].concat())
+        .expect(2)
+        .saying("takes 1 of its caller's");
+    let elsewhere = ["--mount", "type=bind,src=files,dst=/out", "--", "/in/release.tar"];
+    two.approve_with("123456", &[&["--account", "bob"], &grant[..], &elsewhere].concat()).expect(2).saying("'/out'");
+
+    // What was granted, for what is signed; so alice sees what bob saw.
+    let granted = two.approve("1").expect(0);
+    let digest = granted.stdout.trim_end().rsplit(' ').next().expect("a digest").to_owned();
+    assert!(granted.stdout.starts_with("granted: 1 start until "), "{granted:?}");
+    granted.saying(&format!("1 start of 'signer' of account 'default', within 10m for {digest}"));
+    copy(&two.volume("grants_1"), &bundle.root.join("kept-grants"));
+    two.write("what is released!");
+    signer.start_with(&code, SIGN).expect(5).saying(NOTHING);
+    // Changed after it was looked at: the program sees what it signs.
+    two.write("what is released");
+    let changed = two.start_changed_meanwhile(&code, "what is released!").expect(10);
+    changed.saying("signer: error: no grant is good for it: 1 for something else, 0 expired, 0 used up");
+    two.write("what is released");
+    // Neither is bob's code alone enough.
+    let bobs = two.bob.code_at(bundle.now());
+    signer.start_by_hand(&format!("{program}@{bobs}"), &["/in/release.tar"], &[]).expect(134).saying(invalid);
+
+    let signed = signer.start(SIGN).expect(0).saying(&format!("it asks for a start for {digest}"));
+    signed.saying(&format!("signer: start 1 of 1 of grant 1 by 'bob' for {digest}"));
+    signer.start(SIGN).expect(5).saying(NOTHING);
+    let listed = two.listed();
+    assert!(listed.starts_with("used up: 0 of 1 start until ") && listed.ends_with(&format!("{digest}\n")), "{listed}");
+    copy(&two.volume("volume_0_1"), &bundle.root.join("kept-starts"));
+
+    two.approve("2").expect(0);
+    assert!(bundle.script("doctor", &[]).stdout.contains("'signer': granted: 2 of 2 starts until "));
+    signer.start(SIGN).expect(0).saying("signer: start 1 of 2 of grant 2 by 'bob'");
+    // What was taken, and what was granted, as they were before.
+    two.refuses_as_it_was("volume_0_1", "kept-starts", "suspected replay attack");
+    two.refuses_as_it_was("grants_1", "kept-grants", "suspected replay attack");
+
+    // A new secret of bob's: the old codes grant nothing more.
+    let old = two.bob;
+    bundle.script("roll_forward", &["--account", "bob", "--yes"]).expect(0).saying("signer/approve.bob");
+    bundle.gen_qr(&["--account", "bob", "--output", "bob-2.svg"]).expect(0);
+    let two = Two { bob: bundle.scan("bob-2.svg"), ..two };
+    let bundle = &two.signer.bundle;
+    two.approve_with(&old.code_at(bundle.now()), &of_bob).expect(5).saying(invalid);
+    assert!(two.approve("1").expect(0).stdout.contains(" by 'bob' (grant 3) of '"));
+    // Of one who is asked no more, what was granted is void.
+    bundle.enrol("carol");
+    assert!(two.protect(&["--needs-approval", "carol"]).expect(0).stdout.contains("a grant of 'carol'\n"));
+    two.signer.start(SIGN).expect(5).saying(NOTHING);
+    assert!(two.listed().lines().all(|line| line.starts_with("void: 0 of ")), "{}", two.listed());
+    two.approve("1").expect(3).saying("account 'bob' is not asked for starts of 'signer'");
+}
+
+/// Who has the identity that uploaded everything: what is granted is exported to those who are asked, and to nobody else.
+fn nobody_else_writes_what_was_granted(platform: Platform) {
+    let two = Two::new(platform);
+    let (signer, bundle) = (&two.signer, &two.signer.bundle);
+    signer.protect(&[PROTECTED, &["--needs-approval", "bob", "--counts-itself"]].concat()).expect(0);
+    two.approve("1").expect(0);
+    let [namespace, image] = ["namespace", "image_id"].map(|key| bundle.known("default", &[key]));
+    let session = format!("{namespace}/signer");
+    bundle.enrol("carol");
+    for name in ["thief".to_owned(), format!("{session}/approve.carol")] {
+        let policy = format!(
+            "name: {name}\nversion: 0.3.10\nsecurity: {{attestation: {{mode: none}}}}\nservices: [{{name: s, command: /bin/gate --help, \
+             image_name: i}}]\nimages: [{{name: i, volumes: [{{name: v, path: /grants}}]}}]\nvolumes: [{{name: v, import: {{session: \
+             {session}, volume: grants_1}}}}]\n"
+        );
+        let file = bundle.root.join("thief.yml");
+        fs::write(&file, policy).expect("a policy");
+        bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
+        let written = run(service_by_hand(bundle, &image, &format!("{name}/s"), &["/bin/gate"], &[]));
+        written.expect(134).saying(&format!("Session '{session}' does not export volume 'grants_1' to '{name}'"));
+    }
+    // Those who look at it are exported it so that they change nothing, whatever their own policies say.
+    let read = bundle.scone(["session", "read", &session]).expect(0).stdout;
+    let read: serde_yaml::Value = serde_yaml::from_str(&read).expect("YAML");
+    let grants = read["volumes"].as_sequence().expect("volumes").iter().find(|volume| volume["name"] == "grants_1");
+    let exports = grants.expect("the volume")["export"].as_sequence().expect("exports").clone();
+    let mut told: Vec<String> = exports.iter().map(|export| serde_yaml::to_string(export).expect("YAML")).collect();
+    told.sort();
+    let of = |name: &str| format!("session: {namespace}/{name}\n");
+    let looks = |name: &str| format!("to:\n  session: {namespace}/{name}\nupdate_policy: ephemeral\n");
+    assert_eq!(told, [of("signer/approve.bob"), looks("otpqr"), looks("signer/default")]);
+}
+
+#[test]
+fn natively_a_start_takes_one_persons_code_and_anothers_grant() {
+    a_start_takes_one_persons_code_and_anothers_grant(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_a_start_takes_one_persons_code_and_anothers_grant() {
+    if docker_is_there() {
+        a_start_takes_one_persons_code_and_anothers_grant(Platform::Sim);
+    }
+}
+
+#[test]
+fn natively_nobody_else_writes_what_was_granted() {
+    nobody_else_writes_what_was_granted(Platform::SimNative);
+}
+
+#[test]
+fn in_a_container_nobody_else_writes_what_was_granted() {
+    if docker_is_there() {
+        nobody_else_writes_what_was_granted(Platform::Sim);
+    }
+}
