@@ -143,8 +143,8 @@ fn rehearse(name: &str, bundle: &Bundle, checkout: &Path) {
     }
 }
 
-/// The operator's authenticator. Scans the QR code in the bundle, if there is one, and gives each reader of `phone` the next
-/// code that was not given before. Like a person it waits as long as CAS would not accept that code.
+/// An authenticator. Scans the QR code in the bundle, if there is one, and gives each reader of its pipe the next code that was not
+/// given before. Like a person it waits as long as CAS would not accept that code.
 struct Phone {
     pipe: PathBuf,
     gone: Arc<AtomicBool>,
@@ -152,13 +152,14 @@ struct Phone {
 }
 
 impl Phone {
-    fn lying_in(root: &Path) -> Phone {
-        let pipe = root.join("phone");
+    /// `picture` finds the QR code that it scans.
+    fn lying_in(root: &Path, name: &str, picture: fn(&Path) -> Option<String>) -> Phone {
+        let pipe = root.join(name);
         make_pipe(&pipe);
         let gone = Arc::new(AtomicBool::new(false));
         let person = thread::spawn({
             let (root, pipe, gone) = (root.to_owned(), pipe.clone(), Arc::clone(&gone));
-            move || answer_readers(&root, &pipe, &gone)
+            move || answer_readers(picture, &root, &pipe, &gone)
         });
         Phone { pipe, gone, person: Some(person) }
     }
@@ -175,7 +176,7 @@ impl Drop for Phone {
     }
 }
 
-fn answer_readers(root: &Path, pipe: &Path, gone: &AtomicBool) {
+fn answer_readers(picture: fn(&Path) -> Option<String>, root: &Path, pipe: &Path, gone: &AtomicBool) {
     let mut entry: Option<(phone::Account, u64)> = None;
     loop {
         let mut reader = OpenOptions::new().write(true).open(pipe).expect("the pipe");
@@ -231,7 +232,8 @@ fn rehearse_page_with(name: &str, fill: impl FnOnce(&Path)) {
     let named: Vec<_> = scripts.iter().map(|(name, path)| (format!("{name}.rs"), *path)).collect();
     bundle.install(&named.iter().map(|(name, path)| (name.as_str(), *path)).collect::<Vec<_>>());
     fill(&bundle.root);
-    let _phone = Phone::lying_in(&bundle.root);
+    let _phone = Phone::lying_in(&bundle.root, "phone", picture);
+    let _bobs = Phone::lying_in(&bundle.root, "bobs-phone", |root| fs::read_to_string(root.join("bob.svg")).ok());
     let _service = Service(&bundle);
     rehearse(name, &bundle, &bundle.root);
 }
@@ -256,6 +258,8 @@ runbooks! {
     a_damaged_volume_is_dealt_with_as_its_runbook_says: "volume-damaged",
     a_rebuilt_image_is_dealt_with_as_its_runbook_says: "image-rebuilt",
     a_service_that_ended_is_started_again_as_its_runbook_says: "service-ended",
+    two_people_start_a_program_as_their_runbook_says: "two-people-for-one-start",
+    several_starts_take_one_code_as_their_runbook_says: "several-starts-for-one-code",
     a_wiped_cas_is_dealt_with_as_its_runbook_says: "cas-wiped",
     a_state_that_is_behind_is_dealt_with_as_its_runbook_says: "state-behind-cas",
     moving_to_another_host_goes_as_its_runbook_says: "moving-to-another-host",
@@ -365,7 +369,7 @@ fn pages() -> Vec<(String, String)> {
     };
     let directories = ["docs", "docs/reference", "docs/runbooks", "state"].map(markdown).concat();
     let names = ["CONTRIBUTING.md", "README.md", "SECURITY.md"].iter().chain(PROGRAMS).map(|name| (*name).to_owned());
-    let names = names.chain(directories);
+    let names = names.chain(["programs/permit/README.md".to_owned()]).chain(directories);
     names.map(|name| (name.clone(), fs::read_to_string(repository().join(name)).expect("a page"))).collect()
 }
 

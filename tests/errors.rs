@@ -63,7 +63,7 @@ impl Host {
             // A copy is not.
             copy(&bin.join("tool"), &bin.join(name));
         }
-        for name in ["create", "gen_qr", "add_auth", "roll_forward", "protect", "start"] {
+        for name in ["create", "gen_qr", "add_auth", "roll_forward", "protect", "start", "approve"] {
             symlink(name, bundle.root.join("scripts").join(format!("{name}.rs"))).expect("a link");
         }
         Host { bundle, bin }
@@ -603,9 +603,9 @@ gen_qr: error: state file 'ROOT/state/signing.yml' is damaged or not ours
 ",
         ),
         (
-            "format: 5\n",
+            "format: 6\n",
             "\
-gen_qr: error: state file 'ROOT/state/signing.yml' has format 5; this script knows 4
+gen_qr: error: state file 'ROOT/state/signing.yml' has format 6; this script knows 5
 ",
         ),
         (
@@ -1703,6 +1703,93 @@ hint: ./scripts/protect.rs --account signing shell   # goes on",
     );
 }
 
+#[test]
+fn a_grant_that_cannot_be_made_and_a_start_that_nobody_granted() {
+    let host = Host::with_account();
+    let image = host.root.join("image");
+    fs::create_dir(&image).expect("a directory");
+    image::shell(&image, "");
+    fs::write(host.root.join("code"), "123456").expect("a file");
+    let refused = |script: &str, account: &str, options: &[&str], code, why: &str| {
+        let step =
+            format!("{script}: platform 'sim-native' is software only: a rehearsal that protects nobody from root\n");
+        let outcome = host.script(script, &[&["--account", account, "shell"], options].concat());
+        host.says(outcome, code, &format!("{step}{why}\n"));
+    };
+    let image = ["--image", "image", "--command", "/bin/sh /app/service.sh"];
+    refused(
+        "protect",
+        "signing",
+        &[&image[..], &["--counts-itself"]].concat(),
+        2,
+        "protect: error: nothing says how often 'shell' may be started: give '--starts N' or '--needs-approval ACCOUNT'",
+    );
+    refused(
+        "protect",
+        "signing",
+        &[&image[..], &["--needs-approval", "signing"]].concat(),
+        2,
+        "protect: error: nobody approves their own start: name another account than 'signing', or give '--without-code'",
+    );
+    refused(
+        "protect",
+        "signing",
+        &[&image[..], &["--needs-approval", "bob"]].concat(),
+        3,
+        "\
+protect: error: there is no account 'bob' to approve anything
+hint: ./scripts/create.rs --account bob",
+    );
+    host.signing("protect", &[&["shell"], &image[..]].concat()).expect(0);
+    host.script("create", &["--platform", "sim-native", "--account", "bob"]).expect(0);
+    let grant = ["--of", "signing", "--starts", "1", "--for", "10m", "--otp-file", "code"];
+    refused(
+        "approve",
+        "bob",
+        &grant,
+        3,
+        "\
+approve: error: a start of 'shell' takes no grant: it was not protected with '--needs-approval'
+hint: ./scripts/protect.rs --account signing shell --needs-approval ACCOUNT",
+    );
+    host.signing("protect", &["shell", "--needs-approval", "bob"]).expect(0);
+    refused(
+        "approve",
+        "signing",
+        &grant,
+        3,
+        "\
+approve: error: account 'signing' is not asked for starts of 'shell'
+hint: ./scripts/protect.rs --account signing shell --needs-approval bob --needs-approval signing   # asks it, too",
+    );
+    refused(
+        "approve",
+        "bob",
+        &[&grant[..], &["--", "x"]].concat(),
+        2,
+        "approve: error: a gate stands before 'shell', which does not see its arguments: leave them out, the program alone is granted",
+    );
+    let file = host.root.join("state/bob.yml");
+    let genuine = fs::read_to_string(&file).expect("the state");
+    let key = genuine.lines().find_map(|line| line.strip_prefix("  key: ")).expect("a key");
+    fs::write(&file, genuine.replace(key, &key.chars().rev().collect::<String>())).expect("another CAS");
+    refused("approve", "bob", &grant, 3, "approve: error: accounts 'bob' and 'signing' are not with the same CAS");
+    fs::write(&file, genuine).expect("the state");
+    refused(
+        "start",
+        "signing",
+        &["--otp-file", "code"],
+        5,
+        "\
+start: asking whether a start of 'shell' is granted
+start: error: no start of 'shell' is granted
+hint: ./scripts/approve.rs --account bob shell --of signing --starts 1 --for 10m",
+    );
+    host.signing("protect", &["shell", "--needs-approval", "signing", "--without-code"]).expect(0);
+    let outcome = host.signing("start", &["shell", "--otp-file", "code"]);
+    host.says(outcome, 2, "start: error: what was granted starts it, without a code: leave out '--otp-file'\n");
+}
+
 /// Here CAS's clock is another than the gate's, which is the host's.
 #[test]
 fn a_start_that_a_gate_does_not_grant() {
@@ -1846,6 +1933,10 @@ const EXEMPT: &[(&str, &str)] = &[
     ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
     ("tail -n 3 {log}   # says why", "tests/host.rs"),
     ("this host cannot run the program: {reason}", "tests/host.rs"),
+    (
+        "the grant was not noted: {reason}",
+        "what it is asked is checked before, and the runtime sees first to its volume",
+    ),
     (
         "the gate cannot grant a start: {reason}",
         "what it lacks comes from the policy, and the runtime sees first to its volume",

@@ -84,6 +84,18 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
         .expect(2)
         .saying("a gate counts the starts");
 
+    // As a script of format 4 left it.
+    let mut state = bundle.state("default");
+    state["format"] = 4.into();
+    state.as_mapping_mut().expect("a mapping").remove("approvals");
+    let shell = state["programs"]["shell"].as_mapping_mut().expect("a program");
+    let mut gate = shell.remove("permit").expect("a permit");
+    for since in ["counts_itself", "approvers", "without_code"] {
+        gate.as_mapping_mut().expect("a mapping").remove(since);
+    }
+    shell.insert("gate".into(), gate);
+    fs::write(bundle.state_file("default"), serde_yaml::to_string(&state).expect("YAML")).expect("the state");
+
     // Doctor asks the gate, whom anybody may ask: that takes no start.
     let doctor = |said: &str| {
         let report = bundle.script("doctor", &[]).stdout;

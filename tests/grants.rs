@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::support::program::service_by_hand;
 use crate::support::protected::Protected;
-use crate::support::{Outcome, Platform, copy, docker_is_there, image, phone, run, run_with_input};
+use crate::support::{Outcome, Platform, copy, docker_is_there, image, phone, run, run_with_input, strace_is_there};
 
 const PROTECTED: &[&str] =
     &["--secret", "SIGNER_KEY=p256", "--command", "/bin/signer sign @@1", "--mount-point", "/in"];
@@ -217,6 +217,102 @@ fn nobody_else_writes_what_was_granted(platform: Platform) {
     let of = |name: &str| format!("session: {namespace}/{name}\n");
     let looks = |name: &str| format!("to:\n  session: {namespace}/{name}\nupdate_policy: ephemeral\n");
     assert_eq!(told, [of("signer/approve.bob"), looks("otpqr"), looks("signer/default")]);
+}
+
+/// Whoever sees the approver's code on the host can use it first. The approver notices.
+#[test]
+fn an_approvers_code_that_was_seen_grants_something_else_and_theirs_is_refused() {
+    let two = Two::new(Platform::SimNative);
+    let (signer, bundle) = (&two.signer, &two.signer.bundle);
+    signer.protect(&[PROTECTED, &["--needs-approval", "bob", "--counts-itself"]].concat()).expect(0);
+    let seen = two.bob.code_at(bundle.now());
+    let approve = |starts: &str| {
+        two.approve_with(&seen, &[&["--account", "bob", "--starts", starts, "--for", "10m"], SIGN].concat())
+    };
+    two.write("what root wants to be released");
+    approve("9").expect(0);
+    two.write("what is released");
+    approve("1").expect(5).saying("that code was used already, by you or somebody else");
+    assert!(two.listed().starts_with("granted: 9 of 9 starts until "), "{}", two.listed());
+}
+
+/// Kills the runtime, or the program that it runs, before a call of a start that is handed a code of this service.
+const KILLING: &str = r#"#!/bin/sh
+bin=${0%/*} name=${0##*/}
+case "$SCONE_CONFIG_ID" in
+  */program@* | */approve@*)
+    [ ! -f "$bin/inject" ] || exec strace -f -qq -o /dev/null -e "inject=$(cat "$bin/inject")" "$bin/genuine/$name" "$@" ;;
+esac
+exec "$bin/genuine/$name" "$@"
+"#;
+
+/// A start and an approval are killed at each call, one after the other, until one is survived; with the real CAS, and volumes that are sealed.
+#[test]
+fn killed_at_any_call_nothing_is_granted_or_taken_twice_and_one_start_at_most_is_lost() {
+    if !strace_is_there() {
+        return;
+    }
+    let two = Two::new(Platform::SimNative);
+    let (signer, bundle) = (&two.signer, &two.signer.bundle);
+    signer.protect(&[PROTECTED, &["--needs-approval", "bob", "--counts-itself"]].concat()).expect(0);
+    bundle.wrap_tools(KILLING);
+    let inject = bundle.root.join("simulator/bin/inject");
+    // What a seal does, and what the program does; what is sent goes by writev.
+    let calls = ["write", "fsync", "fdatasync", "renameat", "writev"];
+    let killed_at = |done: &mut dyn FnMut() -> bool| {
+        let mut killed = 0;
+        for call in calls {
+            for when in 1.. {
+                fs::write(&inject, format!("{call}:signal=SIGKILL:when={when}")).expect("a file");
+                if done() {
+                    break;
+                }
+                killed += 1;
+            }
+        }
+        fs::remove_file(&inject).expect("removal");
+        killed
+    };
+    // So many grants there are, and so many of their starts are left.
+    let left = || {
+        let listed = two.listed();
+        let left =
+            listed.lines().map(|line| line.split(' ').find_map(|word| word.parse::<usize>().ok()).expect("a number"));
+        (listed.lines().count(), left.sum::<usize>())
+    };
+
+    let mut told = 0;
+    let killed = killed_at(&mut || {
+        let is_granted = two.approve("3").code == Some(0);
+        told += usize::from(is_granted);
+        is_granted
+    });
+    let (grants, starts) = left();
+    assert!(told <= grants && grants <= told + killed, "{grants} grants, {told} told of, {killed} killed");
+    assert_eq!(starts, 3 * grants, "half a grant");
+    println!("{killed} approvals killed, {told} survived: {grants} grants of 3 starts");
+
+    two.approve("99").expect(0);
+    let granted = starts + 99;
+    let (mut signatures, mut lost, mut before) = (0, 0, granted);
+    let killed = killed_at(&mut || {
+        let start = signer.start(SIGN);
+        let now = left().1;
+        // It was taken before anything was signed; and who was killed took one at most.
+        let signed = usize::from(!start.stdout.is_empty());
+        assert!(now + 1 >= before && now + signed <= before, "{before} before, {now} now: {start:?}");
+        signatures += signed;
+        lost += before - now - signed;
+        before = now;
+        start.code == Some(0)
+    });
+    let taken = granted - left().1;
+    assert_eq!(taken, signatures + lost);
+    assert!(signatures >= calls.len() && lost > 0 && lost <= killed, "{lost} lost by {killed} kills");
+    println!("granted {granted}, taken {taken}, signed {signatures}, lost {lost} by {killed} kills");
+    // What was killed is in nobody's way.
+    signer.start(SIGN).expect(0);
+    two.approve("1").expect(0);
 }
 
 #[test]

@@ -741,8 +741,10 @@ fn one_more_version_of_the_same_policy_is_recorded_if_nothing_else_can_have_been
 }
 
 fn in_format_1(state: &str) -> String {
-    let lines = state.lines().filter(|line| !line.contains("_predecessor: ") && *line != "programs: {}");
-    lines.map(|line| format!("{}\n", line.replace("format: 4", "format: 1"))).collect()
+    let lines = state
+        .lines()
+        .filter(|line| !line.contains("_predecessor: ") && !["programs: {}", "approvals: {}"].contains(line));
+    lines.map(|line| format!("{}\n", line.replace("format: 5", "format: 1"))).collect()
 }
 
 #[test]
@@ -1294,7 +1296,7 @@ fn damaged_state_is_an_error_that_names_the_file_and_never_a_fresh_start() {
         (String::new(), "damaged"),
         ("\0\0\0\0".to_owned(), "damaged"),
         ("hello".to_owned(), "not ours"),
-        (good.replace("format: 4", "format: 5"), "has format 5"),
+        (good.replace("format: 5", "format: 6"), "has format 6"),
         (good.replace("platform: scone", "platform: sgx"), "damaged"),
         (format!("{good}unheard_of: 1\n"), "damaged"),
         (

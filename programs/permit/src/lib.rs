@@ -135,17 +135,16 @@ impl Permit {
     /// [`Error::Environment`] if one of them is missing or bad: a limit that is not understood is not passed over.
     pub fn from_environment() -> Result<Option<Permit>, Error> {
         let bad = |variable, problem| Err(Error::Environment { variable, problem });
-        if [FILE, STARTS, GRANTS, APPROVERS, SERVICE].into_iter().all(|variable| env::var_os(variable).is_none()) {
+        let is_set = |variables: &[&str]| variables.iter().any(|variable| env::var_os(variable).is_some());
+        if !is_set(&[FILE, STARTS, GRANTS, APPROVERS, SERVICE]) {
             return Ok(None);
         }
         let first = set(FILE)?;
         if !is_file(&first) {
             return bad(FILE, "is not the absolute path of a file");
         }
-        let approval = match [GRANTS, APPROVERS, SERVICE].into_iter().all(|variable| env::var_os(variable).is_none()) {
-            true => None,
-            false => Some(Approval::from_environment(&first)?),
-        };
+        let needs_approval = is_set(&[GRANTS, APPROVERS, SERVICE]);
+        let approval = needs_approval.then(|| Approval::from_environment(&first)).transpose()?;
         // Something must limit it.
         let starts = if approval.is_none() { Some(set(STARTS)?) } else { env::var_os(STARTS).map(PathBuf::from) };
         let starts = match starts.map(|starts| starts.to_str().and_then(|starts| starts.parse().ok())) {
