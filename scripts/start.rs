@@ -116,22 +116,24 @@ fn start(args: &Args) -> Result<Report, Failure> {
             let name = &args.program.given.program;
             let stop = account.script("start", &format!(" {name} --stop"));
             if let Some(running) = service::running(&account, name)? {
-                return Ok(told(args, "already running", &running, &stop).into());
+                return Ok(told(args, "already running", &running, None, &stop).into());
             }
-            let service = Launch::prepare(&mut account, &args.program, args.open)?.detach(source.as_ref(), log)?;
-            Ok(told(args, "started", &service, &stop).into())
+            let launch = Launch::prepare(&mut account, &args.program, args.open)?;
+            let service = launch.detach(source.as_ref(), log)?;
+            Ok(told(args, "started", &service, launch.granted(), &stop).into())
         }
     }
 }
 
-fn told(args: &Args, what: &str, service: &Service, stop: &str) -> String {
+/// `start`: which start it is, as its gate says.
+fn told(args: &Args, what: &str, service: &Service, start: Option<String>, stop: &str) -> String {
     let name = &args.program.given.program;
     let (kind, id) = match service {
         Service::Container(container) => ("container", json!(container)),
         Service::Process(process) => ("pid", json!(process)),
     };
     if args.json {
-        return json!({ "program": name, kind: id }).to_string();
+        return json!({ "program": name, kind: id, "start": start }).to_string();
     }
     let id = id.as_str().map_or_else(|| id.to_string(), str::to_owned);
     format!("{what}: '{name}', {kind} {id}\nstop it: {}", bundle::hint::pasteable(stop))

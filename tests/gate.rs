@@ -145,9 +145,23 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     // Described anew, it is limited as it was. A higher number is those that were granted and more.
     bundle.script("protect", &["shell"]).expect(0);
     counted.start().expect(5).saying("all 2 starts are taken");
+    bundle
+        .script("protect", &["shell", "--starts", "1"])
+        .expect(0)
+        .saying("fewer starts than before, which were 2 in all");
+    counted.start().expect(5).saying("no start is granted: the one start is taken");
     bundle.script("protect", &["shell", "--starts", "3"]).expect(0);
     counted.next_step();
     counted.start().expect(0).saying("gate: start 3 of 3");
+
+    // A service, and what a script is told of its start.
+    bundle.script("protect", &["shell", "--starts", "4", "--command", "sh -c 'while :; do :; done'"]).expect(0);
+    counted.next_step();
+    let detach = ["shell", "--otp-file", "-", "--detach", "--log", "log", "--json"];
+    let told = run_with_input(bundle.script_command("start", &detach), &counted.code()).expect(0).stdout;
+    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+    bundle.script("start", &["shell", "--stop"]).expect(0);
+    assert_eq!((told["program"].as_str(), told["start"].as_str()), (Some("shell"), Some("start 4 of 4")), "{told}");
 }
 
 /// One code grants several starts, and these take no code.

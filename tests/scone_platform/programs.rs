@@ -524,6 +524,78 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
     host.has_clean_desk();
 }
 
+/// What is left is looked at, a grant is made, and a start goes through the gate: each is a container of the account's image.
+#[test]
+fn a_gate_is_asked_granted_and_gone_through_by_these_argument_vectors() {
+    let host = Host::with_image();
+    let dispensed = "271828";
+    host.with_engine(&format!(
+        r#"case "$SCONE_CONFIG_ID" in
+  */left_web) echo "granted: 1 of 1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of '${{SCONE_CONFIG_ID%/otpqr/left_web}}/web/default/program'"; exit ;;
+  */gate@{CODE}) echo 'gate: start 1 of 2, start 1 of 1 of grant 1 by '"'bob'" >&2; echo {dispensed}; exit ;;
+  */approve@{CODE}) echo "1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of 'a/service'"; exit ;;
+esac"#
+    ));
+    host.script("create", &["--cas", "cas.example.com", "--account", "bob"]).expect(0);
+    host.protect(&["--starts", "2", "--needs-approval", "bob"]).expect(0);
+    host.forget();
+    let file = host.desk().join("bobs-code.txt");
+    fs::write(&file, CODE).unwrap();
+    let approve = ["web", "--account", "bob", "--starts", "1", "--for", "10m", "--otp-file", "bobs-code.txt"];
+    assert!(host.script("approve", &approve).expect(0).stdout.starts_with("granted: 1 start until "));
+    fs::remove_file(file).unwrap();
+    let started = host.start(&[]).expect(0).saying("gate: start 1 of 2, start 1 of 1 of grant 1 by 'bob'");
+    assert_eq!(started.stdout, "it ran\n");
+
+    let root = host.root().canonicalize().unwrap().display().to_string().replace('"', "\"\"");
+    let namespace = host.known("namespace");
+    let side = |name: &str, inside: &str| {
+        format!("--mount=type=bind,\"src={root}/state/volumes/default/programs/web/{name}\",dst={inside}")
+    };
+    let (starts, grants) = (side("starts_1", "/permit"), side("grants_1", "/grants"));
+    let calls = host.calls();
+    let runs: Vec<&Call> = calls.iter().filter(|call| call.what() == "docker run").collect();
+    let of = |service: &str| {
+        let service = format!("{namespace}/{service}");
+        runs.iter()
+            .find(|call| call.config_id.as_ref() == Some(&service))
+            .unwrap_or_else(|| panic!("{service}: {runs:?}"))
+    };
+    let user = format!("--user={}", user());
+    let vector = |call: &Call, sides: &[&String], last: &[&str]| {
+        let fifo = call.args.iter().find(|arg| arg.ends_with("/environment\",dst=/environment")).unwrap();
+        let before = [
+            "run",
+            "--rm",
+            "--log-driver=none",
+            "--cap-drop=ALL",
+            "--security-opt=no-new-privileges",
+            "-e=SCONE_CAS_ADDR",
+            "--userns=host",
+            &user,
+            "--device=/dev/sgx_enclave",
+            "-e=SCONE_MODE=hw",
+            "-e=SCONE_LAS_ADDR",
+        ];
+        let sides = sides.iter().map(|side| side.as_str());
+        let after = [fifo.as_str(), "--entrypoint=/entry", IMAGE_ID, "/environment", "/bin/gate"];
+        let expected: Vec<&str> = before.into_iter().chain(sides).chain(after).chain(last.iter().copied()).collect();
+        assert_eq!(call.args, expected);
+    };
+    vector(of(&format!("web/approve.bob/approve@{CODE}")), &[&grants], &["1", "600", "-"]);
+    vector(of("otpqr/left_web"), &[&starts, &grants], &[]);
+    vector(of(&format!("web/default/gate@{CODE}")), &[&starts, &grants], &[]);
+    // The gate's code, not the person's, starts the program, which sees neither volume.
+    let program = of(&format!("web/default/program@{dispensed}"));
+    assert!(!program.args.contains(&starts) && !program.args.contains(&grants), "{:?}", program.args);
+    assert_eq!(runs.len(), 4);
+    for call in &calls {
+        assert!(!call.args.iter().any(|arg| arg.contains(CODE) || arg.contains(dispensed)), "{:?}", call.args);
+    }
+    assert!(!started.stderr.contains(dispensed));
+    host.has_clean_desk();
+}
+
 /// The tool bakes the addresses and the session of its own policy into the image. Docker prefers what it is told: `-e NAME` is
 /// the caller's value, and where the caller has none the variable is taken away (moby, `ReplaceOrAppendEnvVars`). The session
 /// comes through the FIFO, and the entry puts it in the place of what is there (programs/entry/tests/entry.rs).

@@ -1,5 +1,6 @@
 //! A start of a protected program: what it needs, and its run as if its caller had started it.
 
+use std::cell::RefCell;
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, IsTerminal};
@@ -97,6 +98,8 @@ pub struct Launch<'a> {
     is_open: bool,
     /// Of the host's sides of its volumes: those that it has to itself.
     own: Vec<PathBuf>,
+    /// What the gate said of the start that it granted.
+    granted: RefCell<Option<String>>,
     _sides: Volumes,
 }
 
@@ -186,6 +189,7 @@ impl<'a> Launch<'a> {
             mounted,
             is_open,
             own,
+            granted: RefCell::default(),
             _sides: sides,
         })
     }
@@ -275,13 +279,10 @@ impl<'a> Launch<'a> {
         match finished.code {
             _ if Answer::is_of_start(finished) => Err(self.explain(finished)),
             Some(0) => {
-                step(
-                    finished
-                        .stderr
-                        .lines()
-                        .rfind(|line| line.starts_with("gate: "))
-                        .unwrap_or("gate: a start is taken"),
-                );
+                let said = finished.stderr.lines().rev().find_map(|line| line.strip_prefix("gate: "));
+                let said = said.unwrap_or("a start is taken");
+                step(format!("gate: {said}"));
+                self.granted.replace(Some(said.to_owned()));
                 Ok(Code::dispensed(&finished.stdout)?)
             }
             Some(10) => {
@@ -300,6 +301,11 @@ impl<'a> Launch<'a> {
 
     pub(crate) fn config_id(&self, code: Option<&Code>) -> String {
         code.map_or_else(|| self.service(), |code| code.config_id(&self.service()))
+    }
+
+    /// What the gate said of the start that it granted, if there is one.
+    pub fn granted(&self) -> Option<String> {
+        self.granted.borrow().clone()
     }
 
     /// Runs it as if its caller had started it. Returns its exit code.
