@@ -22,14 +22,14 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bundle::account::{self, Account};
-use bundle::cas;
+use bundle::cas::{self, Attestation};
 use bundle::container::{self, OTPQR};
-use bundle::drawing;
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::Platform;
 use bundle::policy;
+use bundle::session;
 use bundle::state::{self, Lock, State, StateFile};
-use bundle::{hint, root, step, tool};
+use bundle::{hint, root, step};
 use clap::Parser;
 
 /// Create an account: measure the program, write the policies, upload them to CAS
@@ -44,7 +44,10 @@ Exit codes:
   5 refused by CAS   130 interrupted   1 anything else
 
 Examples:
-  ./scripts/create.rs --cas cas.example.com              an account on SCONE
+  ./scripts/create.rs --cas cas.example.com -CS --mrenclave HEX
+                                                         an account on SCONE, on a CAS with this measurement
+  ./scripts/create.rs --cas scone-cas.cf -GCS --insecure-test-cas --tolerate debug-mode
+                                                         a test with SCONE's public CAS: protects nobody from who runs it
   ./scripts/create.rs --platform sim                     a rehearsal on the simulator: protects nobody from root
   ./scripts/create.rs --platform sim-native              the same without a Docker Engine
   ./scripts/create.rs --platform sim --account signing --issuer 'Example GmbH' --login alice
@@ -68,6 +71,13 @@ struct Args {
     image: Option<String>,
     #[command(flatten)]
     account: account::Named,
+    /// The session below which the account's lie: it is there, and lets you create sessions. A new account's alone
+    #[arg(long, value_name = "SESSION", value_parser = session::parent)]
+    parent: Option<String>,
+    #[command(flatten)]
+    attestation: Attestation,
+    #[command(flatten)]
+    tolerance: policy::Tolerance,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -76,21 +86,11 @@ enum CreateError {
     Differs { account: String, what: &'static str, known: String, given: String },
     #[error("a roll-forward of account '{account}' was begun but not finished")]
     RollForwardBegun { account: String },
-    #[error("the login name is not known: give '--login NAME'")]
-    NoLogin,
-    #[error("issuer and login are too long for a QR code")]
-    TooLong,
-    #[error("the login name cannot be used, give '--login NAME': {why}")]
-    LoginUnusable { why: &'static str },
 }
 
 impl Concern for CreateError {
     fn exit(&self) -> Exit {
-        use CreateError::*;
-        match self {
-            NoLogin | LoginUnusable { .. } | TooLong => Exit::Usage,
-            Differs { .. } | RollForwardBegun { .. } => Exit::Precondition,
-        }
+        Exit::Precondition
     }
 }
 
@@ -111,7 +111,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     // Refused before anything is started.
     let (issuer, login) = match &known {
         Some(state) => (state.issuer.clone(), state.login.clone()),
-        None => identity(args)?,
+        None => account::identity(args.issuer.as_deref(), args.login.as_deref())?,
     };
 
     let known_image = known.as_ref().map(|state| state.image.clone());
@@ -119,16 +119,19 @@ fn create(args: &Args) -> Result<String, Failure> {
     let image_id = tools.image_id(&image)?;
     step(format!("measuring image '{image}'"));
     let mrenclave = tools.measure(&image_id, OTPQR)?;
-    step("attesting CAS");
-    let known_cas = known.as_ref().map(|state| &state.cas);
-    let cas = tools.attest_named(args.cas.as_deref(), known_cas, name)?;
+    let known_cas = known.as_ref().map(|state| (&state.cas, &state.attestation));
+    let (cas, attestation) = tools.attest_named(args.cas.as_deref(), &args.attestation, known_cas, name)?;
 
     let lock = file.lock()?.passed_on()?;
     let mut state = match known {
         Some(state) => state,
-        None => State::new(platform, cas.clone(), issuer, login, account::new_namespace(&root, name)?),
+        None => {
+            let namespace = account::new_namespace(&root, name, args.parent.as_deref())?;
+            State::new(platform, cas.clone(), issuer, login, namespace)
+        }
     };
-    state.cas = cas;
+    (state.cas, state.attestation) = (cas, attestation);
+    args.tolerance.apply(&mut state);
     if !state.mrenclave.is_empty() && state.mrenclave != mrenclave {
         step(format!("the program changed: measurement '{}' becomes '{mrenclave}'", state.mrenclave));
     }
@@ -148,6 +151,7 @@ fn check_unchanged(args: &Args, state: &State, file: &StateFile) -> Result<(), F
         ("CAS", args.cas.clone(), state.cas.address.clone()),
         ("issuer", args.issuer.clone(), state.issuer.clone()),
         ("login", args.login.clone(), state.login.clone()),
+        ("parent", args.parent.clone(), session::parent_of(&state.namespace).to_owned()),
     ];
     for (what, given, known) in pairs {
         if let Some(given) = given.filter(|given| *given != known) {
@@ -158,21 +162,6 @@ fn check_unchanged(args: &Args, state: &State, file: &StateFile) -> Result<(), F
     // Unless it is under way.
     file.lock()?;
     Err(Failure::from(CreateError::RollForwardBegun { account }).hint(command))
-}
-
-/// Issuer and login of a new account.
-fn identity(args: &Args) -> Result<(String, String), Failure> {
-    let issuer = args.issuer.clone().unwrap_or_else(|| "SCONE OTP".to_owned());
-    let login = match &args.login {
-        Some(login) => login.clone(),
-        None => policy::label_part(&tool::login_name().ok_or(CreateError::NoLogin)?)
-            .map_err(|why| CreateError::LoginUnusable { why })?,
-    };
-    // A roll-forward adds a number.
-    if !drawing::fits(&issuer, &state::label(&login, state::LAST_VERSION)) {
-        return Err(CreateError::TooLong.into());
-    }
-    Ok((issuer, login))
 }
 
 /// Uploads what CAS does not hold yet. Says what was done.
@@ -188,9 +177,11 @@ fn upload_what_differs(account: &mut Account, lock: &Lock) -> Result<&'static st
 
 fn report(account: &Account, done: &str) -> String {
     let next = hint::pasteable(&account.script("gen_qr", ""));
-    let State { issuer, login, platform, cas, namespace, mrenclave, .. } = &account.state;
+    let State { issuer, login, platform, cas, namespace, mrenclave, attestation, .. } = &account.state;
+    let test = if attestation.insecure_test_cas { " (for tests: whoever runs it can read everything)" } else { "" };
+    let tolerated = policy::tolerated(&account.state).map_or(String::new(), |what| format!("\n  tolerated  {what}"));
     format!(
-        "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}\n  namespace  {namespace}\n  mrenclave  {mrenclave}\nnext: {next}",
+        "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}{test}\n  namespace  {namespace}\n  mrenclave  {mrenclave}{tolerated}\nnext: {next}",
         account.name, cas.address,
     )
 }

@@ -185,6 +185,7 @@ fn at_cas(account: &mut Account, alone: Option<Lock>) -> Vec<Finding> {
             None => Finding::unknown("codes", "which codes live: session 2, or a program's, does not say"),
         });
     }
+    answers.findings.extend(checks::weakened(account));
     // SCONE's does not tell the time.
     if account.state.platform != Platform::Scone {
         answers.look("clock", "CAS's clock", || checks::cas_clock(account));

@@ -606,12 +606,164 @@ fn a_second_run_verifies_and_uploads_nothing() {
         for asked in ["scone session read", "scone session verify"] {
             assert_eq!(calls.iter().filter(|call| call.what() == asked).count(), 3);
         }
-        // The command line is told which key it may trust.
-        let attest = calls.iter().find(|call| call.has("attest")).unwrap();
-        assert_eq!(attest.args, ["cas", "attest", "cas.example.com", "-c", &text(&host.state()["cas"]["key"])]);
+        // It is pinned.
+        assert!(!calls.iter().any(|call| call.has("attest")));
         assert_eq!(uploads(calls).len(), 0);
         assert_eq!(fs::read(host.state_file()).unwrap(), before);
     }
+}
+
+/// The options of `scone cas attest` that a script was run with, but for the address.
+fn attested(host: &Host) -> Option<Vec<String>> {
+    let calls = host.calls();
+    let attest = calls.iter().find(|call| call.has("attest"))?;
+    assert_eq!(attest.args[..3], ["cas", "attest", "cas.example.com"]);
+    Some(attest.args[3..].to_vec())
+}
+
+#[test]
+fn cas_is_attested_as_it_was_asked_for_and_anew_only_if_that_changes_or_it_is_not_pinned() {
+    let (one, other) = (MEASUREMENT, "0".repeat(64));
+    for (bad, why) in [
+        (&["--mrenclave", "abc"][..], "64 hex digits"),
+        (&["--mrsigner", &one.to_uppercase()], "64 hex digits"),
+        (&["--isvsvn", "2"], "--mrsigner"),
+        (&["--mrsigner", one, "--isvprodid", "65536"], "65536"),
+        (&["--only_for_testing-debug"], "unexpected argument"),
+    ] {
+        let host = Host::new();
+        host.script("create", &[&["--cas", "cas.example.com"], bad].concat()).expect(2).saying(why);
+        assert_eq!(order(&host.calls()), [""; 0]);
+    }
+
+    let (mrenclave, mrsigner) = (format!("--mrenclave={one}"), format!("--mrsigner={one}"));
+    let [accept_c, accept_g, accept_s] =
+        ["configuration-needed", "group-out-of-date", "sw-hardening-needed"].map(|what| format!("--accept-{what}"));
+    let [debug, ignore, any] = ["debug", "ignore-signer", "trust-any"].map(|what| format!("--only_for_testing-{what}"));
+    for (asked, told) in [
+        (&[][..], &[][..]),
+        // In production.
+        (&["-CS", "--mrenclave", one], &[&accept_c, &accept_s, &mrenclave]),
+        (
+            &["-CS", "--mrsigner", one, "--isvprodid", "41316", "--isvsvn", "5"],
+            &[&accept_c, &accept_s, &mrsigner, &"--isvprodid=41316".to_owned(), &"--isvsvn=5".to_owned()],
+        ),
+        // SCONE's public ones.
+        (&["-GCS", "--insecure-test-cas"], &[&accept_c, &accept_g, &accept_s, &debug, &ignore, &any]),
+        (
+            &["-GCS", "--insecure-test-cas", "--mrenclave", one],
+            &[&accept_c, &accept_g, &accept_s, &mrenclave, &debug, &ignore],
+        ),
+        (&["--insecure-test-cas", "--mrsigner", one], &[&mrsigner, &debug]),
+    ] {
+        let host = Host::new();
+        let created = host.script("create", &[&["--cas", "cas.example.com"], asked].concat()).expect(0);
+        assert_eq!(attested(&host).unwrap().iter().collect::<Vec<_>>(), told, "{asked:?}");
+        let is_test = asked.contains(&"--insecure-test-cas");
+        let loud = "whoever runs it can read every";
+        assert_eq!((created.stderr.contains(loud), created.stdout.contains("whoever runs it")), (is_test, is_test));
+
+        // It is pinned: neither the same nor nothing attests it anew.
+        for again in [&[][..], asked] {
+            host.forget();
+            host.script("create", again).expect(0);
+            assert_eq!(attested(&host), None, "{again:?}");
+        }
+        let started = host.script("gen_qr", &["--no-confirm"]).expect(0);
+        assert_eq!(started.stderr.contains(loud), is_test, "{}", started.stderr);
+        assert_eq!(host.script("doctor", &[]).stdout.contains("wrong CAS "), is_test);
+
+        // The command line lost its pin: attested as it was, and by the key that the account knows.
+        host.forget();
+        let lost = host.home.path().join("lost");
+        fs::write(&lost, "").unwrap();
+        host.instead_of(
+            "scone",
+            &format!(
+                "[ \"$2\" != attest ] || rm '{0}'; [ \"$2\" != show-identification ] || [ ! -f '{0}' ] || exit 1",
+                lost.display()
+            ),
+        );
+        host.script("create", &[]).expect(0);
+        let by_key =
+            told.iter().map(|word| (*word).clone()).chain(["-c".to_owned(), text(&host.state()["cas"]["key"])]);
+        assert_eq!(attested(&host).unwrap(), by_key.collect::<Vec<_>>());
+        host.instead_of("scone", "");
+
+        // Otherwise: anew, and recorded.
+        host.forget();
+        host.script("create", &["--mrenclave", &other]).expect(0);
+        assert_eq!(attested(&host).unwrap()[0], format!("--mrenclave={other}"));
+        let attestation = &host.state()["attestation"];
+        assert_eq!(
+            (text(&attestation["mrenclave"][0]), attestation["insecure_test_cas"].as_bool()),
+            (other.clone(), Some(false))
+        );
+    }
+}
+
+#[test]
+fn what_is_tolerated_is_in_every_policy_with_services_recorded_and_loud() {
+    let host = Host::new();
+    for (bad, why) in [
+        (["--tolerate", "everything"], "must be one of debug-mode, hyperthreading"),
+        (["--ignore-advisory", "*"], "INTEL-SA- and five digits"),
+        (["--ignore-advisory", "INTEL-SA-161"], "INTEL-SA- and five digits"),
+    ] {
+        host.script("create", &[&["--cas", "cas.example.com"], &bad[..]].concat()).expect(2).saying(why);
+    }
+    let tolerate =
+        ["--tolerate", "outdated-tcb", "--tolerate", "hyperthreading", "--ignore-advisory", "INTEL-SA-00161"];
+    let created = host.script("create", &[&["--cas", "cas.example.com"], &tolerate[..]].concat()).expect(0);
+    assert!(created.stdout.contains("\n  tolerated  hyperthreading, outdated-tcb, INTEL-SA-00161\n"), "{created:?}");
+    let of = |uploads: Vec<Call>| -> Vec<String> {
+        let attestation = |call: &Call| call.policy()["security"]["attestation"].clone();
+        uploads
+            .iter()
+            .map(|call| {
+                let attestation = attestation(call);
+                format!("{:?} {:?}", attestation["tolerate"], attestation["ignore_advisories"])
+            })
+            .collect()
+    };
+    let uploaded = of(uploads(host.calls()));
+    assert_eq!(uploaded.len(), 3);
+    assert_eq!(uploaded[0], "Null Null", "the namespace has no services");
+    for policy in &uploaded[1..] {
+        assert!(
+            policy.contains("hyperthreading") && policy.contains("outdated-tcb") && policy.contains("INTEL-SA-00161")
+        );
+    }
+    let report = host.script("doctor", &[]).stdout;
+    assert!(report.contains("ok    policies  they tolerate: hyperthreading, outdated-tcb, INTEL-SA-00161"), "{report}");
+
+    // Nothing given: it stays. Given anew: replaced. 'none': taken back.
+    host.forget();
+    host.script("create", &[]).expect(0);
+    assert_eq!(uploads(host.calls()).len(), 0);
+    host.script("create", &["--tolerate", "debug-mode"]).expect(0);
+    let report = host.script("doctor", &[]).stdout;
+    assert!(report.contains("wrong policies  they tolerate: debug-mode, INTEL-SA-00161"), "{report}");
+    host.forget();
+    let none = host.script("create", &["--tolerate", "none", "--ignore-advisory", "none"]).expect(0);
+    assert!(!none.stdout.contains("tolerated"), "{none:?}");
+    assert_eq!(of(uploads(host.calls())), ["Null Null", "Null Null"]);
+}
+
+#[test]
+fn a_namespace_may_lie_below_a_session_of_the_users() {
+    for bad in ["", "/", "a//b", "a/", "-a", "a b", "a/$b"] {
+        Host::new().script("create", &["--cas", "cas.example.com", &format!("--parent={bad}")]).expect(2);
+    }
+    let host = Host::new();
+    host.script("create", &["--cas", "cas.example.com", "--parent", "example/otp"]).expect(0);
+    let namespace = host.known("namespace");
+    assert!(namespace.starts_with("example/otp/otpqr-"), "{namespace}");
+    let names: Vec<String> = uploads(host.calls()).iter().map(|call| text(&call.policy()["name"])).collect();
+    assert_eq!(names, [namespace.clone(), format!("{namespace}/otpqr"), format!("{namespace}/otpqr-reset")]);
+    host.script("create", &["--parent", "example"]).expect(3).saying("has parent 'example/otp', not 'example'");
+    host.script("create", &["--parent", "example/otp"]).expect(0);
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
 }
 
 #[test]
@@ -741,9 +893,16 @@ fn one_more_version_of_the_same_policy_is_recorded_if_nothing_else_can_have_been
 }
 
 fn in_format_1(state: &str) -> String {
-    let lines = state
-        .lines()
-        .filter(|line| !line.contains("_predecessor: ") && !["programs: {}", "approvals: {}"].contains(line));
+    let later = ["programs:", "approvals:", "tolerate:", "ignore_advisories:", "attestation:"];
+    let mut is_later = false;
+    let is_old = |line: &&str| {
+        // What is indented belongs to what is above.
+        if !line.starts_with(' ') {
+            is_later = later.iter().any(|key| line.starts_with(key)) || line.contains("_predecessor: ");
+        }
+        !is_later
+    };
+    let lines = state.lines().filter(is_old);
     lines.map(|line| format!("{}\n", line.replace("format: 5", "format: 1"))).collect()
 }
 

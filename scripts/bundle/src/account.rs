@@ -11,8 +11,9 @@ use crate::hint::{self, quoted};
 use crate::platform::Tools;
 use crate::policy;
 use crate::root;
+use crate::session;
 use crate::state::{self, Lock, State, StateFile};
-use crate::step;
+use crate::{drawing, step, tool};
 
 #[derive(Debug, thiserror::Error)]
 enum AccountError {
@@ -26,12 +27,19 @@ enum AccountError {
     NoRandomName(io::Error),
     #[error("'{volumes}' cannot be moved: {cause}")]
     NotMoved { volumes: String, cause: io::Error },
+    #[error("the login name is not known: give '--login NAME'")]
+    NoLogin,
+    #[error("issuer and login are too long for a QR code")]
+    TooLong,
+    #[error("the login name cannot be used, give '--login NAME': {why}")]
+    LoginUnusable { why: &'static str },
 }
 
 impl Concern for AccountError {
     fn exit(&self) -> Exit {
         match self {
             AccountError::NoRandomName(_) => Exit::Other,
+            AccountError::NoLogin | AccountError::TooLong | AccountError::LoginUnusable { .. } => Exit::Usage,
             _ => Exit::Precondition,
         }
     }
@@ -119,12 +127,15 @@ impl Account {
 
     /// Makes sure that the account's CAS is there, and still the one that was pinned. The simulated one is taken where it is now.
     pub fn check_cas(&mut self) -> Result<(), Failure> {
+        if self.state.attestation.insecure_test_cas {
+            step("CAS is one for tests ('--insecure-test-cas'): whoever runs it can read every secret in it");
+        }
         let known = &self.state.cas;
         if let Some(running) = self.tools.running_simulated_cas()? {
             known.check_same(&running, &self.name)?;
             if running != *known {
                 let address = running.address.clone();
-                self.state.cas = self.tools.attest(&address, Some(running), Some(known))?;
+                self.state.cas = self.tools.attest(&address, Some(running), Some(known), &self.state.attestation)?;
             }
         }
         let cas = &self.state.cas;
@@ -169,6 +180,11 @@ impl Account {
         let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
         let State { platform, cas, issuer, login, .. } = &self.state;
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
+        let cas = cas + &self.state.attestation.options() + &policy::options(&self.state);
+        let cas = match session::parent_of(&self.state.namespace) {
+            "" => cas,
+            parent => format!("{cas} --parent {parent}"),
+        };
         let (issuer, login) = (quoted(issuer), quoted(login));
         let create = format!(" --platform {platform}{cas} --issuer={issuer} --login={login}   # then: a new secret");
         [
@@ -203,19 +219,35 @@ impl Found {
     }
 }
 
+/// Issuer and login of a new account.
+pub fn identity(issuer: Option<&str>, login: Option<&str>) -> Result<(String, String), Failure> {
+    let issuer = issuer.unwrap_or("SCONE OTP").to_owned();
+    let login = match login {
+        Some(login) => login.to_owned(),
+        None => policy::label_part(&tool::login_name().ok_or(AccountError::NoLogin)?)
+            .map_err(|why| AccountError::LoginUnusable { why })?,
+    };
+    // A roll-forward adds a number.
+    if !drawing::fits(&issuer, &state::label(&login, state::LAST_VERSION)) {
+        return Err(AccountError::TooLong.into());
+    }
+    Ok((issuer, login))
+}
+
 /// A name that nobody else has. Volumes of an account whose state was lost are not this one's: its volumes must begin empty.
-pub fn new_namespace(root: &Path, account: &str) -> Result<String, Failure> {
+/// `parent`: below this session.
+pub fn new_namespace(root: &Path, account: &str, parent: Option<&str>) -> Result<String, Failure> {
     let mut random = [0; 10];
     let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(&mut random));
     read.map_err(AccountError::NoRandomName)?;
     let random: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-    let namespace = format!("otpqr-{random}");
+    let own = format!("otpqr-{random}");
     let volumes = root.join("state/volumes").join(account);
     if volumes.exists() {
-        let aside = volumes.with_file_name(format!("{account}.before-{namespace}"));
+        let aside = volumes.with_file_name(format!("{account}.before-{own}"));
         step(format!("volumes of an earlier account '{account}' are moved aside, to '{}'", aside.display()));
         let moved = fs::rename(&volumes, &aside);
         moved.map_err(|cause| AccountError::NotMoved { volumes: volumes.display().to_string(), cause })?;
     }
-    Ok(namespace)
+    Ok(parent.map_or_else(|| own.clone(), |parent| format!("{parent}/{own}")))
 }

@@ -4,14 +4,16 @@ use std::ffi::OsString;
 
 use serde::{Deserialize, Serialize};
 
+use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::platform::Tools;
+use crate::step;
 use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum CasError {
-    #[error("'--cas' is for SCONE: the simulator's CAS is found by itself")]
+    #[error("'--cas', and how it is attested, are for SCONE: the simulator's CAS is found by itself")]
     OfSimulator,
     #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
     NotNamed,
@@ -38,6 +40,79 @@ impl Concern for CasError {
             CasError::FieldMissing { .. } => Exit::Other,
             _ => Exit::Precondition,
         }
+    }
+}
+
+/// How SCONE's CAS is attested, in the words of `scone cas attest` (reference/scone.md 4.3).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
+#[serde(deny_unknown_fields)]
+pub struct Attestation {
+    /// CAS's measurement; several may be given, and one of them must be met
+    #[arg(long, value_name = "HEX", value_parser = measurement, help_heading = ATTESTATION)]
+    pub mrenclave: Vec<String>,
+    /// The hash of the key that signed CAS, in the place of its measurement
+    #[arg(long, value_name = "HEX", value_parser = measurement, help_heading = ATTESTATION)]
+    pub mrsigner: Option<String>,
+    /// With --mrsigner: which product of that signer's CAS is
+    #[arg(long, value_name = "N", requires = "mrsigner", help_heading = ATTESTATION)]
+    pub isvprodid: Option<u16>,
+    /// With --mrsigner: the lowest security version that is taken
+    #[arg(long, value_name = "N", requires = "mrsigner", help_heading = ATTESTATION)]
+    pub isvsvn: Option<u16>,
+    /// Take a CAS whose host's configuration has known weaknesses
+    #[arg(long, short = 'C', help_heading = ATTESTATION)]
+    pub accept_configuration_needed: bool,
+    /// Take a CAS whose host's firmware or microcode is out of date
+    #[arg(long, short = 'G', help_heading = ATTESTATION)]
+    pub accept_group_out_of_date: bool,
+    /// Take a CAS whose host needs software to be hardened
+    #[arg(long, short = 'S', help_heading = ATTESTATION)]
+    pub accept_sw_hardening_needed: bool,
+    /// A CAS for tests, as SCONE's public ones are: in debug mode, so that whoever runs it can read everything in it. Without
+    /// --mrenclave and --mrsigner any CAS is taken
+    #[arg(long, help_heading = ATTESTATION)]
+    pub insecure_test_cas: bool,
+}
+
+const ATTESTATION: &str = "How SCONE's CAS is attested (recorded at the first run; given anew, all are replaced)";
+
+fn measurement(text: &str) -> Result<String, &'static str> {
+    if is_sha256(text) { Ok(text.to_owned()) } else { Err("must be 64 hex digits in lower case") }
+}
+
+impl Attestation {
+    /// What `scone cas attest` is told.
+    fn arguments(&self) -> Vec<String> {
+        let by_signer = self.mrsigner.is_some();
+        let test = [
+            (true, "--only_for_testing-debug"),
+            // Who signed a test CAS is nobody's to say, unless it is said here.
+            (!by_signer, "--only_for_testing-ignore-signer"),
+            (!by_signer && self.mrenclave.is_empty(), "--only_for_testing-trust-any"),
+        ];
+        let test = test.into_iter().filter(|(is_due, _)| self.insecure_test_cas && *is_due);
+        self.common().into_iter().chain(test.map(|(_, flag)| flag.to_owned())).collect()
+    }
+
+    /// What create.rs is told to record just this.
+    pub fn options(&self) -> String {
+        let test = self.insecure_test_cas.then(|| "--insecure-test-cas".to_owned());
+        self.common().into_iter().chain(test).map(|option| format!(" {option}")).collect()
+    }
+
+    /// What both call the same.
+    fn common(&self) -> Vec<String> {
+        let flags = [
+            (self.accept_configuration_needed, "--accept-configuration-needed"),
+            (self.accept_group_out_of_date, "--accept-group-out-of-date"),
+            (self.accept_sw_hardening_needed, "--accept-sw-hardening-needed"),
+        ];
+        let flags = flags.into_iter().filter_map(|(is_given, flag)| is_given.then(|| flag.to_owned()));
+        let mrenclave = self.mrenclave.iter().map(|hex| format!("--mrenclave={hex}"));
+        let mrsigner = self.mrsigner.iter().map(|hex| format!("--mrsigner={hex}"));
+        let isvprodid = self.isvprodid.iter().map(|number| format!("--isvprodid={number}"));
+        let isvsvn = self.isvsvn.iter().map(|number| format!("--isvsvn={number}"));
+        flags.chain(mrenclave).chain(mrsigner).chain(isvprodid).chain(isvsvn).collect()
     }
 }
 
@@ -104,8 +179,15 @@ impl Tools {
 
     /// Makes the `scone` command line trust the CAS at `address`: SCONE's by its attestation; the simulated one by its key,
     /// which its own tool has shown on this host. `known`: the one that it must be; another is not trusted, then.
-    pub fn attest(&self, address: &str, simulated: Option<Cas>, known: Option<&Cas>) -> Result<Cas, Failure> {
+    pub fn attest(
+        &self,
+        address: &str,
+        simulated: Option<Cas>,
+        known: Option<&Cas>,
+        how: &Attestation,
+    ) -> Result<Cas, Failure> {
         let mut args = vec!["cas".into(), "attest".into(), address.into()];
+        args.extend(how.arguments().into_iter().map(OsString::from));
         if let Some(cas) = known.or(simulated.as_ref()) {
             args.extend(["-c".into(), OsString::from(&cas.key)]);
         }
@@ -121,7 +203,28 @@ impl Tools {
     /// Makes the `scone` command line trust an account's CAS before anything is uploaded to it, and pins its key: SCONE's at
     /// `address`, or the simulated one, started if need be. One that the account knows is compared first: a refusal leaves the
     /// command line trusting whom it trusted.
-    pub fn attest_named(&self, address: Option<&str>, known: Option<&Cas>, account: &str) -> Result<Cas, Failure> {
+    /// It is attested as `asked`, or else as it was; one that is pinned is not attested anew.
+    pub fn attest_named(
+        &self,
+        address: Option<&str>,
+        asked: &Attestation,
+        known: Option<(&Cas, &Attestation)>,
+        account: &str,
+    ) -> Result<(Cas, Attestation), Failure> {
+        let (known, before) = known.unzip();
+        let is_asked = *asked != Attestation::default();
+        let how = before.filter(|_| !is_asked).unwrap_or(asked);
+        let is_pinned = |known: &&Cas| {
+            let is_same = self.simulator.is_none() && Some(how) == before;
+            is_same && self.pinned_key(&known.address).is_ok_and(|key| key == known.key)
+        };
+        if let Some(known) = known.filter(is_pinned) {
+            return Ok((known.clone(), how.clone()));
+        }
+        step("attesting CAS");
+        if self.simulator.is_some() && is_asked {
+            return Err(CasError::OfSimulator.into());
+        }
         let simulated = self.start_simulated_cas()?;
         let address = match (&simulated, address, known) {
             (Some(_), Some(_), None) => return Err(CasError::OfSimulator.into()),
@@ -132,9 +235,12 @@ impl Tools {
         };
         let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, account));
         simulated.as_ref().map_or(Ok(()), check)?;
-        let cas = self.attest(&address, simulated, known)?;
+        if how.insecure_test_cas {
+            step("a CAS for tests ('--insecure-test-cas'): whoever runs it can read every secret in it");
+        }
+        let cas = self.attest(&address, simulated, known, how)?;
         check(&cas)?;
-        Ok(cas)
+        Ok((cas, how.clone()))
     }
 
     /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.

@@ -13,7 +13,7 @@ use crate::finding::Finding;
 use crate::hint::{pasteable, quoted, shred};
 use crate::issue::Output;
 use crate::permit;
-use crate::policy::{Held, Versions, compare};
+use crate::policy::{self, DEBUG_MODE, Held, Versions, compare};
 use crate::program;
 use crate::refusal::Answer;
 use crate::rotation;
@@ -185,6 +185,27 @@ pub fn cas(account: &mut Account) -> Result<Finding, Failure> {
         Some(0 | 2) => Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned")),
         _ => Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason())),
     })
+}
+
+/// What was weakened: how CAS was attested, and what the policies let pass.
+pub fn weakened(account: &Account) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if account.state.attestation.insecure_test_cas {
+        let finding =
+            format!("'{}' is for tests: whoever runs it can read every secret in it", account.state.cas.address);
+        findings.push(Finding::wrong("CAS", finding, None));
+    }
+    if let Some(tolerated) = policy::tolerated(&account.state) {
+        let finding = format!("they tolerate: {tolerated}");
+        let mend = account.script("create", " --tolerate none   # once the program is signed for production");
+        findings.push(if account.state.tolerate.contains(DEBUG_MODE) {
+            let finding = finding + ": whoever runs the program can read everything in it";
+            Finding::wrong("policies", finding, mend)
+        } else {
+            Finding::ok("policies", finding)
+        });
+    }
+    findings
 }
 
 /// Whether CAS holds what the state says it does - or, while a roll-forward is under way, one of the things that it makes

@@ -77,6 +77,88 @@ impl Versions {
     }
 }
 
+/// What a policy can tolerate of a host's or a program's weaknesses (reference/scone.md 2.10), but for what only Azure's attestation knows.
+const TOLERABLE: [&str; 8] = [
+    DEBUG_MODE,
+    "hyperthreading",
+    "insecure-igpu",
+    "software-hardening-needed",
+    "aepic-leak",
+    "insecure-configuration",
+    "outdated-tcb",
+    "local-attestation-trust-cas-tcb",
+];
+
+/// Everything can be read in such an enclave.
+pub const DEBUG_MODE: &str = "debug-mode";
+
+/// Takes away what was given before.
+const NOTHING: &str = "none";
+
+/// What the policies let pass.
+#[derive(Debug, clap::Args)]
+pub struct Tolerance {
+    /// Tolerate a weakness of the hosts or of the program: 'hyperthreading', 'outdated-tcb', …; 'none' takes back what was
+    /// tolerated. 'debug-mode' is for tests: everything in such an enclave can be read
+    #[arg(long, value_name = "WEAKNESS", value_parser = tolerable, help_heading = TOLERANCE)]
+    tolerate: Vec<String>,
+    /// Ignore one of Intel's advisories about the hosts: 'INTEL-SA-00161'; 'none' takes back what was ignored
+    #[arg(long, value_name = "ADVISORY", value_parser = advisory, help_heading = TOLERANCE)]
+    ignore_advisory: Vec<String>,
+}
+
+const TOLERANCE: &str = "What the policies let pass (recorded; given anew, all are replaced)";
+
+impl Tolerance {
+    /// Makes an account tolerate just that; what is not given stays.
+    pub fn apply(&self, state: &mut State) {
+        let before = (state.tolerate.clone(), state.ignore_advisories.clone());
+        for (given, known) in
+            [(&self.tolerate, &mut state.tolerate), (&self.ignore_advisory, &mut state.ignore_advisories)]
+        {
+            if !given.is_empty() {
+                *known = given.iter().filter(|what| *what != NOTHING).cloned().collect();
+            }
+        }
+        if (&before.0, &before.1) == (&state.tolerate, &state.ignore_advisories) {
+            return;
+        }
+        // What everybody may start lies where the files' secrets do, which are in CAS alone.
+        let has_given = |program: &&mut Program| program.secrets.values().any(|from| from.is_given());
+        let open = state.programs.values_mut().filter(|program| !program.removed && !program.open.is_empty());
+        open.filter(has_given).for_each(|program| program.pending = true);
+    }
+}
+
+/// What the policies of an account let pass, if anything.
+pub fn tolerated(state: &State) -> Option<String> {
+    let all: Vec<&str> = state.tolerate.iter().chain(&state.ignore_advisories).map(String::as_str).collect();
+    (!all.is_empty()).then(|| all.join(", "))
+}
+
+/// What create.rs is told to have just this tolerated.
+pub fn options(state: &State) -> String {
+    let tolerate = state.tolerate.iter().map(|what| format!(" --tolerate {what}"));
+    tolerate.chain(state.ignore_advisories.iter().map(|what| format!(" --ignore-advisory {what}"))).collect()
+}
+
+/// Checks a `--tolerate`.
+pub fn tolerable(text: &str) -> Result<String, String> {
+    if TOLERABLE.contains(&text) || text == NOTHING {
+        return Ok(text.to_owned());
+    }
+    Err(format!("must be one of {}, or '{NOTHING}'", TOLERABLE.join(", ")))
+}
+
+/// Checks an `--ignore-advisory`.
+pub fn advisory(text: &str) -> Result<String, String> {
+    let number = text.strip_prefix("INTEL-SA-").filter(|number| number.bytes().all(|c| c.is_ascii_digit()));
+    if number.is_some_and(|number| number.len() == 5) || text == NOTHING {
+        return Ok(text.to_owned());
+    }
+    Err(format!("must be INTEL-SA- and five digits, or '{NOTHING}'"))
+}
+
 /// Checks an issuer or a login. A colon separates the two in a Key URI; a `$` would be taken for a variable by `scone`.
 pub fn label_part(text: &str) -> Result<String, &'static str> {
     let is_trimmed = text.trim() == text && !text.is_empty();
@@ -152,6 +234,8 @@ fn render_after(
         "volume_versions": versions.declared_volumes,
         "secret_versions": versions.declared_secrets,
         "person": account.name,
+        "tolerate": state.tolerate,
+        "ignore_advisories": state.ignore_advisories,
         "programs": there().map(|(name, _)| name).collect::<Vec<_>>(),
         "permits": there().filter_map(|(name, program)| of_permit(account, name, program)).collect::<Vec<_>>(),
         "approvals": state.approvals.keys().map(|owner| approval_name(owner, &account.name)).collect::<Vec<_>>(),

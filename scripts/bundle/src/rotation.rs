@@ -416,7 +416,8 @@ impl Rotation {
         let old_label = self.account.state.label();
         // Asked before the command line trusts that CAS, and can ask it what it holds.
         self.confirm(format!("Trust the CAS at '{address}', and upload account '{}' anew to it?", self.account.name))?;
-        self.account.state.cas = self.account.tools.attest(&address, simulated, None)?;
+        self.account.state.cas =
+            self.account.tools.attest(&address, simulated, None, &self.account.state.attestation)?;
         let lock = self.account.lock()?.passed_on()?;
         self.check_wiped()?;
         discard(&self.account, &lock)?;

@@ -135,5 +135,23 @@ pub(crate) fn approval_name(owner: &str, account: &str) -> String {
     format!("{owner}/approve.{account}")
 }
 
+/// Checks a `--parent`: the name of a session, as policies have it.
+pub fn parent(text: &str) -> Result<String, &'static str> {
+    let is_part = |part: &str| {
+        (1..=128).contains(&part.len()) && part.chars().all(|c| c.is_ascii_alphanumeric() || "_-.~".contains(c))
+    };
+    // An argument that begins so would be an option, and so would a template's value.
+    if text.len() <= 256 && text.split('/').all(is_part) && !text.starts_with('-') {
+        Ok(text.to_owned())
+    } else {
+        Err("must be a session's name: letters, digits, '_', '-', '.' and '~', with '/' in between")
+    }
+}
+
+/// The session below which a namespace lies; empty: none.
+pub fn parent_of(namespace: &str) -> &str {
+    namespace.rsplit_once('/').map_or("", |(parent, _)| parent)
+}
+
 /// The predecessor of a session's first version.
 pub(crate) const NONE: &str = "~";

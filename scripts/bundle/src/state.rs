@@ -11,15 +11,31 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use serde::{Deserialize, Serialize};
 use serde_yaml::Value;
 
-use crate::cas::Cas;
+use crate::cas::{Attestation, Cas};
 use crate::container::{BUDGET, GRANTS, is_sha256};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Platform;
+use crate::policy;
 
 /// Since format 2 the predecessors are recorded, since format 3 the programs, since format 4 their gates, since format 5 who grants
-/// starts.
+/// starts, how CAS was attested, and what the policies tolerate.
 const FORMAT: u32 = 5;
+
+/// What older ones lack.
+const SINCE_5: &str = "approvals: {}
+tolerate: []
+ignore_advisories: []
+attestation:
+  mrenclave: []
+  mrsigner: null
+  isvprodid: null
+  isvsvn: null
+  accept_configuration_needed: false
+  accept_group_out_of_date: false
+  accept_sw_hardening_needed: false
+  insecure_test_cas: false
+";
 
 /// Where a program that counts its starts finds what they are noted in, how many there are, and who grants them (programs/permit).
 pub const PERMIT_FILE: &str = "PERMIT_FILE";
@@ -80,6 +96,11 @@ pub struct State {
     format: u32,
     pub platform: Platform,
     pub cas: Cas,
+    /// How CAS was attested.
+    pub attestation: Attestation,
+    /// What of a host's weaknesses the policies tolerate, and which advisories they ignore.
+    pub tolerate: BTreeSet<String>,
+    pub ignore_advisories: BTreeSet<String>,
     /// As the user names it, and as the engine identifies it.
     pub image: String,
     pub image_id: String,
@@ -298,6 +319,9 @@ impl State {
             format: FORMAT,
             platform,
             cas,
+            attestation: Attestation::default(),
+            tolerate: BTreeSet::new(),
+            ignore_advisories: BTreeSet::new(),
             image: String::new(),
             image_id: String::new(),
             mrenclave: String::new(),
@@ -360,6 +384,15 @@ impl State {
             (
                 [&self.image, &self.image_id, &self.cas.address].into_iter().all(|text| plain(text)),
                 "'image', 'image_id' and 'cas.address' must not begin with '-' or '@' nor hold control characters",
+            ),
+            (
+                self.attestation.mrenclave.iter().chain(&self.attestation.mrsigner).all(|hex| is_sha256(hex)),
+                "'attestation' has something in it that no script writes",
+            ),
+            (
+                self.tolerate.iter().all(|name| policy::tolerable(name).is_ok())
+                    && self.ignore_advisories.iter().all(|name| policy::advisory(name).is_ok()),
+                "'tolerate' or 'ignore_advisories' has something in it that no policy may have",
             ),
             (pending, "'pending' does not follow from the versions"),
             (
@@ -472,9 +505,9 @@ pub fn read(root: &Path, account: &str) -> Result<(StateFile, Option<State>), Fa
     }
     // What an older format lacks. (In this one nothing is optional: a file may have been cut off.)
     let since = match serde_yaml::from_slice::<Format>(&content) {
-        Ok(Format { format: 1 | 2 }) => "programs: {}\napprovals: {}\n",
-        Ok(Format { format: 3 | 4 }) => "approvals: {}\n",
-        Ok(Format { format: FORMAT }) => "",
+        Ok(Format { format: 1 | 2 }) => format!("programs: {{}}\n{SINCE_5}"),
+        Ok(Format { format: 3 | 4 }) => SINCE_5.to_owned(),
+        Ok(Format { format: FORMAT }) => String::new(),
         Ok(Format { format }) => return Err(StateError::Format { file, found: format }.into()),
         Err(_) => return Err(StateError::NotOurs { file }.into()),
     };
