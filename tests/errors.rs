@@ -1943,6 +1943,7 @@ const EXEMPT: &[(&str, &str)] = &[
     ),
     ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
+    ("{options}   # if you accept that", "tests/scone_platform.rs"),
     (" --tolerate none   # once the program is signed for production", "tests/scone_platform.rs"),
     ("   # once it is scanned", "tests/doctor.rs"),
     ("   # writes a file instead", "tests/terminal.rs"),

@@ -1127,6 +1127,30 @@ fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
     }
 }
 
+/// CAS names the advisories that concern a host; who accepts them is told how. Debug mode is for tests alone.
+#[test]
+fn what_would_let_a_weak_host_pass_is_said_and_what_passes_already_stays() {
+    let dcap = "CAS sent an attestation/configuration error: DCAP quote verification failed";
+    let tcb = "The enclave's TCB is not trustworthy\n    Security risks:\n    - See advisory INTEL-SA-00615\n    - See advisory INTEL-SA-00161";
+    let debug = "Debug mode is enabled. Enclave protection is turned off, all secrets can be extracted with a debugger";
+    let refused = |host: &Host, detail: &str| {
+        host.program_ends("*/otpqr/otpqr", &frame(&[dcap, "Failed to verify DCAP report", detail]), 134);
+        host.script("gen_qr", &["--no-confirm"]).expect(5)
+    };
+    let host = Host::new();
+    let weak = ["--cas", "cas.example.com", "--tolerate", "outdated-tcb", "--ignore-advisory", "INTEL-SA-00001"];
+    host.script("create", &weak).expect(0);
+    let create = "/scripts/create.rs' --tolerate outdated-tcb --ignore-advisory INTEL-SA-00001";
+    refused(&host, tcb).saying(&format!(
+        "{create} --ignore-advisory INTEL-SA-00161 --ignore-advisory INTEL-SA-00615   # if you accept that"
+    ));
+    assert!(!refused(&host, debug).stderr.contains("hint: "));
+
+    let host = Host::new();
+    host.script("create", &["--cas", "cas.example.com", "--insecure-test-cas"]).expect(0);
+    refused(&host, debug).saying("/scripts/create.rs' --tolerate debug-mode   # if you accept that");
+}
+
 #[test]
 fn a_cas_that_cannot_be_spoken_to_has_refused_nothing() {
     let host = Host::with_account();

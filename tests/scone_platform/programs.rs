@@ -524,6 +524,28 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
     host.has_clean_desk();
 }
 
+/// What everybody may start is in the session that also has the secret from the file, which is in CAS alone.
+#[test]
+fn a_program_with_a_file_s_secret_is_protected_again_for_what_is_tolerated_since() {
+    let host = Host::with_image();
+    fs::write(host.desk().join("key.txt"), "a key").unwrap();
+    let protect = ["--open", "python3 /app/web.py public", "--secret", "KEY=key.txt"];
+    host.protect(&protect).expect(0);
+    let tolerate = host.script("create", &["--tolerate", "hyperthreading"]).expect(4);
+    tolerate.saying("secret 'KEY' of program 'web' came from a file and is in CAS alone: give it again");
+    assert_ne!(host.start(&[]).code, Some(0));
+    host.forget();
+    host.script("protect", &["web", "--secret", "KEY=key.txt"]).expect(0);
+    let uploads = uploads(host.calls());
+    let tolerated = |call: &Call| call.policy()["security"]["attestation"]["tolerate"][0] == "hyperthreading";
+    assert!(
+        uploads.iter().any(|call| text(&call.policy()["name"]).ends_with("/web") && tolerated(call)),
+        "{uploads:?}"
+    );
+    host.script("create", &[]).expect(0);
+    fs::remove_file(host.desk().join("key.txt")).unwrap();
+}
+
 /// What is left is looked at, a grant is made, and a start goes through the gate: each is a container of the account's image.
 #[test]
 fn a_gate_is_asked_granted_and_gone_through_by_these_argument_vectors() {

@@ -4,6 +4,7 @@ use std::fs;
 
 use crate::account::Account;
 use crate::hint::quoted;
+use crate::policy::{self, DEBUG_MODE};
 
 /// What switches user namespaces off or takes their use away: the setting, the value that does, and one that does not.
 const RESTRICTIONS: &[(&str, &str, &str)] = &[
@@ -22,6 +23,9 @@ impl Account {
         if ["/dev/sgx_enclave", "SGX device"].iter().any(|words| said.contains(words)) {
             return Some("ls -l /dev/sgx_enclave   # is it there, and yours to use?".to_owned());
         }
+        if let Some(options) = self.letting_pass(said) {
+            return Some(self.script("create", &format!("{options}   # if you accept that")));
+        }
         if said.contains("seccomp") {
             return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());
         }
@@ -35,6 +39,26 @@ impl Account {
         }
         let log = "\"${XDG_DATA_HOME:-$HOME/.local/share}/scone-sim/cas.log\"";
         said.contains("cas failed, see its log").then(|| format!("tail -n 3 {log}   # says why"))
+    }
+}
+
+impl Account {
+    /// What lets pass the weaknesses that CAS names. Given anew, all are replaced: so what passes already is given, too.
+    fn letting_pass(&self, said: &str) -> Option<String> {
+        let (mut ignored, mut tolerated) = (self.state.ignore_advisories.clone(), self.state.tolerate.clone());
+        let words = said.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
+        ignored.extend(
+            words.filter(|word| word.starts_with("INTEL-SA-") && policy::advisory(word).is_ok()).map(str::to_owned),
+        );
+        // Elsewhere the program is to be signed for production.
+        if self.state.attestation.insecure_test_cas && said.contains("Debug mode is enabled") {
+            tolerated.insert(DEBUG_MODE.to_owned());
+        }
+        if (&ignored, &tolerated) == (&self.state.ignore_advisories, &self.state.tolerate) {
+            return None;
+        }
+        let tolerated = tolerated.iter().map(|what| format!(" --tolerate {what}"));
+        Some(tolerated.chain(ignored.iter().map(|what| format!(" --ignore-advisory {what}"))).collect())
     }
 }
 

@@ -284,7 +284,7 @@ impl<'a> Output<'a> {
             Answer::Measurement => Failure::from(IssueError::AnotherProgram { reason })
                 .hint(account.script("create", "   # updates the policies")),
             Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
-                IssueError::Refused { reason }.into()
+                Failure::from(IssueError::Refused { reason }).hints(helps)
             }
             Answer::MarkerPresent => Failure::from(IssueError::IssuedAlready)
                 .hint(account.script("add_auth", "       # with a code: the same secret for another authenticator"))

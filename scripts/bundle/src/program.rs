@@ -378,7 +378,7 @@ pub(crate) fn explain(account: &Account, name: &str, finished: &Finished) -> Fai
             Failure::from(ProgramError::AnotherProgram { reason }).hint(protect("   # updates the policies"))
         }
         Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
-            ProgramError::Refused { reason: finished.reason() }.into()
+            Failure::from(ProgramError::Refused { reason: finished.reason() }).hints(helps)
         }
         Answer::Host => Failure::from(ProgramError::Host { reason }).hints(helps),
         _ => Failure::from(ProgramError::NotStarted { reason }).hints(helps),
