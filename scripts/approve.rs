@@ -73,7 +73,7 @@ fn main() -> ExitCode {
 }
 
 fn approve(args: &Args) -> Result<String, Failure> {
-    let of = |root| account::Named { account: args.of.clone(), root };
+    let of = |root| account::Named { account: args.of.clone(), root, scone: args.account.scone.clone() };
     if args.list {
         return permit::listed(&mut Account::open(&of(args.account.root.clone()))?, &args.given.program);
     }

@@ -1388,10 +1388,11 @@ hint: ./runbook/pasted/create.rs --root .   # if you trust it
         3,
         "\
 create: error: 'scone', which platform 'scone' needs, was not found
+hint: docker pull registry.scontain.com/sconecuratedimages/sconecli   # or name the program: --scone PATH
 hint: ./create.rs --platform sim   # software only: a rehearsal
 ",
     );
-    let scone = "case \"$1 $2\" in '--version ') echo scone 5.9.0 ;; 'cas show-identification') echo key ;; session*) printf %064d\\\\n 0 ;; esac";
+    let scone = "case \"$1 $2\" in '--version ') echo scone 6.0.7 ;; 'cas show-identification') echo key ;; session*) printf %064d\\\\n 0 ;; esac";
     tool("scone", scone);
     host.says(
         run(script("create", root)),
@@ -1944,6 +1945,9 @@ const EXEMPT: &[(&str, &str)] = &[
     ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
     ("{options}   # if you accept that", "tests/scone_platform.rs"),
+    ("there is no program '{path}', which {said_by} names as SCONE's command line", "tests/scone_platform.rs"),
+    ("'{directory}', for the identity of SCONE's command line, cannot be made: {cause}", "the user's home directory"),
+    ("the home directory is not known: set HOME or SCONE_CLI_CONFIG", "the shell sets it"),
     (" --tolerate none   # once the program is signed for production", "tests/scone_platform.rs"),
     ("   # once it is scanned", "tests/doctor.rs"),
     ("   # writes a file instead", "tests/terminal.rs"),

@@ -71,10 +71,10 @@ held=$here/cas/${name//\//+}
 active=
 [ ! -f "$held" ] || read -r active <"$held"
 case "$1 $2" in
-  '--version ') echo 'scone 5.9.0' ;;
+  '--version ') echo 'scone 6.0.7' ;;
   'cas attest')
     echo "CAS $3 at https://$3:8081/ is trustworthy"
-    echo 'Version of attested CAS: 5.9.0 (2024-07-02 10:28:04)' ;;
+    echo 'Version of attested CAS: 6.0.7 (2026-07-02 10:28:04)' ;;
   'cas show-identification') echo 2nTWZuJbeXgLPEE6TqR1RWaZkkBJKzVUy7t4bxHZAfSRYVhVTf ;;
   'session create')
     if [ -f "$held" ]; then
@@ -380,14 +380,129 @@ fn without_scone_on_the_path_nothing_is_created_and_the_simulator_is_only_named(
     let host = Host::new();
     let only_docker = host.home.path().join("only-docker");
     fs::create_dir(&only_docker).unwrap();
-    symlink(host.home.path().join("bin/docker"), only_docker.join("docker")).unwrap();
+    fs::write(only_docker.join("docker"), "#!/bin/sh\necho \"no such image: $*\" >&2\nexit 1\n").unwrap();
+    fs::set_permissions(only_docker.join("docker"), Permissions::from_mode(0o755)).unwrap();
     for args in [&["--cas", "cas.example.com"][..], &["--platform", "scone", "--cas", "cas.example.com"]] {
         let mut create = host.command("create", args);
         create.env("PATH", &only_docker);
-        run(create).expect(3).saying("'scone'").saying("create.rs' --platform sim ");
+        let refused = run(create).expect(3).saying("'scone'").saying("create.rs' --platform sim ");
+        refused.saying(
+            "hint: docker pull registry.scontain.com/sconecuratedimages/sconecli   # or name the program: --scone PATH",
+        );
     }
     host.is_untouched();
     assert_eq!(order(&host.calls()), [""; 0]);
+}
+
+/// The command line that is named, then the one on the path, then the one in an image that docker has. Nothing is fetched unasked.
+#[test]
+fn scone_s_command_line_is_the_named_one_or_on_the_path_or_in_its_image() {
+    let host = Host::new();
+    let elsewhere = host.home.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::rename(host.home.path().join("bin/scone"), elsewhere.join("scone")).unwrap();
+    let scone = elsewhere.join("scone").display().to_string();
+    // The fake looks for its answers beside the directory that it is in.
+    let fake = format!("#!/bin/sh\nexec bash -c '. \"{scone}\"' {}/bin/scone \"$@\"\n", host.home.path().display());
+    let named = elsewhere.join("named");
+    fs::write(&named, fake).unwrap();
+    fs::set_permissions(&named, Permissions::from_mode(0o755)).unwrap();
+    let create = |args: &[&str], variable: &str| {
+        let mut create = host.command("create", &[&["--cas", "cas.example.com"], args].concat());
+        create.env("SCONE", variable);
+        run(create)
+    };
+    for (args, variable, by) in [
+        (&["--scone", "no-such"][..], "", "'--scone'"),
+        (&[], "no-such", "the variable SCONE"),
+        (&["--scone", "/"], "", "'--scone'"),
+    ] {
+        let named = if args == ["--scone", "/"] { "/" } else { "no-such" };
+        let message = format!("there is no program '{named}', which {by} names as SCONE's command line");
+        create(args, variable).expect(2).saying(&message);
+    }
+    host.is_untouched();
+    let named = named.to_str().unwrap();
+    create(&["--scone", named], "no-such").expect(0);
+    // What is pasted names it, too.
+    let next = create(&["--scone", named], "").expect(0).stdout;
+    assert!(next.contains(&format!("gen_qr.rs' --scone '{named}'")), "{next}");
+    create(&[], named).expect(0);
+
+    // In an image: its identity and the policy are all that it sees of the host, and no terminal spoils what it prints.
+    let host = Host::new();
+    fs::remove_file(host.home.path().join("bin/scone")).unwrap();
+    let image = "sha256:5555555555555555555555555555555555555555555555555555555555555555";
+    host.instead_of(
+        "docker",
+        &format!(
+            r#"case " $* " in
+  ' image inspect '*' registry.scontain.com/sconecuratedimages/sconecli ') echo {image}; exit ;;
+  ' run '*' --entrypoint=scone {image} '*) while [ "$1" != {image} ]; do shift; done; shift; {SCONE} exit ;;
+esac"#
+        ),
+    );
+    host.create().expect(0);
+    let calls = host.calls();
+    let cli: Vec<&Call> = calls.iter().filter(|call| call.has("--entrypoint=scone")).collect();
+    let user = format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+    let identity = host.home.path().join(".cas");
+    let before = [
+        "run".to_owned(),
+        "--rm".to_owned(),
+        "--log-driver=none".to_owned(),
+        "--cap-drop=ALL".to_owned(),
+        "--security-opt=no-new-privileges".to_owned(),
+        "-e=SCONE_MODE=auto".to_owned(),
+        "-e=SCONE_PRODUCTION=0".to_owned(),
+        "-e=SCONE_NO_TIME_THREAD=1".to_owned(),
+        "-e=SCONE_CLI_CONFIG=/identity/config.json".to_owned(),
+        "--userns=host".to_owned(),
+        format!("--user={user}"),
+        format!("--mount=type=bind,\"src={}\",dst=/identity", identity.display()),
+    ];
+    for call in &cli {
+        assert_eq!(call.args[..before.len()], before);
+        let rest = &call.args[before.len()..];
+        let of_file = rest.iter().filter(|arg| arg.starts_with("--mount=")).collect::<Vec<_>>();
+        match rest.last().filter(|last| last.ends_with(".yml")) {
+            Some(file) => assert_eq!(of_file, [&format!("--mount=type=bind,\"src={file}\",dst={file},readonly")]),
+            None => assert!(of_file.is_empty(), "{rest:?}"),
+        }
+        assert!(!rest.iter().any(|arg| arg.contains("docker.sock") || ["-i", "-t", "-it"].contains(&arg.as_str())));
+    }
+    assert_eq!(cli.len(), 6, "version, attestation, key, three policies");
+    assert_eq!(fs::metadata(&identity).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_scone_that_nobody_supports_any_more_is_named_and_colours_of_old_ones_are_taken_away() {
+    let host = Host::new();
+    assert!(!host.create().expect(0).stderr.contains("out of support"));
+    host.instead_of("scone", "[ \"$1\" != --version ] || { echo 'scone 5.9.0'; exit; }");
+    host.create().expect(0).saying("'scone 5.9.0' is out of support since 2025-10-31");
+    // Before 6.0.3.
+    let host = Host::new();
+    host.instead_of("scone", r#"before_answer() { printf '\033[32m%s\033[0m\n' "$hash"; exit; }"#);
+    host.create().expect(0);
+    assert_eq!(host.known("reset_hash").len(), 64);
+}
+
+/// Only the newest command line has an exit code of its own for a session that is not there.
+#[test]
+fn a_session_that_is_not_there_is_told_from_a_cas_that_does_not_answer() {
+    let host = Host::with_account();
+    let answers = |words: &str| {
+        host.instead_of("scone", &format!("[ \"$1 $2\" != 'session read' ] || {{ printf '%s\\n' 'Error: Reading session failed' '{words}' >&2; exit 1; }}"));
+        host.script("doctor", &[]).stdout
+    };
+    let missing =
+        answers("Caused by: CAS at https://cas.example.com:8081/ returned HTTP error status code 404 Not Found");
+    assert!(missing.contains("wrong policies  CAS holds no '"), "{missing}");
+    let silent = answers(
+        "Caused by: CAS at https://cas.example.com:8081/ returned HTTP error status code 503 Service Unavailable",
+    );
+    assert!(!silent.contains("CAS holds no '"), "{silent}");
 }
 
 #[test]
@@ -416,7 +531,7 @@ fn a_scone_that_is_the_simulator_gets_no_policy_meant_for_scone_nor_the_other_wa
     assert!(order(&host.calls()).iter().all(|call| call == "scone --version"));
 
     let host = Host::new();
-    host.script("create", &["--platform", "sim"]).expect(3).saying("'scone 5.9.0'").saying("'sim'");
+    host.script("create", &["--platform", "sim"]).expect(3).saying("'scone 6.0.7'").saying("'sim'");
     host.is_untouched();
 }
 

@@ -54,6 +54,9 @@ pub struct Named {
     /// The bundle's directory [default: OTPQR_ROOT, the script's parent, the current directory]
     #[arg(long)]
     pub root: Option<PathBuf>,
+    /// SCONE's command line [default: SCONE, 'scone' on the PATH, the image SCONE_CLI_IMAGE]
+    #[arg(long, value_name = "PATH")]
+    pub scone: Option<PathBuf>,
 }
 
 pub struct Account {
@@ -91,7 +94,7 @@ impl Account {
         let (file, state) = state::read(&root, &options.account)?;
         let vanished = AccountError::Vanished { name: options.account.clone() };
         let state = state.ok_or_else(|| Failure::from(vanished).hint(create()))?;
-        Ok(Found { root, name: options.account.clone(), state, file })
+        Ok(Found { root, name: options.account.clone(), state, file, scone: options.scone.clone() })
     }
 
     /// A command that runs a script for this account.
@@ -200,6 +203,7 @@ pub struct Found {
     pub name: String,
     pub state: State,
     file: StateFile,
+    scone: Option<PathBuf>,
 }
 
 impl Found {
@@ -214,7 +218,7 @@ impl Found {
     }
 
     pub fn with_tools(self) -> Result<Account, Failure> {
-        let tools = self.state.platform.tools(&self.root, &self.name)?;
+        let tools = self.state.platform.tools(&self.root, &self.name, self.scone.as_deref())?;
         Ok(Account::new(self.root, self.name, self.state, self.file, tools))
     }
 }

@@ -191,7 +191,7 @@ impl Tools {
         if let Some(cas) = known.or(simulated.as_ref()) {
             args.extend(["-c".into(), OsString::from(&cas.key)]);
         }
-        let attested = self.scone.run(&args, &[])?;
+        let attested = self.scone(&args, None)?;
         if !attested.success() {
             return Err(CasError::NotAttested { address: address.to_owned(), reason: attested.reason() }.into());
         }
@@ -246,7 +246,7 @@ impl Tools {
     /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
     pub fn pinned_key(&self, address: &str) -> Result<String, Failure> {
         let args = ["cas", "show-identification", "-c", address].map(OsString::from);
-        let shown = self.scone.run(&args, &[])?;
+        let shown = self.scone(&args, None)?;
         let key = shown.stdout.trim().to_owned();
         if !shown.success() || key.is_empty() {
             return Err(CasError::NotPinned { address: address.to_owned(), reason: shown.reason() }.into());

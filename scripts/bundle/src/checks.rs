@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::account::{Account, Found};
+use crate::cli::is_not_found;
 use crate::drawing::Modules;
 use crate::failure::Failure;
 use crate::finding::Finding;
@@ -179,11 +180,12 @@ pub fn cas(account: &mut Account) -> Result<Finding, Failure> {
     account.check_cas()?;
     let address = &account.state.cas.address;
     let args = ["session", "read", &format!("--cas={address}"), &account.state.namespace].map(Into::into);
-    let answer = account.tools.scone.run(&args, &[])?;
-    Ok(match answer.code {
-        // 2: there is no such session, which is an answer.
-        Some(0 | 2) => Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned")),
-        _ => Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason())),
+    let answer = account.tools.scone(&args, None)?;
+    // That there is no such session is an answer, too.
+    Ok(if answer.success() || is_not_found(&answer) {
+        Finding::ok("CAS", format!("'{address}' is there, and the one that was pinned"))
+    } else {
+        Finding::unknown("CAS", format!("'{address}' cannot be asked: {}", answer.reason()))
     })
 }
 

@@ -270,6 +270,9 @@ impl Tools {
         // To an engine that remaps users, what is mounted would belong to nobody.
         args.push("--userns=host".into());
         args.push(format!("--user={}", self.user_in_container()?).into());
+        if !self.facts.simulator {
+            args.extend(devices(Path::new("/dev")).into_iter().map(OsString::from));
+        }
         args.extend(self.facts.docker.iter().map(OsString::from));
         for (host, inside) in start.volumes {
             if !self.facts.sealed.is_empty() {
@@ -396,6 +399,33 @@ pub(crate) fn mount(host: &Path, inside: &str, is_readonly: bool) -> OsString {
 pub fn image_name(text: &str) -> Result<String, String> {
     let is_valid = !text.is_empty() && !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
     if is_valid { Ok(text.to_owned()) } else { Err("not an image".to_owned()) }
+}
+
+/// SGX's devices, as docker is told: the kernel's own, or one of the drivers before it, and the one for DCAP's provisioning if it is
+/// there. If none is, docker says so.
+fn devices(dev: &Path) -> Vec<String> {
+    let there = |names: &[&str]| names.iter().find(|name| dev.join(name).exists()).map(|name| format!("/dev/{name}"));
+    let enclave = there(&["sgx_enclave", "sgx/enclave", "sgx/sgx_enclave", "isgx"]);
+    let enclave = enclave.unwrap_or_else(|| "/dev/sgx_enclave".to_owned());
+    let provision = there(&["sgx_provision", "sgx/provision"]);
+    [enclave].into_iter().chain(provision).map(|device| format!("--device={device}")).collect()
+}
+
+#[test]
+fn the_device_is_the_kernel_s_or_an_older_driver_s() {
+    let dev = tempfile::tempdir().unwrap();
+    let has = |name: &str| {
+        let path = dev.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, "").unwrap();
+        devices(dev.path()).join(" ")
+    };
+    assert_eq!(devices(dev.path()), ["--device=/dev/sgx_enclave"]);
+    assert_eq!(has("isgx"), "--device=/dev/isgx");
+    assert_eq!(has("sgx/enclave"), "--device=/dev/sgx/enclave");
+    assert_eq!(has("sgx/provision"), "--device=/dev/sgx/enclave --device=/dev/sgx/provision");
+    assert_eq!(has("sgx_enclave"), "--device=/dev/sgx_enclave --device=/dev/sgx/provision");
+    assert_eq!(has("sgx_provision"), "--device=/dev/sgx_enclave --device=/dev/sgx_provision");
 }
 
 /// Whether a text is a SHA-256 as SCONE writes it.

@@ -13,9 +13,18 @@ pub fn set_bundle(root: &Path, named: bool) {
     BUNDLE.get_or_init(|| (root.to_owned(), named));
 }
 
+/// SCONE's command line, if it was named by `--scone`.
+static SCONE: OnceLock<PathBuf> = OnceLock::new();
+
+/// Called if it was named: what is pasted names it, too.
+pub fn set_scone(path: &Path) {
+    SCONE.get_or_init(|| path.to_owned());
+}
+
 /// A command that runs a script for an account.
 pub fn script(name: &str, account_name: &str, rest: &str) -> String {
-    format!("./scripts/{name}.rs{}{rest}", account(account_name))
+    let scone = SCONE.get().map_or(String::new(), |path| format!(" --scone {}", quoted(path.display())));
+    format!("./scripts/{name}.rs{}{scone}{rest}", account(account_name))
 }
 
 /// The option that makes a command be about an account. The default account need not be named.

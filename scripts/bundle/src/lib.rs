@@ -5,7 +5,7 @@
 //! | how a run begins and ends | [`mod@fresh`], [`run`], [`failure`], [`interrupt`], [`prompt`], [`hint`] |
 //! | where things lie | [`root`], [`state`], [`account`] |
 //! | what is run on this host | [`tool`], [`platform`], [`engine`], [`container`], [`image`], `handover` |
-//! | CAS and what it holds | [`cas`], [`session`], [`policy`], [`rotation`] |
+//! | CAS and what it holds | `cli`, [`cas`], [`session`], [`policy`], [`rotation`] |
 //! | a start and its answer | [`code`], [`refusal`], [`host`] |
 //! | a protected program | [`protection`], [`sconify`], [`program`], [`permit`], [`relay`] |
 //! | what doctor looks at and finds | [`checks`], [`finding`] |
@@ -24,6 +24,7 @@ pub mod account;
 pub mod caller;
 pub mod cas;
 pub mod checks;
+mod cli;
 pub mod code;
 pub mod container;
 pub mod drawing;

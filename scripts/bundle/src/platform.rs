@@ -10,6 +10,7 @@ use std::sync::Once;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cli::Cli;
 use crate::failure::{Concern, Exit, Failure};
 use crate::tool::Tool;
 use crate::{hint, step};
@@ -69,7 +70,7 @@ const SCONE: Facts = Facts {
     engine_missing: "apt-get install docker.io",
     image_missing: "make sim && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
-    docker: &["--device=/dev/sgx_enclave", "-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
+    docker: &["-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
     runtime: &[],
     sealed: "",
 };
@@ -100,7 +101,8 @@ const SIM_NATIVE: Facts = Facts {
 pub struct Tools {
     pub(crate) facts: &'static Facts,
     pub(crate) root: PathBuf,
-    pub scone: Tool,
+    /// SCONE's command line, or the simulator's.
+    pub(crate) cli: Cli,
     pub(crate) engine: Tool,
     /// What the engine says of itself, once it was asked.
     pub(crate) engine_info: OnceCell<Value>,
@@ -128,8 +130,9 @@ impl Platform {
     }
 
     /// Finds the tools, and makes sure that the `scone` found is this platform's: a policy meant for SCONE must not end up in
-    /// the simulator, nor the other way round. `account`: whom hints are about.
-    pub fn tools(self, root: &Path, account: &str) -> Result<Tools, Failure> {
+    /// the simulator, nor the other way round. `account`: whom hints are about; `scone`: where SCONE's command line is, if that was
+    /// said.
+    pub fn tools(self, root: &Path, account: &str, scone: Option<&Path>) -> Result<Tools, Failure> {
         let facts = self.facts();
         let bundled = root.join("simulator/bin");
         let first = facts.simulator.then_some(bundled.as_path());
@@ -142,11 +145,19 @@ impl Platform {
         let option = hint::account(account);
         let rehearse = format!("./scripts/create.rs --platform sim{option}   # software only: a rehearsal");
         let hint = if facts.simulator { "make sim" } else { &rehearse };
-        let scone = find("scone", hint)?;
-        let version = scone.run(&["--version".into()], &[])?;
-        let version = version.stdout.trim();
-        if version.starts_with("scone-sim") != facts.simulator {
-            return Err(PlatformError::Another { version: version.to_owned(), platform: facts.name }.into());
+        let cli = if facts.simulator {
+            Cli::Program(find("scone", hint)?)
+        } else {
+            let missing = || {
+                let missing = PlatformError::NotFound { tool: "scone", platform: facts.name };
+                let pull = format!("docker pull {}   # or name the program: --scone PATH", Cli::image());
+                Failure::from(missing).hint(pull).hint(hint)
+            };
+            Cli::find(scone, Tool::find(facts.engine, None))?.ok_or_else(missing)?
+        };
+        let version = ["--version".into()];
+        if let Cli::Program(tool) = &cli {
+            check_version(facts, &tool.run(&version, &[])?.stdout)?;
         }
         let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
         // Once a run, whatever the number of accounts.
@@ -157,9 +168,30 @@ impl Platform {
             });
         }
         let engine = find(facts.engine, facts.engine_missing)?;
-        Ok(Tools { facts, root: root.to_owned(), scone, engine, engine_info: OnceCell::new(), simulator })
+        let tools = Tools { facts, root: root.to_owned(), cli, engine, engine_info: OnceCell::new(), simulator };
+        if let Cli::Image(_) = &tools.cli {
+            check_version(facts, &tools.scone(&version, None)?.stdout)?;
+        }
+        Ok(tools)
     }
 }
+
+/// Makes sure that the command line is this platform's, and says so if nobody supports it any more.
+fn check_version(facts: &Facts, version: &str) -> Result<(), Failure> {
+    let version = version.trim();
+    if version.starts_with("scone-sim") != facts.simulator {
+        return Err(PlatformError::Another { version: version.to_owned(), platform: facts.name }.into());
+    }
+    let major = version.split_whitespace().nth(1).and_then(|number| number.split('.').next()?.parse::<u32>().ok());
+    if major.is_some_and(|major| major < SUPPORTED) && !facts.simulator {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| step(format!("'{version}' is out of support since 2025-10-31; SCONE 6.0 and newer are not")));
+    }
+    Ok(())
+}
+
+/// The oldest version of SCONE that is supported (reference/scone.md 10).
+const SUPPORTED: u32 = 6;
 
 /// What is marked as a program, and yet is none here.
 fn not_executed(tool: &Path) -> Failure {

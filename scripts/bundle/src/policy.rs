@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use rustix::process::geteuid;
 use serde::Deserialize;
@@ -12,6 +13,7 @@ use serde_json::{Value, json};
 use tempfile::NamedTempFile;
 
 use crate::account::Account;
+use crate::cli::is_not_found;
 use crate::container::is_sha256;
 use crate::failure::{Concern, Exit, Failure};
 use crate::program;
@@ -326,7 +328,8 @@ fn of_approval(account: &Account, owner: &str) -> Result<Value, Failure> {
 /// `scone session SUBCOMMAND` on a policy's text, or on a session's name.
 fn run(account: &Account, subcommand: &str, what: OsString) -> Result<Finished, Failure> {
     let cas = format!("--cas={}", account.state.cas.address);
-    account.tools.scone.run(&["session".into(), subcommand.into(), cas.into(), what], &[])
+    let file = Path::new(&what).is_absolute().then(|| PathBuf::from(&what));
+    account.tools.scone(&["session".into(), subcommand.into(), cas.into(), what], file.as_deref())
 }
 
 /// The same on a policy's text: the hash it prints, or what it says.
@@ -392,7 +395,7 @@ fn show(account: &Account, session: &Session) -> Result<Shown, Failure> {
             let head = head.map_err(|cause| PolicyError::NotShown { session: session.name(account), cause })?;
             Shown::Predecessor(head.predecessor.unwrap_or_else(|| NONE.to_owned()))
         }
-        Some(2) => Shown::Nothing,
+        _ if is_not_found(&finished) => Shown::Nothing,
         _ => Shown::Unknown(finished.reason()),
     })
 }
