@@ -12,7 +12,7 @@ SEPARATOR := $(shell printf '\037')
 sim bin programs: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image sim programs can-link-statically rust-script warm bin clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image scone can-sign sim programs can-link-statically rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -72,6 +72,21 @@ check: ## the gate: formatting, lints, documentation
 image: sim ## the container image otpqr:sim
 	@docker version >/dev/null 2>&1 || { echo "there is no Docker Engine: apt-get install docker.io, start dockerd" >&2; exit 3; }
 	docker build --quiet --target sim --file Dockerfile.otpqr --tag otpqr:sim .
+
+# The key is shown to the container that signs, and to no build: no layer and no cache has it.
+scone: can-sign sim ## the container image otpqr:scone, signed for production: SIGNING_KEY=FILE ISVPRODID=0 ISVSVN=0
+	docker build --target scone-build $(SCONE_BUILD) --tag otpqr:scone-build .
+	container=$$(docker create --network=none --volume "$(abspath $(SIGNING_KEY)):/run/signing-key.pem:ro" --entrypoint=/bin/sh otpqr:scone-build -ec '$(SCONE_SIGN)') && \
+	  docker start --attach "$$container" && docker commit "$$container" otpqr:scone-signed; signed=$$?; docker rm "$$container" && exit $$signed
+	docker build --target scone $(SCONE_BUILD) --build-arg SCONE_BUILT=otpqr:scone-signed --tag otpqr:scone .
+can-sign:
+	@[ -r "$(SIGNING_KEY)" ] || { echo "name the key that signs: make scone SIGNING_KEY=FILE (a new one: openssl genrsa -3 -out FILE 3072)" >&2; exit 2; }
+ISVPRODID := 0
+ISVSVN := 0
+SCONE_BUILD = --file Dockerfile.otpqr $(foreach arg,SCONE_REGISTRY SCONE_CROSSCOMPILER SCONE_BASE,$(if $($(arg)),--build-arg $(arg)=$($(arg))))
+# What can be measured is what it was signed with: nothing is left to variables of whoever starts it.
+SCONE_SIGN = for program in /otpqr/target/*/release/otpqr /programs/permit/target/*/release/gate; do \
+  scone-signer sign --key=/run/signing-key.pem --production --isvprodid=$(ISVPRODID) --isvsvn=$(ISVSVN) "$$program"; done
 
 # One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
 sim: ## the simulator, otpqr, the gate and the entry as static binaries, in simulator/bin

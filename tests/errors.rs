@@ -1409,7 +1409,7 @@ hint: apt-get install docker.io
         3,
         "\
 create: error: docker has no image 'otpqr:scone': Error: No such image: otpqr:scone
-hint: (cd 'ROOT' && make sim && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .)
+hint: (cd 'ROOT' && make scone SIGNING_KEY=../key.pem)
 ",
     );
     let docker = "case $1 in info) echo {} ;; image) echo sha256:1 ;; *) printf %064d\\\\n 0 ;; esac";

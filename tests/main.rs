@@ -22,6 +22,7 @@ mod programs;
 mod races;
 mod reference_solution;
 mod roll_forward;
+mod scone_image;
 mod scone_platform;
 mod scripts_alone;
 mod signer;

@@ -618,7 +618,7 @@ fn what_is_no_measurement_is_not_taken_for_one() {
         host.is_untouched();
     }
     host.instead_of("docker", "[ \"$1\" != image ] || { echo 'Error: No such image: otpqr:scone' >&2; exit 1; }");
-    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("docker build --target scone");
+    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("make scone SIGNING_KEY=");
     host.is_untouched();
     assert_eq!(uploads(host.calls()).len(), 0);
 }

@@ -68,7 +68,7 @@ const SCONE: Facts = Facts {
     simulator: false,
     engine: "docker",
     engine_missing: "apt-get install docker.io",
-    image_missing: "make sim && docker build --target scone --file Dockerfile.otpqr --tag otpqr:scone .",
+    image_missing: "make scone SIGNING_KEY=../key.pem",
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
     docker: &["-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
     runtime: &[],
