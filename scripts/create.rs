@@ -107,7 +107,8 @@ fn create(args: &Args) -> Result<String, Failure> {
         check_unchanged(args, state, &file)?;
     }
     let platform = known.as_ref().map(|state| state.platform).or(args.platform).unwrap_or(Platform::Scone);
-    let tools = platform.tools(&root, name, args.account.scone.as_deref())?;
+    let mut tools = platform.tools(&root, name, args.account.scone.as_deref())?;
+    tools.is_for_debugging = args.tolerance.is_for_debugging(known.as_ref());
     // Refused before anything is started.
     let (issuer, login) = match &known {
         Some(state) => (state.issuer.clone(), state.login.clone()),

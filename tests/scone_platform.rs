@@ -865,6 +865,31 @@ fn what_is_tolerated_is_in_every_policy_with_services_recorded_and_loud() {
     assert_eq!(of(uploads(host.calls())), ["Null Null", "Null Null"]);
 }
 
+/// SCONE 6 starts and measures programs for production, unless it is told otherwise: the two must be told the same.
+#[test]
+fn a_program_that_is_not_signed_for_production_is_measured_and_started_alike_and_that_is_said() {
+    let debug = "-e=SCONE_PRODUCTION=0";
+    let told = |host: &Host| -> Vec<bool> {
+        host.calls().iter().filter(|call| call.what() == "docker run").map(|call| call.has(debug)).collect()
+    };
+    let host = Host::new();
+    host.script("create", &["--cas", "cas.example.com", "--tolerate", "debug-mode"]).expect(0);
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
+    host.script("create", &[]).expect(0);
+    assert_eq!(told(&host), [true, true, true]);
+    host.forget();
+    host.script("create", &["--tolerate", "none"]).expect(0);
+    host.script("gen_qr", &["--no-confirm", "--output", "again.svg"]).expect(0);
+    assert_eq!(told(&host), [false, false]);
+
+    let host = Host::new();
+    let warning = "[SCONE|WARN] src/enclave/dispatch.c:197:print_version(): Application runs in SGX debug mode.";
+    host.instead_of("docker", &format!("case \" $* \" in *' -e=SCONE_HASH '*) echo '{warning}' >&2 ;; esac"));
+    host.create().expect(0).saying("'/bin/otpqr' says that it runs in debug mode: CAS refuses it, unless it is signed");
+    let tolerated = host.script("create", &["--tolerate", "debug-mode"]).expect(0);
+    assert!(!tolerated.stderr.contains("unless it is signed"), "{tolerated:?}");
+}
+
 #[test]
 fn a_namespace_may_lie_below_a_session_of_the_users() {
     for bad in ["", "/", "a//b", "a/", "-a", "a b", "a/$b"] {

@@ -218,7 +218,8 @@ impl Found {
     }
 
     pub fn with_tools(self) -> Result<Account, Failure> {
-        let tools = self.state.platform.tools(&self.root, &self.name, self.scone.as_deref())?;
+        let mut tools = self.state.platform.tools(&self.root, &self.name, self.scone.as_deref())?;
+        tools.is_for_debugging = self.state.tolerate.contains(policy::DEBUG_MODE);
         Ok(Account::new(self.root, self.name, self.state, self.file, tools))
     }
 }

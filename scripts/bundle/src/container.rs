@@ -18,6 +18,7 @@ use crate::handover::{Handover, give};
 use crate::interrupt;
 use crate::platform::Tools;
 use crate::state::State;
+use crate::step;
 use crate::tool::{Finished, Running, Streams, Tool};
 
 /// Where otpqr sees its volume and its output.
@@ -156,6 +157,12 @@ impl Tools {
         if !finished.success() {
             return Err(ImageError::NotMeasured { id, reason: finished.reason() }.into());
         }
+        if finished.stderr.contains("runs in SGX debug mode") && !self.is_for_debugging {
+            step(format!(
+                "'{}' says that it runs in debug mode: CAS refuses it, unless it is signed for production",
+                executable.path
+            ));
+        }
         // Not trimmed: a carriage return would say that more than the measurement was printed, on a terminal.
         let measurement = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
         if !is_sha256(measurement) {
@@ -164,10 +171,18 @@ impl Tools {
         Ok(measurement.to_owned())
     }
 
+    /// What changes a SCONE program's measurement, and so is the same when it is measured and when it is started. What it was signed
+    /// with is in the program: nothing is said of that.
+    fn settings(&self) -> &'static [&'static str] {
+        let is_debugged = self.simulator.is_none() && self.is_for_debugging;
+        if is_debugged { &["-e=SCONE_PRODUCTION=0"] } else { &[] }
+    }
+
     /// What docker is told to have a program in a container print its measurement.
     fn measuring(&self, image_id: &str, executable: Executable, more: &[&str]) -> Result<Vec<OsString>, Failure> {
         let fixed = ["run", "--rm", "--log-driver=none", "--network=none", "-e=SCONE_HASH"];
-        let mut args: Vec<String> = fixed.iter().chain(more).map(|&word| word.to_owned()).collect();
+        let mut args: Vec<String> =
+            fixed.iter().chain(self.settings()).chain(more).map(|&word| word.to_owned()).collect();
         if executable.files.is_some() {
             // As it is started: what its user cannot read is measured as that.
             args.extend(["--cap-drop=ALL", "--userns=host", "--security-opt=no-new-privileges"].map(str::to_owned));
@@ -273,7 +288,7 @@ impl Tools {
         if !self.facts.simulator {
             args.extend(devices(Path::new("/dev")).into_iter().map(OsString::from));
         }
-        args.extend(self.facts.docker.iter().map(OsString::from));
+        args.extend(self.facts.docker.iter().chain(self.settings()).map(OsString::from));
         for (host, inside) in start.volumes {
             if !self.facts.sealed.is_empty() {
                 // Only one user runs anything in the container, and podman does not know docker's `uid=`.

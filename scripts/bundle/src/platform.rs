@@ -108,6 +108,8 @@ pub struct Tools {
     pub(crate) engine_info: OnceCell<Value>,
     /// `scone-sim`; `None` on SCONE.
     pub(crate) simulator: Option<Tool>,
+    /// The policies tolerate programs that are not signed for production: these are measured and started as such.
+    pub is_for_debugging: bool,
 }
 
 impl fmt::Display for Platform {
@@ -168,7 +170,8 @@ impl Platform {
             });
         }
         let engine = find(facts.engine, facts.engine_missing)?;
-        let tools = Tools { facts, root: root.to_owned(), cli, engine, engine_info: OnceCell::new(), simulator };
+        let (root, engine_info, is_for_debugging) = (root.to_owned(), OnceCell::new(), false);
+        let tools = Tools { facts, root, cli, engine, engine_info, simulator, is_for_debugging };
         if let Cli::Image(_) = &tools.cli {
             check_version(facts, &tools.scone(&version, None)?.stdout)?;
         }

@@ -112,6 +112,15 @@ pub struct Tolerance {
 const TOLERANCE: &str = "What the policies let pass (recorded; given anew, all are replaced)";
 
 impl Tolerance {
+    /// Whether programs are let pass that are not signed for production; `before`: what was tolerated until now.
+    pub fn is_for_debugging(&self, before: Option<&State>) -> bool {
+        let has = |what: &String| what == DEBUG_MODE;
+        if self.tolerate.is_empty() {
+            return before.is_some_and(|state| state.tolerate.iter().any(has));
+        }
+        self.tolerate.iter().any(has)
+    }
+
     /// Makes an account tolerate just that; what is not given stays.
     pub fn apply(&self, state: &mut State) {
         let before = (state.tolerate.clone(), state.ignore_advisories.clone());
