@@ -87,7 +87,9 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     // As a script of format 4 left it.
     let mut state = bundle.state("default");
     state["format"] = 4.into();
-    state.as_mapping_mut().expect("a mapping").remove("approvals");
+    for since in ["approvals", "tolerate", "ignore_advisories", "attestation"] {
+        state.as_mapping_mut().expect("a mapping").remove(since);
+    }
     let shell = state["programs"]["shell"].as_mapping_mut().expect("a program");
     let mut gate = shell.remove("permit").expect("a permit");
     for since in ["counts_itself", "approvers", "without_code"] {
