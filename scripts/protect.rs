@@ -176,12 +176,11 @@ fn report(account: &Account, name: &str, done: &str) -> Result<String, Failure> 
     let start = hint::pasteable(&account.script("start", &format!(" {name}{mounts}{rest}")));
     let command = command.join(" ");
     let starts = program.starts().map_or(String::new(), |starts| format!("\n  starts     {starts} in all"));
-    let approval =
-        program.permit.as_ref().filter(|permit| !permit.approvers.is_empty()).map_or(String::new(), |permit| {
-            let approvers = permit.approvers.iter().cloned().collect::<Vec<_>>().join("' or '");
-            let alone = if permit.without_code { ", and no code" } else { "" };
-            format!("\n  approval   a grant of '{approvers}'{alone}")
-        });
+    let approval = program.permit.as_ref().filter(|_| program.needs_approval()).map_or(String::new(), |permit| {
+        let approvers = program.approvers().join("' or '");
+        let alone = if permit.without_code { ", and no code" } else { "" };
+        format!("\n  approval   a grant of '{approvers}'{alone}")
+    });
     Ok(format!(
         "{done}: '{name}'\n  image      {image}\n  command    {command}{starts}{approval}\n  mrenclave  {mrenclave}\nstart it: {start}"
     ))

@@ -50,6 +50,11 @@ impl Two {
         outcome
     }
 
+    /// The session in which somebody grants starts, below alice's namespace.
+    fn approving(&self, account: &str) -> String {
+        format!("signer/approve.{account}.{}", self.signer.bundle.known(account, &["namespace"]))
+    }
+
     fn alices_code(&self) -> String {
         self.signer.alice.code_at(self.signer.bundle.now())
     }
@@ -126,8 +131,11 @@ fn a_start_takes_one_persons_code_and_anothers_grant(platform: Platform) {
     let invalid = "One-time Password is invalid";
     two.approve_with(&code, &of_bob).expect(5).saying(invalid);
     bundle.script("approve", &[&["signer"], &of_bob[..]].concat()).expect(2).saying("--otp-file");
-    let [approve, program] = ["signer/approve.bob/approve", "signer/default/program"];
-    signer.start_by_hand(approve, &["9", "9", "-"], &[]).expect(134).saying("An One-time Password is required");
+    let (approve, program) = (two.approving("bob"), "signer/default/program");
+    signer
+        .start_by_hand(&format!("{approve}/approve"), &["9", "9", "-"], &[])
+        .expect(134)
+        .saying("An One-time Password is required");
     for bad in
         [["--starts", "0", "--for", "10m"], ["--starts", "1", "--for", "32days"], ["--starts", "1", "--for", "1"]]
     {
@@ -172,12 +180,24 @@ fn a_start_takes_one_persons_code_and_anothers_grant(platform: Platform) {
 
     // A new secret of bob's: the old codes grant nothing more.
     let old = two.bob;
-    bundle.script("roll_forward", &["--account", "bob", "--yes"]).expect(0).saying("signer/approve.bob");
+    bundle.script("roll_forward", &["--account", "bob", "--yes"]).expect(0).saying("/signer/approve.bob.otpqr-");
     bundle.gen_qr(&["--account", "bob", "--output", "bob-2.svg"]).expect(0);
     let two = Two { bob: bundle.scan("bob-2.svg"), ..two };
     let bundle = &two.signer.bundle;
     two.approve_with(&old.code_at(bundle.now()), &of_bob).expect(5).saying(invalid);
     assert!(two.approve("1").expect(0).stdout.contains(" by 'bob' (grant 3) of '"));
+    // Another account under the same name is not bob's: it is asked for nothing, until it is named.
+    let file = bundle.state_file("bob");
+    let kept = file.with_extension("kept");
+    fs::rename(&file, &kept).expect("a move");
+    fs::remove_file(bundle.root.join("bob.svg")).expect("removal");
+    let other = bundle.enrol("bob");
+    two.approve_with(&other.code_at(bundle.now()), &of_bob).expect(3).saying("account 'bob' is not asked for starts");
+    two.protect(&["--needs-approval", "bob"]).expect(0);
+    assert!(two.approve_with(&other.code_at(bundle.now()), &of_bob).expect(0).stdout.contains("(grant 4)"));
+    bundle.wait(30);
+    fs::rename(&kept, &file).expect("a move");
+    two.approve("1").expect(3).saying("account 'bob' is not asked for starts");
     // Of one who is asked no more, what was granted is void.
     bundle.enrol("carol");
     assert!(two.protect(&["--needs-approval", "carol"]).expect(0).stdout.contains("a grant of 'carol'\n"));
@@ -195,7 +215,7 @@ fn nobody_else_writes_what_was_granted(platform: Platform) {
     let [namespace, image] = ["namespace", "image_id"].map(|key| bundle.known("default", &[key]));
     let session = format!("{namespace}/signer");
     bundle.enrol("carol");
-    for name in ["thief".to_owned(), format!("{session}/approve.carol")] {
+    for name in ["thief".to_owned(), format!("{namespace}/{}", two.approving("carol"))] {
         let policy = format!(
             "name: {name}\nversion: 0.3.10\nsecurity: {{attestation: {{mode: none}}}}\nservices: [{{name: s, command: /bin/gate --help, \
              image_name: i}}]\nimages: [{{name: i, volumes: [{{name: v, path: /grants}}]}}]\nvolumes: [{{name: v, import: {{session: \
@@ -216,7 +236,7 @@ fn nobody_else_writes_what_was_granted(platform: Platform) {
     told.sort();
     let of = |name: &str| format!("session: {namespace}/{name}\n");
     let looks = |name: &str| format!("to:\n  session: {namespace}/{name}\nupdate_policy: ephemeral\n");
-    assert_eq!(told, [of("signer/approve.bob"), looks("otpqr"), looks("signer/default")]);
+    assert_eq!(told, [of(&two.approving("bob")), looks("otpqr"), looks("signer/default")]);
 }
 
 /// Whoever sees the approver's code on the host can use it first. The approver notices.

@@ -604,7 +604,9 @@ esac"#
         let expected: Vec<&str> = before.into_iter().chain(sides).chain(after).chain(last.iter().copied()).collect();
         assert_eq!(call.args, expected);
     };
-    vector(of(&format!("web/approve.bob/approve@{CODE}")), &[&grants], &["1", "600", "-"]);
+    let bob = fs::read_to_string(host.root().join("state/bob.yml")).unwrap();
+    let bob: Value = serde_yaml::from_str(&bob).unwrap();
+    vector(of(&format!("web/approve.bob.{}/approve@{CODE}", text(&bob["namespace"]))), &[&grants], &["1", "600", "-"]);
     vector(of("otpqr/left_web"), &[&starts, &grants], &[]);
     vector(of(&format!("web/default/gate@{CODE}")), &[&starts, &grants], &[]);
     // The gate's code, not the person's, starts the program, which sees neither volume.

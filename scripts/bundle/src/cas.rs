@@ -107,7 +107,7 @@ impl Attestation {
             (self.accept_group_out_of_date, "--accept-group-out-of-date"),
             (self.accept_sw_hardening_needed, "--accept-sw-hardening-needed"),
         ];
-        let flags = flags.into_iter().filter_map(|(is_given, flag)| is_given.then(|| flag.to_owned()));
+        let flags = flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.to_owned());
         let mrenclave = self.mrenclave.iter().map(|hex| format!("--mrenclave={hex}"));
         let mrsigner = self.mrsigner.iter().map(|hex| format!("--mrsigner={hex}"));
         let isvprodid = self.isvprodid.iter().map(|number| format!("--isvprodid={number}"));

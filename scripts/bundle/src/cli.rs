@@ -16,9 +16,9 @@ use crate::tool::{Finished, Tool};
 #[derive(Debug, thiserror::Error)]
 enum CliError {
     #[error("there is no program '{path}', which {said_by} names as SCONE's command line")]
-    NoProgram { path: String, said_by: &'static str },
+    Missing { path: String, said_by: &'static str },
     #[error("'{directory}', for the identity of SCONE's command line, cannot be made: {cause}")]
-    NoIdentity { directory: String, cause: io::Error },
+    NotMade { directory: String, cause: io::Error },
     #[error("the home directory is not known: set HOME or SCONE_CLI_CONFIG")]
     NoHome,
 }
@@ -26,7 +26,7 @@ enum CliError {
 impl Concern for CliError {
     fn exit(&self) -> Exit {
         match self {
-            CliError::NoProgram { .. } => Exit::Usage,
+            CliError::Missing { .. } => Exit::Usage,
             _ => Exit::Precondition,
         }
     }
@@ -63,7 +63,7 @@ impl Cli {
         let named = named.map(|path| (path, "'--scone'")).or(set.as_deref().map(|path| (path, "the variable SCONE")));
         if let Some((path, said_by)) = named {
             let found = which::which(path).ok();
-            let missing = || CliError::NoProgram { path: path.display().to_string(), said_by };
+            let missing = || CliError::Missing { path: path.display().to_string(), said_by };
             return Ok(Some(Cli::Program(Tool { name: "scone", path: found.ok_or_else(missing)? })));
         }
         if let Some(tool) = Tool::find("scone", None) {
@@ -91,7 +91,7 @@ impl Tools {
         let config = config()?;
         let (directory, name) = (config.parent().unwrap_or(Path::new("/")), config.file_name().unwrap_or_default());
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-        made.map_err(|cause| CliError::NoIdentity { directory: directory.display().to_string(), cause })?;
+        made.map_err(|cause| CliError::NotMade { directory: directory.display().to_string(), cause })?;
         let fixed = ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
         let mut all: Vec<OsString> = fixed.into_iter().chain(ENVIRONMENT).map(OsString::from).collect();
         let mut inside = OsString::from(format!("-e=SCONE_CLI_CONFIG={IDENTITY}/"));

@@ -19,7 +19,7 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::policy::upload_each;
 use crate::program::{self, Volumes};
-use crate::session::{Session, approval_name};
+use crate::session::Session;
 use crate::state::{Approval, Permit, Program};
 use crate::step;
 use crate::tool::Finished;
@@ -114,7 +114,7 @@ pub(crate) fn check_granted(
     let words: String = arguments.iter().map(|word| format!(" {}", quoted(word.display()))).collect();
     let words = if asked.is_some() && !words.is_empty() { format!(" --{words}") } else { String::new() };
     let rest = format!(" {name}{of} --starts 1 --for 10m{rest}{words}");
-    let hints = permit.approvers.iter().map(|approver| hint::script("approve", approver, &rest));
+    let hints = program.approvers().into_iter().map(|approver| hint::script("approve", approver, &rest));
     let refusal = Failure::from(PermitError::NotGranted { program: name.to_owned(), what });
     Err(refusal.hints(hints))
 }
@@ -200,9 +200,14 @@ pub fn grant(
 ) -> Result<String, Failure> {
     let name = given.program.as_str();
     let permit = needed(owner, name)?.clone();
-    if !permit.approvers.contains(&account.name) {
+    if permit.approvers.get(&account.name) != Some(&account.state.namespace) {
         let not_asked = PermitError::NotAsked { account: account.name.clone(), program: name.to_owned() };
-        let others: String = permit.approvers.iter().map(|approver| format!(" --needs-approval {approver}")).collect();
+        let others: String = permit
+            .approvers
+            .keys()
+            .filter(|name| **name != account.name)
+            .map(|name| format!(" --needs-approval {name}"))
+            .collect();
         let rest = format!(" {name}{others} --needs-approval {}   # asks it, too", account.name);
         return Err(Failure::from(not_asked).hint(owner.script("protect", &rest)));
     }
@@ -273,7 +278,7 @@ pub fn grant(
 /// Returns its name.
 fn establish(account: &mut Account, owner: &Account, name: &str, permit: &Permit) -> Result<String, Failure> {
     let key = Session::Program(name.to_owned()).name(owner);
-    let session = approval_name(&key, &account.name);
+    let session = Session::Approval(key.clone()).name(account);
     let known = account.state.approvals.get(&key).and_then(|approval| approval.version.clone());
     let approval = Approval {
         account: owner.name.clone(),

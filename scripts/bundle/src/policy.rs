@@ -249,7 +249,7 @@ fn render_after(
         "ignore_advisories": state.ignore_advisories,
         "programs": there().map(|(name, _)| name).collect::<Vec<_>>(),
         "permits": there().filter_map(|(name, program)| of_permit(account, name, program)).collect::<Vec<_>>(),
-        "approvals": state.approvals.keys().map(|owner| approval_name(owner, &account.name)).collect::<Vec<_>>(),
+        "approvals": state.approvals.keys().map(|owner| Session::Approval(owner.clone()).name(account)).collect::<Vec<_>>(),
     });
     if let Some(name) = session.program() {
         values["program"] = name.into();
@@ -303,7 +303,7 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
         "gate": of_permit(account, name, program).filter(|_| has_gate),
         "grants": needs_approval.then(|| program.grants_volume_name()),
         "looks_at_grants": needs_approval && !has_gate,
-        "approve_sessions": approvers.map(|approver| approval_name(&owner, approver)).collect::<Vec<_>>(),
+        "approve_sessions": approvers.map(|(name, of)| approval_name(&owner, name, of)).collect::<Vec<_>>(),
     }))
 }
 
@@ -316,7 +316,7 @@ fn of_permit(account: &Account, name: &str, program: &Program) -> Option<Value> 
         "starts": permit.starts.map(|starts| starts.to_string()),
         "volume": program.starts_volume_name(),
         "grants": program.needs_approval().then(|| program.grants_volume_name()),
-        "approvers": permit.approvers.iter().cloned().collect::<Vec<_>>().join(" "),
+        "approvers": program.approvers().join(" "),
         "service": program::service(account, name),
     }))
 }
@@ -326,7 +326,7 @@ fn of_approval(account: &Account, owner: &str) -> Result<Value, Failure> {
     let unknown = || PolicyError::NoProgram { program: owner.to_owned() };
     let approval = account.state.approvals.get(owner).ok_or_else(unknown)?;
     Ok(json!({
-        "session": approval_name(owner, &account.name),
+        "session": Session::Approval(owner.to_owned()).name(account),
         "owner": owner,
         "service": format!("{owner}/{}/program", approval.account),
         "mrenclave": approval.mrenclave,

@@ -1,6 +1,6 @@
 //! What protect.rs makes of a program: its record in the state, from the image and from what was asked for.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -337,16 +337,12 @@ fn permit(
     let before = known.and_then(|program| program.permit.as_ref());
     let (approvers, without_code) = match (options.needs_approval.as_slice(), before) {
         ([], Some(before)) => (before.approvers.clone(), before.without_code),
-        (named, _) => (named.iter().cloned().collect::<BTreeSet<_>>(), options.without_code),
-    };
-    if approvers.contains(&account.name) && !without_code {
-        return Err(ProtectionError::OwnApproval { account: account.name.clone() }.into());
-    }
-    for approver in &options.needs_approval {
-        if state::read(&account.root, approver)?.1.is_none() {
-            let missing = ProtectionError::NoApprover { account: approver.clone() };
-            return Err(Failure::from(missing).hint(hint::script("create", approver, "")));
+        (named, _) => {
+            (named.iter().map(|name| approver(account, name)).collect::<Result<_, _>>()?, options.without_code)
         }
+    };
+    if approvers.contains_key(&account.name) && !without_code {
+        return Err(ProtectionError::OwnApproval { account: account.name.clone() }.into());
     }
     let is_limited = starts.is_some() || !approvers.is_empty();
     let counts_itself = match before {
@@ -370,12 +366,21 @@ fn permit(
     Ok(Some(Permit { image_id, mrenclave, starts, counts_itself, approvers, without_code }))
 }
 
+/// An account that is to grant starts, and its namespace.
+fn approver(account: &Account, name: &str) -> Result<(String, String), Failure> {
+    let state = state::read(&account.root, name)?.1.ok_or_else(|| {
+        let missing = ProtectionError::NoApprover { account: name.to_owned() };
+        Failure::from(missing).hint(hint::script("create", name, ""))
+    })?;
+    Ok((name.to_owned(), state.namespace))
+}
+
 /// What a program that counts its starts is told.
 fn counted(account: &Account, name: &str, permit: &Permit) -> Vec<(String, String)> {
     let mut told = vec![(PERMIT_FILE, format!("{BUDGET}/start"))];
     told.extend(permit.starts.map(|starts| (PERMIT_STARTS, starts.to_string())));
     if !permit.approvers.is_empty() {
-        let approvers = permit.approvers.iter().cloned().collect::<Vec<_>>().join(" ");
+        let approvers = permit.approvers.keys().cloned().collect::<Vec<_>>().join(" ");
         told.extend([
             (PERMIT_GRANTS, GRANTS.to_owned()),
             (PERMIT_APPROVERS, approvers),

@@ -69,7 +69,7 @@ impl Session {
             Session::Reset => format!("{namespace}/otpqr-reset"),
             Session::Program(program) => format!("{namespace}/{program}"),
             Session::Person(program) => format!("{namespace}/{program}/{}", account.name),
-            Session::Approval(owner) => approval_name(owner, &account.name),
+            Session::Approval(owner) => approval_name(owner, &account.name, namespace),
         }
     }
 
@@ -129,10 +129,11 @@ impl Session {
     }
 }
 
-/// The session in which an account grants starts of a program; `owner`: the session that owns that.
-pub(crate) fn approval_name(owner: &str, account: &str) -> String {
+/// The session in which an account, of this namespace, grants starts of a program; `owner`: the session that owns that.
+pub(crate) fn approval_name(owner: &str, account: &str, namespace: &str) -> String {
+    let own = namespace.rsplit('/').next().unwrap_or_default();
     // No account has a point in its name.
-    format!("{owner}/approve.{account}")
+    format!("{owner}/approve.{account}.{own}")
 }
 
 /// Checks a `--parent`: the name of a session, as policies have it.

@@ -189,8 +189,9 @@ pub struct Permit {
     pub starts: Option<u32>,
     /// The program counts; otherwise the gate stands before it.
     pub counts_itself: bool,
-    /// The accounts of which one must have granted a start; empty: nobody.
-    pub approvers: BTreeSet<String>,
+    /// The accounts of which one must have granted a start, and their namespaces: one that is begun anew under the same name is
+    /// another. Empty: nobody.
+    pub approvers: BTreeMap<String, String>,
     /// What they grant takes no code besides.
     pub without_code: bool,
 }
@@ -275,6 +276,11 @@ impl Program {
     /// Whether a start takes a grant.
     pub fn needs_approval(&self) -> bool {
         self.permit.as_ref().is_some_and(|permit| !permit.approvers.is_empty())
+    }
+
+    /// Who grants them.
+    pub fn approvers(&self) -> Vec<&str> {
+        self.permit.iter().flat_map(|permit| permit.approvers.keys().map(String::as_str)).collect()
     }
 
     /// Whether a start takes no code.
@@ -367,7 +373,8 @@ impl State {
     fn implausible(&self) -> Option<&'static str> {
         let counts = |version: u32| (1..=LAST_VERSION).contains(&version);
         let plain = |text: &str| !text.starts_with(['-', '@']) && !text.chars().any(char::is_control);
-        let name = |c: char| c.is_ascii_alphanumeric() || "-._~/".contains(c);
+        let session =
+            |text: &str| plain(text) && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._~/".contains(c));
         let pending = self.pending.as_ref().is_none_or(|pending| {
             pending.uploads_done <= 3
                 && matches!(pending.volume_version.checked_sub(self.volume_version), Some(1 | 2))
@@ -380,7 +387,7 @@ impl State {
                 "'volume_version' and 'secret_version' must be from 1 to 1000000",
             ),
             (is_sha256(&self.mrenclave), "'mrenclave' is not 64 hex digits"),
-            (plain(&self.namespace) && self.namespace.chars().all(name), "'namespace' is not a session name"),
+            (session(&self.namespace), "'namespace' is not a session name"),
             (
                 [&self.image, &self.image_id, &self.cas.address].into_iter().all(|text| plain(text)),
                 "'image', 'image_id' and 'cas.address' must not begin with '-' or '@' nor hold control characters",
@@ -410,7 +417,9 @@ impl State {
                         && program.permit.as_ref().is_none_or(|permit| {
                             is_sha256(&permit.mrenclave)
                                 && plain(&permit.image_id)
-                                && permit.approvers.iter().all(|account| account_name(account).is_ok())
+                                && permit.approvers.iter().all(|(account, namespace)| {
+                                    account_name(account).is_ok() && session(namespace)
+                                })
                                 // Something must limit it.
                                 && (permit.starts.is_some() || !permit.approvers.is_empty())
                                 && (!permit.without_code || !permit.approvers.is_empty())
@@ -419,9 +428,8 @@ impl State {
                 "'programs' has something in it that no script writes",
             ),
             (
-                self.approvals.iter().all(|(session, approval)| {
-                    plain(session)
-                        && session.chars().all(name)
+                self.approvals.iter().all(|(owner, approval)| {
+                    session(owner)
                         && account_name(&approval.account).is_ok()
                         && program_name(&approval.program).is_ok()
                         && is_sha256(&approval.mrenclave)
@@ -530,7 +538,7 @@ fn with_permits(mut state: Value) -> Value {
         if let Some(mut permit) = program.remove("gate") {
             if let Some(permit) = permit.as_mapping_mut() {
                 permit.insert("counts_itself".into(), false.into());
-                permit.insert("approvers".into(), Value::Sequence(Vec::new()));
+                permit.insert("approvers".into(), Value::Mapping(serde_yaml::Mapping::new()));
                 permit.insert("without_code".into(), false.into());
             }
             program.insert("permit".into(), permit);
