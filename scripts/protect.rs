@@ -55,6 +55,7 @@ Examples:
   ./scripts/protect.rs web --image web:1 --command 'python3 /app/service.py' --env PORT=8443 --secret API_KEY=api-key.txt --volume /data
   ./scripts/protect.rs web --image web:1 --fs-dir /app --signing-key ../key.pem
                                                          on SCONE: converts it, with /app in its measurement
+  ./scripts/protect.rs web --void-grants                 an approver's phone was stolen
   ./scripts/protect.rs web                               the image was rebuilt: measures it again
   ./scripts/protect.rs web --new-volumes                 a volume is damaged: begins with empty ones
   ./scripts/protect.rs web --remove                      gives it up, with its secrets"
@@ -68,7 +69,7 @@ struct Args {
     #[command(flatten)]
     account: account::Named,
     /// Give the program up: nobody can start it, and CAS forgets its secrets
-    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "starts", "needs_approval", "counts_itself", "fs_dir", "sconify_with", "signing_key"])]
+    #[arg(long, conflicts_with_all = ["image", "command", "args", "env", "secret", "volume", "mount_point", "open", "new_volumes", "starts", "needs_approval", "void_grants", "counts_itself", "fs_dir", "sconify_with", "signing_key"])]
     remove: bool,
     /// Do not ask
     #[arg(long)]
@@ -159,7 +160,7 @@ fn confirm(args: &Args) -> Result<(), Failure> {
     let question = if args.remove {
         format!("Nobody can start '{name}' any more, and its secrets are lost. Go on?")
     } else {
-        format!("What is in the volumes of '{name}' is lost, and which of its starts are taken. Go on?")
+        format!("What is in the volumes of '{name}' is lost, and which of its starts were granted and taken. Go on?")
     };
     if args.yes || prompt::confirm(&question, false, "nothing was changed")? {
         return Ok(());

@@ -142,7 +142,9 @@ fn told(args: &Args, what: &str, service: &Service, start: Option<String>, stop:
 fn stop(args: &Args) -> Result<String, Failure> {
     let (account, name) = (Account::open(&args.account)?, &args.program.given.program);
     Ok(if service::stop(&account, name)? {
-        format!("stopped: '{name}'; it takes a code to start it again")
+        let program = account.state.programs.get(name);
+        let takes = if program.is_some_and(Program::is_without_code) { "grant" } else { "code" };
+        format!("stopped: '{name}'; it takes a {takes} to start it again")
     } else {
         format!("'{name}' does not run as a service")
     })

@@ -233,7 +233,7 @@ fn otpqr_needs_no_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
 fn programs_count_by_the_variables_that_the_scripts_and_templates_set() {
     let (counts, sets, template) =
         (read("programs/permit/src/lib.rs"), read("scripts/bundle/src/state.rs"), read("templates/program-person.yml"));
-    for name in ["FILE", "STARTS", "GRANTS", "APPROVERS", "SERVICE"] {
+    for name in ["FILE", "STARTS", "GRANTS", "APPROVERS", "SERVICE", "TERM"] {
         let variable = format!("PERMIT_{name}");
         assert!(counts.contains(&format!("pub const {name}: &str = \"{variable}\";")), "{variable}");
         assert!(sets.contains(&format!("pub const {variable}: &str = \"{variable}\";")), "{variable}");

@@ -68,6 +68,22 @@ impl Counted {
         }
     }
 
+    /// Starts the gate natively as `start` does, without that looking at what is granted before.
+    fn gate_by_hand(&self) -> Outcome {
+        let bundle = &self.bundle;
+        let [namespace, image] = ["namespace", "image_id"].map(|key| bundle.known("default", &[key]));
+        let told = service_by_hand(bundle, &image, &format!("{namespace}/shell/default/gate"), &[], &[]);
+        let mut gate = bundle.command(bundle.root.join("simulator/bin/scone-run"));
+        gate.envs(told.get_envs().filter_map(|(name, value)| Some((name, value?)))).args(["--rootfs", &image]);
+        for (volume, inside) in [("starts_1", "permit"), ("grants_1", "grants")] {
+            let side = bundle.root.join("state/volumes/default/programs/shell").join(volume);
+            fs::create_dir_all(&side).expect("a directory");
+            gate.arg("--bind").arg(format!("{}:/.sealed/{inside}", side.display()));
+        }
+        gate.arg("/bin/gate");
+        run(gate)
+    }
+
     /// Starts a service of the person's session without our scripts.
     fn by_hand(&self, service: &str, words: &[&str]) -> Outcome {
         let [namespace, image] = ["namespace", "image_id"].map(|key| self.bundle.known("default", &[key]));
@@ -92,7 +108,7 @@ fn a_program_starts_as_often_as_it_was_granted_and_not_once_more(platform: Platf
     }
     let shell = state["programs"]["shell"].as_mapping_mut().expect("a program");
     let mut gate = shell.remove("permit").expect("a permit");
-    for since in ["counts_itself", "approvers", "without_code"] {
+    for since in ["counts_itself", "approvers", "term", "without_code"] {
         gate.as_mapping_mut().expect("a mapping").remove(since);
     }
     shell.insert("gate".into(), gate);
@@ -185,6 +201,9 @@ fn one_code_grants_several_starts(platform: Platform) {
     // Without our scripts neither the gate dispenses anything, nor does the program start.
     counted.by_hand("program", &["/bin/gate"]).expect(134).saying(REQUIRED);
     counted.by_hand(&format!("program@{}", counted.code()), &["/bin/gate"]).expect(134).saying(INVALID);
+    if platform == Platform::SimNative {
+        counted.gate_by_hand().expect(10).saying("gate: error: nobody has granted it");
+    }
 
     // Over before it is taken.
     approve(&["--starts", "9", "--for", "1s"]).expect(0);

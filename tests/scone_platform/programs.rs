@@ -524,6 +524,28 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
     host.has_clean_desk();
 }
 
+/// Accounts of two CASes cannot agree on anything: the volume with the grants is one CAS's.
+#[test]
+fn who_approves_is_with_the_same_cas() {
+    let host = Host::with_image();
+    // Each has a key of its own.
+    host.instead_of("scone", r#"case "$1 $2" in 'cas show-identification') [ "$4" = cas.example.com ] || { echo another-key; exit; } ;; esac"#);
+    host.script("create", &["--cas", "other.example.com", "--account", "bob"]).expect(0);
+    let bob = host.protect(&["--needs-approval", "bob"]).expect(3);
+    bob.saying("account 'bob' is not with this account's CAS: it cannot approve anything here");
+    host.script("create", &["--cas", "cas.example.com", "--account", "carol"]).expect(0);
+    host.protect(&["--needs-approval", "carol"]).expect(0);
+    // As if one of them had been moved since.
+    let state = fs::read_to_string(host.root().join("state/carol.yml")).unwrap();
+    let key = text(&host.state()["cas"]["key"]);
+    let moved = state.replace("cas.example.com", "other.example.com").replace(&key, "another-key");
+    fs::write(host.root().join("state/carol.yml"), moved).unwrap();
+    fs::write(host.desk().join("code.txt"), CODE).unwrap();
+    let approve = ["web", "--account", "carol", "--starts", "1", "--for", "10m", "--otp-file", "code.txt"];
+    host.script("approve", &approve).expect(3).saying("accounts 'carol' and 'default' are not with the same CAS");
+    fs::remove_file(host.desk().join("code.txt")).unwrap();
+}
+
 /// What everybody may start is in the session that also has the secret from the file, which is in CAS alone.
 #[test]
 fn a_program_with_a_file_s_secret_is_protected_again_for_what_is_tolerated_since() {

@@ -9,7 +9,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::budget::{create_private, sync, Budget};
-use crate::{is_file, set, text, Error, APPROVERS, GRANTS, MOST, SERVICE};
+use crate::{is_file, set, text, Error, APPROVERS, GRANTS, MOST, SERVICE, TERM};
 
 /// Starts that somebody granted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,8 @@ pub struct Grant {
     pub approver: String,
     /// Of what, as CAS calls it.
     pub service: String,
+    /// Under which term: those of another are void.
+    pub term: String,
     /// For which arguments: their digest. `None`: the service alone is granted.
     pub digest: Option<String>,
 }
@@ -37,7 +39,7 @@ pub enum Standing {
     Spent,
     /// Nothing: its time is over, or was once.
     Expired,
-    /// Nothing: it is of another service, or by somebody whose grants do not count.
+    /// Nothing: it is of another service or term, or by somebody whose grants do not count.
     Void,
 }
 
@@ -80,9 +82,9 @@ impl Grants {
     /// # Errors
     /// [`Error::Volume`], after which it may be there or not.
     pub fn add(&self, grant: Grant) -> Result<Grant, Error> {
-        let Grant { starts, until, approver, service, digest, .. } = &grant;
+        let Grant { starts, until, approver, service, term, digest, .. } = &grant;
         let digest = digest.as_deref().unwrap_or("-");
-        let text = format!("{starts} {until} {approver} {service} {digest}\n");
+        let text = format!("{starts} {until} {approver} {service} {term} {digest}\n");
         let mut number = self.numbers()?.last().copied().unwrap_or(0);
         loop {
             number += 1;
@@ -124,11 +126,11 @@ fn failed<'a>(what: &'static str, file: &'a Path) -> impl FnOnce(io::Error) -> E
 
 fn parse(number: u32, text: &str) -> Option<Grant> {
     let words: Vec<&str> = text.strip_suffix('\n')?.split(' ').collect();
-    let &[starts, until, approver, service, digest] = words.as_slice() else { return None };
+    let &[starts, until, approver, service, term, digest] = words.as_slice() else { return None };
     let starts = starts.parse().ok().filter(|starts| (1..=MOST).contains(starts))?;
     let digest = (digest != "-").then(|| digest.to_owned());
-    let (approver, service) = (approver.to_owned(), service.to_owned());
-    Some(Grant { number, starts, until: until.parse().ok()?, approver, service, digest })
+    let [approver, service, term] = [approver, service, term].map(str::to_owned);
+    Some(Grant { number, starts, until: until.parse().ok()?, approver, service, term, digest })
 }
 
 /// Whose grants a program needs, and where it notes what it took of them.
@@ -137,17 +139,18 @@ pub(crate) struct Approval {
     grants: Grants,
     approvers: Vec<String>,
     service: String,
+    term: String,
     noted: Budget,
 }
 
 impl Approval {
     pub fn from_environment(first: &Path) -> Result<Approval, Error> {
-        let (grants, service) = (Grants::from_environment()?, text(SERVICE)?);
+        let (grants, service, term) = (Grants::from_environment()?, text(SERVICE)?, text(TERM)?);
         let approvers: Vec<String> = text(APPROVERS)?.split_whitespace().map(str::to_owned).collect();
         if approvers.is_empty() {
             return Err(Error::Environment { variable: APPROVERS, problem: "names nobody" });
         }
-        Ok(Approval { grants, approvers, service, noted: Budget::once(first.to_owned()) })
+        Ok(Approval { grants, approvers, service, term, noted: Budget::once(first.to_owned()) })
     }
 
     /// The starts of a grant.
@@ -161,7 +164,8 @@ impl Approval {
     }
 
     fn standing(&self, grant: &Grant, now: u64) -> Result<Standing, Error> {
-        if grant.service != self.service || !self.approvers.contains(&grant.approver) {
+        let is_ours = grant.service == self.service && grant.term == self.term;
+        if !is_ours || !self.approvers.contains(&grant.approver) {
             return Ok(Standing::Void);
         }
         if now >= grant.until || self.seen_expired(grant).left()? == 0 {
@@ -178,14 +182,21 @@ impl Approval {
         grants.map(|grant| self.standing(&grant, now).map(|standing| (grant, standing))).collect()
     }
 
-    /// Those that are good for it, the one that is over first first; or how many there are of those that are not.
+    /// Those that are good for it, the one that is over first first; or how many there are of those that are not. That one is over is
+    /// noted: it stays so.
     fn good(&self, asked: Option<&str>, now: u64) -> Result<Vec<Grant>, Error> {
         let (mut good, mut others, mut expired, mut spent) = (Vec::new(), 0, 0, 0);
         for (grant, standing) in self.all(now)? {
             match standing {
                 Standing::Good(_) if grant.digest.as_deref() == asked => good.push(grant),
                 Standing::Good(_) | Standing::Void => others += 1,
-                Standing::Expired => expired += 1,
+                Standing::Expired => {
+                    match self.seen_expired(&grant).take() {
+                        Ok(_) | Err(Error::Spent { .. }) => {}
+                        Err(error) => return Err(error),
+                    }
+                    expired += 1;
+                }
                 Standing::Spent => spent += 1,
             }
         }
@@ -201,14 +212,6 @@ impl Approval {
     }
 
     pub fn take(&self, asked: Option<&str>, now: u64) -> Result<Granted, Error> {
-        for (grant, standing) in self.all(now)? {
-            if standing == Standing::Expired {
-                match self.seen_expired(&grant).take() {
-                    Ok(_) | Err(Error::Spent { .. }) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-        }
         loop {
             // Others may take the last start of one of these.
             for grant in self.good(asked, now)? {
@@ -240,6 +243,7 @@ mod tests {
             grants: grants.clone(),
             approvers: vec!["bob".to_owned(), "carol".to_owned()],
             service: "n/signer/alice/program".to_owned(),
+            term: "1".to_owned(),
             noted: Budget::once(root.join("start")),
         };
         (root, grants, approval)
@@ -248,7 +252,7 @@ mod tests {
     fn grant(approver: &str, starts: u32, until: u64, digest: Option<&str>) -> Grant {
         let service = "n/signer/alice/program".to_owned();
         let (approver, digest) = (approver.to_owned(), digest.map(str::to_owned));
-        Grant { number: 0, starts, until, approver, service, digest }
+        Grant { number: 0, starts, until, approver, service, term: "1".to_owned(), digest }
     }
 
     fn refusal(taken: Result<Granted, Error>) -> String {
@@ -264,18 +268,19 @@ mod tests {
         grants.add(Grant { service: "n/signer/alice".into(), ..grant("bob", 9, NOW + 60, Some(A)) }).unwrap();
         grants.add(grant("bob", 9, NOW + 60, Some(B))).unwrap();
         grants.add(grant("bob", 9, NOW + 60, None)).unwrap();
-        let others = "no grant is good for it: 4 for something else, 0 expired, 0 used up";
+        grants.add(Grant { term: "2".into(), ..grant("bob", 9, NOW + 60, Some(A)) }).unwrap();
+        let others = "no grant is good for it: 5 for something else, 0 expired, 0 used up";
         assert_eq!(refusal(approval.take(Some(A), NOW)), others);
         assert!(approval.check(Some(A), NOW).is_err());
 
         // The one that is over first is taken first.
-        assert_eq!(grants.add(grant("bob", 2, NOW + 60, Some(A))).unwrap().number, 5);
-        assert_eq!(grants.add(grant("carol", 1, NOW + 30, Some(A))).unwrap().number, 6);
+        assert_eq!(grants.add(grant("bob", 2, NOW + 60, Some(A))).unwrap().number, 6);
+        assert_eq!(grants.add(grant("carol", 1, NOW + 30, Some(A))).unwrap().number, 7);
         let taken: Vec<String> = (0..3).map(|_| approval.take(Some(A), NOW).unwrap().to_string()).collect();
-        assert_eq!(taken[0], "start 1 of 1 of grant 6 by 'carol' for sha256:aa");
-        assert_eq!(taken[1], "start 1 of 2 of grant 5 by 'bob' for sha256:aa");
-        assert_eq!(taken[2], "start 2 of 2 of grant 5 by 'bob' for sha256:aa");
-        let spent = "no grant is good for it: 4 for something else, 0 expired, 2 used up";
+        assert_eq!(taken[0], "start 1 of 1 of grant 7 by 'carol' for sha256:aa");
+        assert_eq!(taken[1], "start 1 of 2 of grant 6 by 'bob' for sha256:aa");
+        assert_eq!(taken[2], "start 2 of 2 of grant 6 by 'bob' for sha256:aa");
+        let spent = "no grant is good for it: 5 for something else, 0 expired, 2 used up";
         assert_eq!(refusal(approval.take(Some(A), NOW)), spent);
         assert_eq!(approval.take(None, NOW).unwrap().to_string(), "start 1 of 9 of grant 4 by 'bob'");
         fs::remove_dir_all(root).unwrap();
@@ -290,6 +295,8 @@ mod tests {
         assert_eq!(approval.all(NOW + 60).unwrap()[0].1, Standing::Expired);
         assert_eq!(approval.all(NOW + 59).unwrap()[0].1, Standing::Good(8));
         let expired = "no grant is good for it: 0 for something else, 1 expired, 0 used up";
+        assert_eq!(approval.check(None, NOW + 60).unwrap_err().to_string(), expired);
+        assert_eq!(refusal(approval.take(None, NOW)), expired);
         assert_eq!(refusal(approval.take(None, NOW + 60)), expired);
         assert_eq!(refusal(approval.take(None, NOW)), expired);
         assert_eq!(refusal(approval.take(None, NOW)), expired);
@@ -300,7 +307,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_or_odd_is_no_grant_and_its_number_is_not_used_again() {
         let (root, grants, approval) = world("cut-off");
-        let whole = format!("9 {} bob n/signer/alice/program -\n", NOW + 60);
+        let whole = format!("9 {} bob n/signer/alice/program 1 -\n", NOW + 60);
         for length in 0..whole.len() {
             fs::write(grants.0.join("1"), &whole[..length]).unwrap();
             assert_eq!(refusal(approval.take(None, NOW)), "nobody has granted it", "{length}");

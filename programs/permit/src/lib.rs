@@ -43,6 +43,9 @@ pub const APPROVERS: &str = "PERMIT_APPROVERS";
 /// The variable with the service whose starts these are, as CAS calls it. Set by the policy.
 pub const SERVICE: &str = "PERMIT_SERVICE";
 
+/// The variable with a word that grants must be made under: when it changes, all that were made before are void. Set by the policy.
+pub const TERM: &str = "PERMIT_TERM";
+
 /// No policy and nobody grants more starts.
 pub const MOST: u32 = 1_000_000;
 
@@ -128,22 +131,22 @@ impl fmt::Display for Error {
 impl error::Error for Error {}
 
 impl Permit {
-    /// What the policy says, by [`FILE`] with [`STARTS`], with [`GRANTS`], [`APPROVERS`] and [`SERVICE`], or with all; `None`: it
-    /// sets no limit.
+    /// What the policy says, by [`FILE`] with [`STARTS`], with [`GRANTS`], [`APPROVERS`], [`SERVICE`] and [`TERM`], or with all;
+    /// `None`: it sets no limit.
     ///
     /// # Errors
     /// [`Error::Environment`] if one of them is missing or bad: a limit that is not understood is not passed over.
     pub fn from_environment() -> Result<Option<Permit>, Error> {
         let bad = |variable, problem| Err(Error::Environment { variable, problem });
         let is_set = |variables: &[&str]| variables.iter().any(|variable| env::var_os(variable).is_some());
-        if !is_set(&[FILE, STARTS, GRANTS, APPROVERS, SERVICE]) {
+        if !is_set(&[FILE, STARTS, GRANTS, APPROVERS, SERVICE, TERM]) {
             return Ok(None);
         }
         let first = set(FILE)?;
         if !is_file(&first) {
             return bad(FILE, "is not the absolute path of a file");
         }
-        let needs_approval = is_set(&[GRANTS, APPROVERS, SERVICE]);
+        let needs_approval = is_set(&[GRANTS, APPROVERS, SERVICE, TERM]);
         let approval = needs_approval.then(|| Approval::from_environment(&first)).transpose()?;
         // Something must limit it.
         let starts = if approval.is_none() { Some(set(STARTS)?) } else { env::var_os(STARTS).map(PathBuf::from) };
@@ -171,7 +174,8 @@ impl Permit {
         self.first.forget_beside(prefix, but);
     }
 
-    /// Refuses what [`Permit::take`] would refuse, if nobody else takes anything before, and takes nothing.
+    /// Refuses what [`Permit::take`] would refuse, if nobody else takes anything before, and takes nothing. That a grant is over is
+    /// noted.
     ///
     /// # Errors
     /// As [`Permit::take`].

@@ -22,7 +22,7 @@ fn directory(test: &str) -> PathBuf {
 fn with<T>(variables: &[(&str, &Path)], look: impl FnOnce() -> T) -> T {
     static VARIABLES: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _mine = VARIABLES.lock().unwrap();
-    for variable in [permit::FILE, permit::STARTS, permit::GRANTS, permit::APPROVERS, permit::SERVICE] {
+    for variable in [permit::FILE, permit::STARTS, permit::GRANTS, permit::APPROVERS, permit::SERVICE, permit::TERM] {
         std::env::remove_var(variable);
     }
     variables.iter().for_each(|(variable, value)| std::env::set_var(variable, value));
@@ -133,9 +133,10 @@ fn taker() {
 #[ignore = "run by another test"]
 fn approver() {
     if let Ok(grants) = Grants::from_environment() {
-        let (approver, service) = ("bob".to_owned(), "service".to_owned());
-        let granted =
-            grants.add(Grant { number: 0, starts: 10, until: u64::MAX, approver, service, digest: None }).unwrap();
+        let [approver, service, term] = ["bob", "service", "1"].map(str::to_owned);
+        let granted = grants
+            .add(Grant { number: 0, starts: 10, until: u64::MAX, approver, service, term, digest: None })
+            .unwrap();
         println!("\ngranted {}", granted.number);
     }
 }
@@ -233,6 +234,7 @@ fn of_starts_that_were_granted_one_at_most_is_lost_too_and_a_grant_is_whole_or_n
         (permit::GRANTS, &grants),
         (permit::APPROVERS, Path::new("bob")),
         (permit::SERVICE, Path::new("service")),
+        (permit::TERM, Path::new("1")),
     ];
     // One of the grant's, and then one of all.
     let count = |of_grants| {
@@ -266,7 +268,7 @@ fn of_64_takers_at_once_16_get_one_of_two_grants_of_8() {
     let grants = directory.join("grants");
     fs::create_dir(&grants).unwrap();
     for number in 1..=2 {
-        fs::write(grants.join(number.to_string()), format!("8 {} bob service -\n", u64::MAX)).unwrap();
+        fs::write(grants.join(number.to_string()), format!("8 {} bob service 1 -\n", u64::MAX)).unwrap();
     }
     let first = directory.join("start");
     let permit = with(
@@ -275,6 +277,7 @@ fn of_64_takers_at_once_16_get_one_of_two_grants_of_8() {
             (permit::GRANTS, &grants),
             (permit::APPROVERS, Path::new("bob")),
             (permit::SERVICE, Path::new("service")),
+            (permit::TERM, Path::new("1")),
         ],
         || Permit::from_environment().unwrap().unwrap(),
     );

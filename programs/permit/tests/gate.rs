@@ -122,7 +122,8 @@ fn what_is_granted_is_what_was_asked_for_and_is_noted_durably() {
             .env_clear()
             .env("PERMIT_GRANTS", &grants)
             .env("PERMIT_APPROVER", "bob")
-            .env("PERMIT_SERVICE", "n/p/service");
+            .env("PERMIT_SERVICE", "n/p/service")
+            .env("PERMIT_TERM", "1");
         command.arg("--grant").args(arguments);
         command
     };
@@ -150,17 +151,23 @@ fn what_is_granted_is_what_was_asked_for_and_is_noted_durably() {
     refuses(approver(&asked).env_remove("PERMIT_APPROVER"), 11, "PERMIT_APPROVER is not set");
     refuses(approver(&asked).env("PERMIT_APPROVER", "bob carol"), 11, "PERMIT_APPROVER is no name");
     refuses(approver(&asked).env("PERMIT_SERVICE", ""), 11, "PERMIT_SERVICE is no name");
+    refuses(approver(&asked).env_remove("PERMIT_TERM"), 11, "PERMIT_TERM is not set");
     assert_eq!(fs::read_dir(&grants).unwrap().count(), 0);
 
     // The gate needs one, and is told whose count.
     let gate = || {
         let mut command = world.gate("2");
-        command.env("PERMIT_GRANTS", &grants).env("PERMIT_APPROVERS", "carol bob").env("PERMIT_SERVICE", "n/p/service");
+        command
+            .env("PERMIT_GRANTS", &grants)
+            .env("PERMIT_APPROVERS", "carol bob")
+            .env("PERMIT_SERVICE", "n/p/service")
+            .env("PERMIT_TERM", "1");
         command
     };
     refuses(gate().env_remove("PERMIT_APPROVERS"), 11, "PERMIT_APPROVERS is not set");
     refuses(gate().env("PERMIT_APPROVERS", " "), 11, "PERMIT_APPROVERS names nobody");
     refuses(gate().env_remove("PERMIT_SERVICE"), 11, "PERMIT_SERVICE is not set");
+    refuses(gate().env_remove("PERMIT_TERM"), 11, "PERMIT_TERM is not set");
     refuses(gate().env_remove("PERMIT_GRANTS"), 11, "PERMIT_GRANTS is not set");
     refuses(gate().env_remove("PERMIT_FILE"), 11, "PERMIT_FILE is not set");
     refuses(&mut gate(), 10, "nobody has granted it");
@@ -177,6 +184,20 @@ fn what_is_granted_is_what_was_asked_for_and_is_noted_durably() {
     let other = gate().env("PERMIT_SERVICE", "n/p/other").output().unwrap();
     let other = String::from_utf8(other.stderr).unwrap();
     assert_eq!(other, "gate: error: no grant is good for it: 2 for something else, 0 expired, 0 used up\n");
+
+    // One that is over is noted by a start that is refused: it stays so, whatever becomes of the clock.
+    let over = |until: u64| fs::write(grants.join("3"), format!("9 {until} bob n/p/service 1 -\n")).unwrap();
+    let alone = |command: &mut Command| {
+        refuses(command, 10, "no grant is good for it: 0 for something else, 1 expired, 0 used up")
+    };
+    let [first, second] = [1, 2].map(|number| fs::read(grants.join(number.to_string())).unwrap());
+    [1, 2].iter().for_each(|number| fs::remove_file(grants.join(number.to_string())).unwrap());
+    over(1);
+    alone(&mut gate());
+    over(u64::MAX);
+    alone(&mut gate());
+    fs::write(grants.join("1"), first).unwrap();
+    fs::write(grants.join("2"), second).unwrap();
 
     step();
     let started = gate().output().unwrap();

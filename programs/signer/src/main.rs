@@ -45,8 +45,8 @@ Environment:
   SIGNER_KEY     private key: P-256, PKCS#8 in PEM
   PERMIT_FILE    where the first start is noted, in a volume; unset, as all that follow: it signs as often as it is started
   PERMIT_STARTS  how often it signs in all
-  PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE
-                 where others grant what is signed, whose grants count, and of which service
+  PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE, PERMIT_TERM
+                 where others grant what is signed, whose grants count, of which service, and under which term
 
 Exit codes:
    0  done

@@ -354,11 +354,11 @@ fn what_somebody_granted_is_what_is_signed_and_nothing_else() {
     let granted = |arguments: &[&str]| {
         let mut command = world.signer(arguments);
         command.env("PERMIT_FILE", volume.join("start")).env("PERMIT_GRANTS", &grants);
-        command.env("PERMIT_APPROVERS", "bob").env("PERMIT_SERVICE", "n/signer/alice/program");
+        command.env("PERMIT_APPROVERS", "bob").env("PERMIT_SERVICE", "n/signer/alice/program").env("PERMIT_TERM", "1");
         command
     };
     let grant = |number: u32, asked: &permit::Asked| {
-        let text = format!("1 {} bob n/signer/alice/program {}\n", u64::MAX, asked.digest());
+        let text = format!("1 {} bob n/signer/alice/program 1 {}\n", u64::MAX, asked.digest());
         fs::write(grants.join(number.to_string()), text).unwrap();
     };
     let file = ["sign", "./file"];

@@ -257,9 +257,12 @@ impl Tools {
     /// When and by which service a code of this namespace was last spent, in seconds since 1970, where CAS tells and that was
     /// not long ago.
     pub fn last_code_spent(&self, namespace: &str) -> Result<Option<(u64, String)>, Failure> {
+        let approving = format!(".{}/approve", namespace.rsplit('/').next().unwrap_or_default());
         let spent = |entry: &serde_json::Value| {
             let service = entry["subject"].as_str()?;
-            let ours = service.strip_prefix(namespace)?.starts_with('/');
+            let own = service.strip_prefix(namespace).is_some_and(|rest| rest.starts_with('/'));
+            // What the account grants starts of is somebody else's.
+            let ours = own || service.contains(&approving);
             let accepted = entry["event"] == "code checked" && entry["outcome"].as_str()?.starts_with("accepted");
             (ours && accepted).then_some((entry["time"].as_u64()?, service.to_owned()))
         };

@@ -246,7 +246,7 @@ pub fn policy(account: &Account, session: &Session) -> Result<(Finding, Option<V
                 let mend = match (&state.reset_hash, session.known(state).0) {
                     // It never got that far.
                     (None, _) => account.script("create", ""),
-                    (Some(_), None) if session.program().is_some() => session.uploading(account, ""),
+                    (Some(_), None) if !Session::OF_ACCOUNT.contains(session) => session.uploading(account, ""),
                     (Some(_), _) => account.script("roll_forward", " --cas-wiped"),
                 };
                 return Ok((Finding::wrong("policies", format!("CAS holds no '{name}'"), mend), None));

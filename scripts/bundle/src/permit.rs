@@ -17,7 +17,7 @@ use crate::code::{Presentation, Source};
 use crate::container::{BUDGET, GATE, GRANTS, Mount, Start};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
-use crate::policy::upload_each;
+use crate::policy::{Held, Versions, compare, upload_each};
 use crate::program::{self, Volumes};
 use crate::session::Session;
 use crate::state::{Approval, Permit, Program};
@@ -45,8 +45,12 @@ enum PermitError {
     AnotherCas { account: String, owner: String },
     #[error("a roll-forward of account '{account}' was begun but not finished")]
     RollForwardBegun { account: String },
-    #[error("the grant was not noted: {reason}")]
-    NotNoted { reason: String },
+    #[error("whether the grant was noted is not known: {reason}")]
+    MayBeNoted { reason: String },
+    #[error("of the {starts} starts of '{program}' none is left")]
+    Spent { program: String, starts: u32 },
+    #[error("'{argument}' is no file in what is mounted there")]
+    NoFile { argument: String },
 }
 
 impl Concern for PermitError {
@@ -54,8 +58,8 @@ impl Concern for PermitError {
         use PermitError::*;
         match self {
             Arguments { .. } => Exit::Usage,
-            NotGranted { .. } => Exit::Refused,
-            NotNoted { .. } => Exit::Other,
+            NotGranted { .. } | Spent { .. } => Exit::Refused,
+            MayBeNoted { .. } => Exit::PartWay,
             _ => Exit::Precondition,
         }
     }
@@ -82,7 +86,8 @@ pub fn listed(owner: &mut Account, name: &str) -> Result<String, Failure> {
     if !finished.success() {
         return Err(program::explain(owner, name, &finished));
     }
-    Ok(finished.stdout.trim_end().to_owned())
+    let said = finished.stdout.trim_end();
+    Ok(if said.is_empty() { "nothing was granted".to_owned() } else { said.to_owned() })
 }
 
 /// Makes sure that somebody has granted a start, before a code is spent on it. Says what it asks for.
@@ -94,7 +99,7 @@ pub(crate) fn check_granted(
 ) -> Result<(), Failure> {
     let program = program::known(account, name)?;
     let Some(permit) = program.permit.as_ref().filter(|_| program.needs_approval()) else { return Ok(()) };
-    let asked = asked(program, arguments, mounts)?;
+    let (asked, _) = asked(program, arguments, mounts)?;
     if let Some(asked) = &asked {
         step(format!("it asks for a start for {asked}"));
     }
@@ -102,6 +107,10 @@ pub(crate) fn check_granted(
     let finished = left(account, name, program, permit)?;
     if !finished.success() {
         return Err(program::explain(account, name, &finished));
+    }
+    if let (Some(starts), true) = (permit.starts, finished.stdout.starts_with("0 ")) {
+        let more = account.script("protect", &format!(" {name} --starts {}   # grants one more", starts + 1));
+        return Err(Failure::from(PermitError::Spent { program: name.to_owned(), starts }).hint(more));
     }
     let (service, what) =
         (program::service(account, name), asked.as_ref().map_or(String::new(), |d| format!(" for {d}")));
@@ -120,23 +129,32 @@ pub(crate) fn check_granted(
 }
 
 /// What a start asks for: the digest of the arguments and of the files that they name, as the program computes it
-/// (programs/permit). `None`: a gate stands before it, which does not see them.
-fn asked(program: &Program, arguments: &[OsString], mounts: &[Mount]) -> Result<Option<String>, Failure> {
+/// (programs/permit), and what each of these files is. `None`: a gate stands before it, which does not see them.
+fn asked(
+    program: &Program,
+    arguments: &[OsString],
+    mounts: &[Mount],
+) -> Result<(Option<String>, Vec<String>), Failure> {
     if program.gate().is_some() {
-        return Ok(None);
+        return Ok((None, Vec::new()));
     }
-    let mut digest = Sha256::new();
+    let (mut digest, mut files) = (Sha256::new(), Vec::new());
     for word in program.command.iter().skip(1) {
         let given =
             word.strip_prefix("@@").and_then(|number| arguments.get(number.parse::<usize>().ok()?.checked_sub(1)?));
         let word = given.map_or(OsStr::new(word), OsString::as_os_str);
         digest.update(hex(&Sha256::digest(word.as_bytes())));
         if let Some(file) = of_host(program, word, mounts) {
-            digest.update(format!(" {}", of_file(&file)?));
+            let content = of_file(&file)?;
+            files.push(format!("'{}': sha256:{content}", word.display()));
+            digest.update(format!(" {content}"));
+        } else if program.mount_points.iter().any(|point| given.is_some() && Path::new(word).starts_with(point)) {
+            // Its name alone would be granted.
+            return Err(PermitError::NoFile { argument: word.display().to_string() }.into());
         }
         digest.update("\n");
     }
-    Ok(Some(format!("sha256:{}", hex(&digest.finalize()))))
+    Ok((Some(format!("sha256:{}", hex(&digest.finalize()))), files))
 }
 
 /// The file of this host that an argument names, as far as the program sees it where something is mounted.
@@ -168,13 +186,17 @@ pub struct Granted {
     pub starts: Option<u32>,
     /// For how long, from now on: '90s', '10m', '8h', '2days'; 31 days at most
     #[arg(long = "for", value_name = "TIME", required_unless_present = "list", value_parser = duration)]
-    pub duration: Option<Duration>,
+    pub duration: Option<Time>,
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A time, and how it was written.
+#[derive(Debug, Clone)]
+pub struct Time(Duration, String);
+
+fn duration(text: &str) -> Result<Time, String> {
     let duration = humantime::parse_duration(text).map_err(|cause| cause.to_string())?;
     if (Duration::from_secs(1)..=LONGEST).contains(&duration) && duration.subsec_nanos() == 0 {
-        Ok(duration)
+        Ok(Time(duration, text.to_owned()))
     } else {
         Err("must be whole seconds, from '1s' to '31days'".to_owned())
     }
@@ -208,9 +230,15 @@ pub fn grant(
             .filter(|name| **name != account.name)
             .map(|name| format!(" --needs-approval {name}"))
             .collect();
-        let rest = format!(" {name}{others} --needs-approval {}   # asks it, too", account.name);
+        if account.name == owner.name && !permit.without_code {
+            return Err(not_asked.into());
+        }
+        let without = if permit.without_code { " --without-code" } else { "" };
+        let rest = format!(" {name}{others} --needs-approval {}{without}   # asks it, too", account.name);
         return Err(Failure::from(not_asked).hint(owner.script("protect", &rest)));
     }
+    owner.check_cas()?;
+    account.check_cas()?;
     if account.state.cas.key != owner.state.cas.key || account.state.platform != owner.state.platform {
         let (account, owner) = (account.name.clone(), owner.name.clone());
         return Err(PermitError::AnotherCas { account, owner }.into());
@@ -224,12 +252,11 @@ pub fn grant(
     }
     let program = program::known(owner, name)?;
     let mounts = caller::check_mounts(owner, program, given)?;
-    let asked = asked(program, &given.arguments, &mounts)?;
+    let (asked, files) = asked(program, &given.arguments, &mounts)?;
     if let Some(command) = account.state.finishing(&account.name) {
         let account = account.name.clone();
         return Err(Failure::from(PermitError::RollForwardBegun { account }).hint(command));
     }
-    account.check_cas()?;
     account.check_policies()?;
     program::check_gate(owner, name, &permit)?;
     let session = establish(account, owner, name, &permit)?;
@@ -238,7 +265,8 @@ pub fn grant(
     let side = [(volumes.host(&program::known(owner, name)?.grants_volume_name())?, GRANTS.to_owned())];
     program::check_free(owner, name, side.iter().map(|(host, _)| host))?;
     let starts = granted.starts.unwrap_or(1);
-    let seconds = granted.duration.unwrap_or_default().as_secs();
+    let (time, within) = granted.duration.clone().map_or_else(Default::default, |Time(time, text)| (time, text));
+    let seconds = time.as_secs();
     let digest = asked.as_deref().unwrap_or("-");
     let arguments = [starts.to_string(), seconds.to_string(), digest.to_owned()].map(OsString::from);
     let start = Start {
@@ -249,9 +277,9 @@ pub fn grant(
         ..Start::of(account)
     };
     let what = asked.as_ref().map_or(String::new(), |digest| format!(" for {digest}"));
-    let duration = humantime::format_duration(Duration::from_secs(seconds));
+    files.into_iter().for_each(step);
     let starts = if starts == 1 { "1 start".to_owned() } else { format!("{starts} starts") };
-    step(format!("{starts} of '{name}' of account '{}', within {duration}{what}", owner.name));
+    step(format!("{starts} of '{name}' of account '{}', within {within}{what}", owner.name));
     let state = &account.state;
     let presentation = Presentation {
         account,
@@ -270,7 +298,11 @@ pub fn grant(
     match finished.code {
         Some(0) => Ok(finished.stdout.trim_end().to_owned()),
         _ if crate::refusal::Answer::is_of_start(&finished) => Err(program::explain(owner, name, &finished)),
-        _ => Err(PermitError::NotNoted { reason: finished.reason() }.into()),
+        _ => {
+            let listed = format!(" {name} --of {} --list", owner.name);
+            let failure = Failure::from(PermitError::MayBeNoted { reason: finished.reason() });
+            Err(failure.hint(hint::script("approve", "default", &listed)))
+        }
     }
 }
 
@@ -285,9 +317,12 @@ fn establish(account: &mut Account, owner: &Account, name: &str, permit: &Permit
         program: name.to_owned(),
         mrenclave: permit.mrenclave.clone(),
         volume_version: program::known(owner, name)?.volume_version,
-        version: known,
+        term: permit.term,
+        version: known.clone(),
     };
-    if approval.version.is_some() && account.state.approvals.get(&key) == Some(&approval) {
+    let is_recorded = approval.version.is_some() && account.state.approvals.get(&key) == Some(&approval);
+    // A run may have been cut off between the two.
+    if is_recorded && compare(account, &Session::Otpqr, &Versions::current(&account.state))? == Held::Same {
         return Ok(session);
     }
     let lock = account.lock()?.passed_on()?;
@@ -300,8 +335,9 @@ fn establish(account: &mut Account, owner: &Account, name: &str, permit: &Permit
     account.state.approvals = approvals;
     account.record(&lock)?;
     let again = account.script("create", "   # goes on once that is mended");
-    let uploaded = upload_each(account, &lock, &[Session::Approval(key), Session::Otpqr], &again);
-    if uploaded.as_ref().is_err_and(Failure::is_refusal) {
+    let uploaded = upload_each(account, &lock, &[Session::Approval(key.clone()), Session::Otpqr], &again);
+    let is_as_before = account.state.approvals.get(&key).is_some_and(|approval| approval.version == known);
+    if uploaded.as_ref().is_err_and(Failure::is_refusal) && is_as_before {
         // CAS said no to the first, and holds what it held.
         account.state.approvals = before;
         account.record(&lock)?;

@@ -247,7 +247,7 @@ fn render_after(
         "person": account.name,
         "tolerate": state.tolerate,
         "ignore_advisories": state.ignore_advisories,
-        "programs": there().map(|(name, _)| name).collect::<Vec<_>>(),
+        "programs": there().filter(|(_, program)| !program.is_without_code()).map(|(name, _)| name).collect::<Vec<_>>(),
         "permits": there().filter_map(|(name, program)| of_permit(account, name, program)).collect::<Vec<_>>(),
         "approvals": state.approvals.keys().map(|owner| Session::Approval(owner.clone()).name(account)).collect::<Vec<_>>(),
     });
@@ -300,6 +300,7 @@ fn of_program(account: &Account, name: &str) -> Result<Value, Failure> {
         "has_volumes": has_gate || !program.volumes.is_empty(),
         "removed": program.removed,
         "asks_for_code": !program.removed && !program.is_without_code(),
+        "imports": has_gate || !program.is_without_code() || !program.secrets.is_empty(),
         "gate": of_permit(account, name, program).filter(|_| has_gate),
         "grants": needs_approval.then(|| program.grants_volume_name()),
         "looks_at_grants": needs_approval && !has_gate,
@@ -318,6 +319,7 @@ fn of_permit(account: &Account, name: &str, program: &Program) -> Option<Value> 
         "grants": program.needs_approval().then(|| program.grants_volume_name()),
         "approvers": program.approvers().join(" "),
         "service": program::service(account, name),
+        "term": permit.term.to_string(),
     }))
 }
 
@@ -331,6 +333,7 @@ fn of_approval(account: &Account, owner: &str) -> Result<Value, Failure> {
         "service": format!("{owner}/{}/program", approval.account),
         "mrenclave": approval.mrenclave,
         "grants": format!("grants_{}", approval.volume_version),
+        "term": approval.term.to_string(),
     }))
 }
 

@@ -13,7 +13,9 @@ use crate::policy::{self, Versions};
 use crate::program;
 use crate::sconify;
 use crate::session::Session;
-use crate::state::{self, PERMIT, PERMIT_APPROVERS, PERMIT_FILE, PERMIT_GRANTS, PERMIT_SERVICE, PERMIT_STARTS};
+use crate::state::{
+    self, PERMIT, PERMIT_APPROVERS, PERMIT_FILE, PERMIT_GRANTS, PERMIT_SERVICE, PERMIT_STARTS, PERMIT_TERM,
+};
 use crate::state::{Permit, Program, Secret};
 use crate::{hint, step};
 
@@ -49,6 +51,8 @@ enum ProtectionError {
     NothingToCount { program: String },
     #[error("nobody approves their own start: name another account than '{account}', or give '--without-code'")]
     OwnApproval { account: String },
+    #[error("account '{account}' is not with this account's CAS: it cannot approve anything here")]
+    AnotherCas { account: String },
     #[error("there is no account '{account}' to approve anything")]
     NoApprover { account: String },
     #[error("program '{program}' is not known yet: give '--image IMAGE'")]
@@ -58,7 +62,9 @@ enum ProtectionError {
 impl Concern for ProtectionError {
     fn exit(&self) -> Exit {
         match self {
-            ProtectionError::NotRead { .. } | ProtectionError::NoApprover { .. } => Exit::Precondition,
+            ProtectionError::NotRead { .. }
+            | ProtectionError::NoApprover { .. }
+            | ProtectionError::AnotherCas { .. } => Exit::Precondition,
             _ => Exit::Usage,
         }
     }
@@ -101,12 +107,15 @@ pub struct Options {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub starts: Option<u32>,
     /// A start takes a grant besides the code: ACCOUNT's, made with approve.rs and a code of theirs. Give it once for each who may;
-    /// they replace those that were named before
+    /// they replace those that were named before, and what was granted before is void
     #[arg(long, value_name = "ACCOUNT", value_parser = state::account_name)]
     pub needs_approval: Vec<String>,
     /// With --needs-approval: a start takes the grant alone, as many as it grants for the one code; ACCOUNT may be this one
     #[arg(long, requires = "needs_approval")]
     pub without_code: bool,
+    /// What was granted until now is void
+    #[arg(long)]
+    pub void_grants: bool,
     /// With --starts or --needs-approval: the program counts by itself (programs/permit), as the signer does, and only what it does
     /// its work for
     #[arg(long)]
@@ -363,7 +372,10 @@ fn permit(
     }
     let image_id = account.state.image_id.clone();
     let mrenclave = account.tools.measure(&image_id, GATE)?;
-    Ok(Some(Permit { image_id, mrenclave, starts, counts_itself, approvers, without_code }))
+    let terms = before.map_or(0, |before| before.term);
+    let is_new_term = before.is_none_or(|before| before.approvers != approvers) || options.void_grants;
+    let term = if is_new_term { terms + 1 } else { terms };
+    Ok(Some(Permit { image_id, mrenclave, starts, counts_itself, approvers, term, without_code }))
 }
 
 /// An account that is to grant starts, and its namespace.
@@ -372,6 +384,9 @@ fn approver(account: &Account, name: &str) -> Result<(String, String), Failure> 
         let missing = ProtectionError::NoApprover { account: name.to_owned() };
         Failure::from(missing).hint(hint::script("create", name, ""))
     })?;
+    if (&state.cas.key, state.platform) != (&account.state.cas.key, account.state.platform) {
+        return Err(ProtectionError::AnotherCas { account: name.to_owned() }.into());
+    }
     Ok((name.to_owned(), state.namespace))
 }
 
@@ -385,6 +400,7 @@ fn counted(account: &Account, name: &str, permit: &Permit) -> Vec<(String, Strin
             (PERMIT_GRANTS, GRANTS.to_owned()),
             (PERMIT_APPROVERS, approvers),
             (PERMIT_SERVICE, program::service(account, name)),
+            (PERMIT_TERM, permit.term.to_string()),
         ]);
     }
     told.into_iter().map(|(variable, value)| (variable.to_owned(), value)).collect()

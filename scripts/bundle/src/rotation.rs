@@ -11,7 +11,7 @@ use crate::issue::{Output, discard};
 use crate::policy::{Held, Versions, adopt, compare, render, unconfirmed, upload, upload_each};
 use crate::prompt;
 use crate::session::Session;
-use crate::state::{Lock, Pending, State};
+use crate::state::{Approval, Lock, Pending, State};
 use crate::step;
 
 #[derive(Debug, thiserror::Error)]
@@ -313,11 +313,7 @@ impl Rotation {
     /// The program that a session is about is left as it is: nobody can start it until it is protected again.
     fn leave(&mut self, session: &Session, failure: Failure) {
         if let Session::Approval(owner) = session {
-            step(format!(
-                "starts of '{owner}' are granted again after the next approval: {}",
-                failure.into_finding().0
-            ));
-            self.account.state.approvals.remove(owner);
+            step(format!("starts of '{owner}' cannot be granted: {}", failure.into_finding().0));
             return;
         }
         let Some(name) = session.program() else { return };
@@ -479,10 +475,15 @@ impl Rotation {
     fn report(&self, old_label: &str, why: &str) -> String {
         let next = hint::pasteable(&self.account.script("gen_qr", ""));
         let (name, issuer, label) = (&self.account.name, &self.account.state.issuer, self.account.state.label());
+        let granted = self.account.state.approvals.values().map(|Approval { account, program, .. }| {
+            let void = hint::script("protect", account, &format!(" {program} --void-grants"));
+            format!("\nwhat it granted of '{program}' stays granted, unless: {}", hint::pasteable(&void))
+        });
         format!(
             "rolled forward: account '{name}' has a new secret and a new volume; {why}\n\
              delete from the authenticators: '{issuer}', '{old_label}'\n\
-             next: {next}   # its entry will be '{issuer}', '{label}'"
+             next: {next}   # its entry will be '{issuer}', '{label}'{}",
+            granted.collect::<String>()
         )
     }
 }

@@ -37,7 +37,7 @@ impl Session {
 
     /// Those that ask for a code of the account's secret, besides session 2.
     pub fn dependent(state: &State) -> Vec<Session> {
-        let there = state.programs.iter().filter(|(_, program)| !program.removed);
+        let there = state.programs.iter().filter(|(_, program)| !program.removed && !program.is_without_code());
         let approvals = state.approvals.keys().cloned().map(Session::Approval);
         there.map(|(name, _)| Session::Person(name.clone())).chain(approvals).collect()
     }

@@ -43,8 +43,10 @@ pub const PERMIT_STARTS: &str = "PERMIT_STARTS";
 pub const PERMIT_GRANTS: &str = "PERMIT_GRANTS";
 pub const PERMIT_APPROVERS: &str = "PERMIT_APPROVERS";
 pub const PERMIT_SERVICE: &str = "PERMIT_SERVICE";
+pub const PERMIT_TERM: &str = "PERMIT_TERM";
 /// All of them.
-pub const PERMIT: [&str; 5] = [PERMIT_FILE, PERMIT_STARTS, PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE];
+pub const PERMIT: [&str; 6] =
+    [PERMIT_FILE, PERMIT_STARTS, PERMIT_GRANTS, PERMIT_APPROVERS, PERMIT_SERVICE, PERMIT_TERM];
 
 /// No secret and no volume gets a higher number.
 pub const LAST_VERSION: u32 = 1_000_000;
@@ -136,8 +138,9 @@ pub struct Approval {
     pub program: String,
     /// What notes the grants.
     pub mrenclave: String,
-    /// V of the volume in which they are noted.
+    /// V of the volume in which they are noted, and the term.
     pub volume_version: u32,
+    pub term: u32,
     /// The version of the session that CAS last confirmed.
     pub version: Option<Version>,
 }
@@ -192,6 +195,8 @@ pub struct Permit {
     /// The accounts of which one must have granted a start, and their namespaces: one that is begun anew under the same name is
     /// another. Empty: nobody.
     pub approvers: BTreeMap<String, String>,
+    /// Grants of an earlier term are void: a new one begins when others are named.
+    pub term: u32,
     /// What they grant takes no code besides.
     pub without_code: bool,
 }
@@ -539,6 +544,7 @@ fn with_permits(mut state: Value) -> Value {
             if let Some(permit) = permit.as_mapping_mut() {
                 permit.insert("counts_itself".into(), false.into());
                 permit.insert("approvers".into(), Value::Mapping(serde_yaml::Mapping::new()));
+                permit.insert("term".into(), 1.into());
                 permit.insert("without_code".into(), false.into());
             }
             program.insert("permit".into(), permit);

@@ -38,6 +38,7 @@ Environment:
   PERMIT_GRANTS     a volume with what others granted: a start takes one of theirs, too
   PERMIT_APPROVERS  whose grants count
   PERMIT_SERVICE    of which service
+  PERMIT_TERM       under which term: grants of another are void
   PERMIT_APPROVER   whose the grants are that this one makes
 
 Exit codes:
@@ -147,15 +148,16 @@ fn grant(starts: &OsStr, seconds: &OsStr, digest: &OsStr) -> Result<String, Fail
         Some(digest) if is_digest(digest) => Some(digest.to_owned()),
         _ => return Err(usage("DIGEST is neither 'sha256:' and 64 hex digits nor '-'")),
     };
-    let (grants, approver, service) = (Grants::from_environment()?, word(APPROVER)?, word(permit::SERVICE)?);
+    let grants = Grants::from_environment()?;
+    let (approver, service, term) = (word(APPROVER)?, word(permit::SERVICE)?, word(permit::TERM)?);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| Failure::from(Error::Clock))?.as_secs();
-    let granted = grants.add(Grant { number: 0, starts, until: now + seconds, approver, service, digest })?;
+    let granted = grants.add(Grant { number: 0, starts, until: now + seconds, approver, service, term, digest })?;
     Ok(told(&granted) + "\n")
 }
 
 /// A grant on one line.
 fn told(grant: &Grant) -> String {
-    let Grant { number, starts, until, approver, service, digest } = grant;
+    let Grant { number, starts, until, approver, service, digest, .. } = grant;
     // No date is later.
     let until = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs((*until).min(LAST)));
     let digest = digest.as_ref().map_or(String::new(), |digest| format!(" for {digest}"));
