@@ -4,8 +4,7 @@
 //! Why: one person's code is not to be enough for what two must agree on; and one code may be enough for several starts.
 //! How: against the code, a confidential program notes the grant where it alone can write. What is started looks it up, inside,
 //! and takes one start of it: as many as were granted, until the time that was said, for the very arguments and files.
-//! Limits: the time is this host's. A grant cannot be taken back; 'protect.rs NAME --needs-approval' without the account voids its
-//! grants.
+//! Limits: the time is this host's. A grant cannot be taken back by itself; 'protect.rs NAME --void-grants' voids all there are.
 //!
 //! ```cargo
 //! [package]

@@ -118,34 +118,31 @@ impl World {
     /// A file with a rendered template; `versions` is one digit a version of volume and secret.
     pub fn render(&self, template: &str, versions: &str, predecessor: Option<&str>) -> String {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../../templates/{template}.yml"));
-        let mut text = fs::read_to_string(path).unwrap();
-        // The account has no programs.
-        for list in ["{{#each @root.programs}}\n", "{{#each gates}}\n"] {
-            while let Some((before, rest)) = text.split_once(list) {
-                let (_, after) = rest.split_once("{{/each}}\n").unwrap();
-                text = format!("{before}{after}");
-            }
-        }
-        while let Some((before, rest)) = text.split_once("{{#each ") {
-            let (block, after) = rest.split_once("{{/each}}").unwrap();
-            let (_, body) = block.split_once("}}").unwrap();
-            let all: String = versions.chars().map(|version| body.replace("{{this}}", &version.to_string())).collect();
-            text = format!("{before}{all}{after}");
-        }
-        for (name, value) in [
-            ("@root.namespace", "ns"),
-            ("namespace", "ns"),
-            ("language", "0.3.10"),
-            ("predecessor", predecessor.unwrap_or("~")),
-            ("mrenclave", MRENCLAVE),
-            ("issuer", "Example"),
-            ("login", "alice"),
-            ("volume_version", &versions[versions.len() - 1..]),
-            ("secret_version", &versions[versions.len() - 1..]),
-        ] {
-            text = text.replace(&format!("{{{{{name}}}}}"), value);
-        }
-        assert!(!text.contains("{{"), "{text}");
+        let text = fs::read_to_string(path).unwrap();
+        let each: Vec<String> = versions.chars().map(String::from).collect();
+        let nothing: [&str; 0] = [];
+        let values = serde_json::json!({
+            "namespace": "ns",
+            "language": "0.3.10",
+            "predecessor": predecessor.unwrap_or("~"),
+            "mrenclave": MRENCLAVE,
+            "issuer": "Example",
+            "login": "alice",
+            "person": "alice",
+            "volume_version": each.last(),
+            "secret_version": each.last(),
+            "volume_versions": each,
+            "secret_versions": each,
+            // The account has no programs.
+            "programs": nothing,
+            "permits": nothing,
+            "approvals": nothing,
+            "tolerate": nothing,
+            "ignore_advisories": nothing,
+        });
+        let mut handlebars = handlebars::Handlebars::new();
+        handlebars.set_strict_mode(true);
+        let text = handlebars.render_template(&text, &values).unwrap();
         self.file(&format!("{template}-{versions}.yml"), &text)
     }
 
