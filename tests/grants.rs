@@ -346,6 +346,35 @@ exec "$bin/genuine/$name" "$@"
     signer.start(SIGN).expect(0).saying("signer: start 1 of 1 of grant 1 by 'bob'");
 }
 
+/// The thief of the identity replaces the session by one that asks for no code. A new secret of bob's does not make that be forgotten.
+#[test]
+fn an_approvers_session_that_was_replaced_is_somebody_elses_also_after_a_roll_forward() {
+    let two = Two::new(Platform::SimNative);
+    let (signer, bundle) = (&two.signer, &two.signer.bundle);
+    signer.protect(&[PROTECTED, &["--needs-approval", "bob", "--counts-itself"]].concat()).expect(0);
+    two.approve("1").expect(0);
+    let namespace = bundle.known("default", &["namespace"]);
+    let ours = bundle.known("bob", &["approvals", &format!("{namespace}/signer"), "version", "hash"]);
+    let policy = format!(
+        "name: {namespace}/{}\nversion: 0.3.10\npredecessor: {ours}\nsecurity: {{attestation: {{mode: none}}}}\n",
+        two.approving("bob")
+    );
+    let file = bundle.root.join("thief.yml");
+    fs::write(&file, policy).expect("a policy");
+    bundle.scone(["session", "create", file.to_str().expect("UTF-8")]).expect(0);
+    let seen = || {
+        let doctor = bundle.script("doctor", &["--account", "bob"]).stdout;
+        let approve = two.approving("bob");
+        assert!(doctor.lines().any(|line| line.starts_with("wrong policies ") && line.contains(&approve)), "{doctor}");
+    };
+    seen();
+    assert_ne!(two.approve("1").code, Some(0));
+    let rolled = bundle.script("roll_forward", &["--account", "bob", "--yes"]).expect(0);
+    rolled.saying("cannot be granted: CAS did not accept session");
+    seen();
+    assert_ne!(two.approve("1").code, Some(0));
+}
+
 /// Kills the runtime, or the program that it runs, before a call of a start that is handed a code of this service.
 const KILLING: &str = r#"#!/bin/sh
 bin=${0%/*} name=${0##*/}
