@@ -60,6 +60,9 @@ struct Args {
     /// The SCONE CAS, HOST or HOST:PORT. The simulator's is found by itself
     #[arg(long, value_parser = cas::address)]
     cas: Option<String>,
+    /// The network of docker's in which programs find the SCONE CAS, and LAS as 'las' [default: SCONE_LAS_ADDR, docker's own]
+    #[arg(long, value_parser = cas::network)]
+    network: Option<String>,
     /// Who asks for the code, as the authenticator shows it [default: SCONE OTP]
     #[arg(long, value_parser = policy::label_part)]
     issuer: Option<String>,
@@ -121,7 +124,8 @@ fn create(args: &Args) -> Result<String, Failure> {
     step(format!("measuring image '{image}'"));
     let mrenclave = tools.measure(&image_id, OTPQR)?;
     let known_cas = known.as_ref().map(|state| (&state.cas, &state.attestation));
-    let (cas, attestation) = tools.attest_named(args.cas.as_deref(), &args.attestation, known_cas, name)?;
+    let (cas, attestation) =
+        tools.attest_named(args.cas.as_deref(), args.network.as_deref(), &args.attestation, known_cas, name)?;
 
     let lock = file.lock()?.passed_on()?;
     let mut state = match known {

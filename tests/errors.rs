@@ -251,7 +251,7 @@ roll_forward: error: a code is needed and there is no terminal to ask on: give '
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
-create: error: '--cas', and how it is attested, are for SCONE: the simulator's CAS is found by itself
+create: error: '--cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself
 ",
     );
     let mut create = host.script_command("create", &["--platform", "sim-native"]);

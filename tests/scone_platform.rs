@@ -818,6 +818,30 @@ fn cas_is_attested_as_it_was_asked_for_and_anew_only_if_that_changes_or_it_is_no
 }
 
 #[test]
+fn programs_find_cas_and_las_in_the_network_that_was_named() {
+    let started = |host: &Host| -> Vec<Option<String>> {
+        let runs = host.calls().into_iter().filter(|call| call.what() == "docker run");
+        runs.map(|call| call.args.iter().find(|arg| arg.starts_with("--network")).cloned()).collect()
+    };
+    let host = Host::new();
+    for bad in ["", "none", "-a", "a b", "container:x"] {
+        host.script("create", &["--cas", "cas.example.com", &format!("--network={bad}")]).expect(2);
+    }
+    host.script("create", &["--cas", "cas.example.com", "--network", "scone"]).expect(0);
+    host.script("create", &[]).expect(0);
+    // What is measured sees no network.
+    assert_eq!(started(&host), [Some("--network=none".to_owned()), Some("--network=none".to_owned())]);
+    host.forget();
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
+    assert_eq!(started(&host), [Some("--network=scone".to_owned())]);
+    host.script("create", &["--network", "other"]).expect(0);
+    assert_eq!(text(&host.state()["cas"]["network"]), "other");
+    let host = Host::with_account();
+    host.script("gen_qr", &["--no-confirm"]).expect(0);
+    assert_eq!(started(&host), [None]);
+}
+
+#[test]
 fn what_is_tolerated_is_in_every_policy_with_services_recorded_and_loud() {
     let host = Host::new();
     for (bad, why) in [

@@ -183,7 +183,9 @@ impl Account {
         let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
         let State { platform, cas, issuer, login, .. } = &self.state;
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
-        let cas = cas + &self.state.attestation.options() + &policy::options(&self.state);
+        let network = self.state.cas.network.as_ref().map(|network| format!(" --network {network}"));
+        let cas =
+            cas + &network.unwrap_or_default() + &self.state.attestation.options() + &policy::options(&self.state);
         let cas = match session::parent_of(&self.state.namespace) {
             "" => cas,
             parent => format!("{cas} --parent {parent}"),

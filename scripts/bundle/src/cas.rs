@@ -13,7 +13,7 @@ use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum CasError {
-    #[error("'--cas', and how it is attested, are for SCONE: the simulator's CAS is found by itself")]
+    #[error("'--cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself")]
     OfSimulator,
     #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
     NotNamed,
@@ -126,6 +126,8 @@ pub struct Cas {
     pub enclave_address: String,
     /// The hash of its key, pinned when it was attested.
     pub key: String,
+    /// The engine's network in which programs find it, and LAS; absent: the engine's default.
+    pub network: Option<String>,
 }
 
 impl Cas {
@@ -197,16 +199,19 @@ impl Tools {
         }
         let key = self.pinned_key(address)?;
         let address = address.to_owned();
-        Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key }))
+        let network = known.and_then(|cas| cas.network.clone());
+        Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key, network }))
     }
 
     /// Makes the `scone` command line trust an account's CAS before anything is uploaded to it, and pins its key: SCONE's at
     /// `address`, or the simulated one, started if need be. One that the account knows is compared first: a refusal leaves the
     /// command line trusting whom it trusted.
-    /// It is attested as `asked`, or else as it was; one that is pinned is not attested anew.
+    /// It is attested as `asked`, or else as it was; one that is pinned is not attested anew. `network`: where programs find it, if
+    /// that was said.
     pub fn attest_named(
         &self,
         address: Option<&str>,
+        network: Option<&str>,
         asked: &Attestation,
         known: Option<(&Cas, &Attestation)>,
         account: &str,
@@ -218,11 +223,12 @@ impl Tools {
             let is_same = self.simulator.is_none() && Some(how) == before;
             is_same && self.pinned_key(&known.address).is_ok_and(|key| key == known.key)
         };
+        let in_network = |cas: Cas| Cas { network: network.map(str::to_owned).or(cas.network), ..cas };
         if let Some(known) = known.filter(is_pinned) {
-            return Ok((known.clone(), how.clone()));
+            return Ok((in_network(known.clone()), how.clone()));
         }
         step("attesting CAS");
-        if self.simulator.is_some() && is_asked {
+        if self.simulator.is_some() && (is_asked || network.is_some()) {
             return Err(CasError::OfSimulator.into());
         }
         let simulated = self.start_simulated_cas()?;
@@ -240,7 +246,7 @@ impl Tools {
         }
         let cas = self.attest(&address, simulated, known, how)?;
         check(&cas)?;
-        Ok((cas, how.clone()))
+        Ok((in_network(cas), how.clone()))
     }
 
     /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
@@ -294,7 +300,15 @@ fn parse(status: &str) -> Result<Cas, Failure> {
         let value = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(": "));
         value.map(str::to_owned).ok_or(CasError::FieldMissing { field })
     };
-    Ok(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")? })
+    Ok(Cas { address: field("client")?, enclave_address: field("enclave")?, key: field("key")?, network: None })
+}
+
+/// Checks a `--network` before it becomes one.
+pub fn network(text: &str) -> Result<String, &'static str> {
+    let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let is_valid = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(valid);
+    // What is another container's, or the host's, is no network to find anything in.
+    if is_valid && text != "none" { Ok(text.to_owned()) } else { Err("must be the name of a network of docker's") }
 }
 
 /// Checks a `--cas` before it becomes an argument.

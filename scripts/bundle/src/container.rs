@@ -289,6 +289,7 @@ impl Tools {
             args.extend(devices(Path::new("/dev")).into_iter().map(OsString::from));
         }
         args.extend(self.facts.docker.iter().chain(self.settings()).map(OsString::from));
+        args.extend(start.cas.network.iter().map(|network| format!("--network={network}").into()));
         for (host, inside) in start.volumes {
             if !self.facts.sealed.is_empty() {
                 // Only one user runs anything in the container, and podman does not know docker's `uid=`.
