@@ -150,6 +150,23 @@ fn user() -> String {
     format!("{}:{}", rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())
 }
 
+/// What docker is told of any start on SCONE.
+fn of_any_start(user: &str) -> [&str; 11] {
+    [
+        "run",
+        "--rm",
+        "--log-driver=none",
+        "--cap-drop=ALL",
+        "--security-opt=no-new-privileges",
+        "-e=SCONE_CAS_ADDR",
+        "--userns=host",
+        user,
+        "--device=/dev/sgx_enclave",
+        "-e=SCONE_MODE=hw",
+        "-e=SCONE_LAS_ADDR",
+    ]
+}
+
 #[track_caller]
 fn is_refused(host: &Host, args: &[&str], code: i32, saying: &str) {
     let before = fs::read(host.state_file()).unwrap();
@@ -489,18 +506,7 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
     let desk = host.desk().canonicalize().unwrap().display().to_string();
     let mount = format!("--mount=type=bind,\"src={desk}\",dst=/in,readonly");
     let label = format!("--label=otpqr.program={namespace}/web/default");
-    let expected = [
-        "run",
-        "--rm",
-        "--log-driver=none",
-        "--cap-drop=ALL",
-        "--security-opt=no-new-privileges",
-        "-e=SCONE_CAS_ADDR",
-        "--userns=host",
-        user,
-        "--device=/dev/sgx_enclave",
-        "-e=SCONE_MODE=hw",
-        "-e=SCONE_LAS_ADDR",
+    let given = [
         &volume,
         &mount,
         &label,
@@ -514,6 +520,7 @@ fn a_program_starts_by_this_argument_vector_and_its_code_comes_through_the_fifo_
         "/usr/bin/python3.11",
         "a b",
     ];
+    let expected: Vec<&str> = of_any_start(user).into_iter().chain(given).collect();
     assert_eq!(start.args, expected);
     assert_eq!(start.config_id, Some(format!("{namespace}/web/default/program@{CODE}")));
     for call in &calls {
@@ -608,19 +615,7 @@ esac"#
     let user = format!("--user={}", user());
     let vector = |call: &Call, sides: &[&String], last: &[&str]| {
         let fifo = call.args.iter().find(|arg| arg.ends_with("/environment\",dst=/environment")).unwrap();
-        let before = [
-            "run",
-            "--rm",
-            "--log-driver=none",
-            "--cap-drop=ALL",
-            "--security-opt=no-new-privileges",
-            "-e=SCONE_CAS_ADDR",
-            "--userns=host",
-            &user,
-            "--device=/dev/sgx_enclave",
-            "-e=SCONE_MODE=hw",
-            "-e=SCONE_LAS_ADDR",
-        ];
+        let before = of_any_start(&user);
         let sides = sides.iter().map(|side| side.as_str());
         let after = [fifo.as_str(), "--entrypoint=/entry", IMAGE_ID, "/environment", "/bin/gate"];
         let expected: Vec<&str> = before.into_iter().chain(sides).chain(after).chain(last.iter().copied()).collect();
