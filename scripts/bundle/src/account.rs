@@ -181,11 +181,13 @@ impl Account {
     pub fn begin_anew(&self) -> [String; 2] {
         let file = self.root.join(state::file_of(&self.name));
         let (kept, aside) = (quoted(file.display()), quoted(file.with_extension("behind").display()));
-        let State { platform, cas, issuer, login, .. } = &self.state;
+        let State { platform, cas, issuer, login, tolerate, ignore_advisories, .. } = &self.state;
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
         let network = self.state.cas.network.as_ref().map(|network| format!(" --network {network}"));
-        let cas =
-            cas + &network.unwrap_or_default() + &self.state.attestation.options() + &policy::options(&self.state);
+        let cas = cas
+            + &network.unwrap_or_default()
+            + &self.state.attestation.options()
+            + &policy::options(tolerate, ignore_advisories);
         let cas = match session::parent_of(&self.state.namespace) {
             "" => cas,
             parent => format!("{cas} --parent {parent}"),

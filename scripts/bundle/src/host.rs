@@ -57,8 +57,7 @@ impl Account {
         if (&ignored, &tolerated) == (&self.state.ignore_advisories, &self.state.tolerate) {
             return None;
         }
-        let tolerated = tolerated.iter().map(|what| format!(" --tolerate {what}"));
-        Some(tolerated.chain(ignored.iter().map(|what| format!(" --ignore-advisory {what}"))).collect())
+        Some(policy::options(&tolerated, &ignored))
     }
 }
 

@@ -19,6 +19,7 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::hint::{self, quoted};
 use crate::policy::{Held, Versions, compare, upload_each};
 use crate::program::{self, Volumes};
+use crate::refusal::Answer;
 use crate::session::Session;
 use crate::state::{Approval, Permit, Program};
 use crate::step;
@@ -143,7 +144,7 @@ fn asked(
         let given =
             word.strip_prefix("@@").and_then(|number| arguments.get(number.parse::<usize>().ok()?.checked_sub(1)?));
         let word = given.map_or(OsStr::new(word), OsString::as_os_str);
-        digest.update(hex(&Sha256::digest(word.as_bytes())));
+        digest.update(format!("{:x}", Sha256::digest(word.as_bytes())));
         if let Some(file) = of_host(program, word, mounts) {
             let content = of_file(&file)?;
             files.push(format!("'{}': sha256:{content}", word.display()));
@@ -154,7 +155,7 @@ fn asked(
         }
         digest.update("\n");
     }
-    Ok((Some(format!("sha256:{}", hex(&digest.finalize()))), files))
+    Ok((Some(format!("sha256:{:x}", digest.finalize())), files))
 }
 
 /// The file of this host that an argument names, as far as the program sees it where something is mounted.
@@ -171,11 +172,7 @@ fn of_file(path: &Path) -> Result<String, Failure> {
     let mut digest = Sha256::new();
     let read = File::open(path).and_then(|mut file| io::copy(&mut file, &mut digest));
     read.map_err(|cause| PermitError::NotRead { file: path.display().to_string(), cause })?;
-    Ok(hex(&digest.finalize()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(format!("{:x}", digest.finalize()))
 }
 
 /// How often, and for how long.
@@ -297,7 +294,7 @@ pub fn grant(
     })?;
     match finished.code {
         Some(0) => Ok(finished.stdout.trim_end().to_owned()),
-        _ if crate::refusal::Answer::is_of_start(&finished) => Err(program::explain(owner, name, &finished)),
+        _ if Answer::is_of_start(&finished) => Err(program::explain(owner, name, &finished)),
         _ => {
             let listed = format!(" {name} --of {} --list", owner.name);
             let failure = Failure::from(PermitError::MayBeNoted { reason: finished.reason() });

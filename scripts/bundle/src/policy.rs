@@ -1,5 +1,6 @@
 //! The policies: rendered from `templates/`, uploaded with the `scone` command line, compared with what CAS holds.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -147,10 +148,10 @@ pub fn tolerated(state: &State) -> Option<String> {
     (!all.is_empty()).then(|| all.join(", "))
 }
 
-/// What create.rs is told to have just this tolerated.
-pub fn options(state: &State) -> String {
-    let tolerate = state.tolerate.iter().map(|what| format!(" --tolerate {what}"));
-    tolerate.chain(state.ignore_advisories.iter().map(|what| format!(" --ignore-advisory {what}"))).collect()
+/// What create.rs is told to have just this tolerated, and ignored.
+pub fn options(tolerate: &BTreeSet<String>, ignore_advisories: &BTreeSet<String>) -> String {
+    let tolerate = tolerate.iter().map(|what| format!(" --tolerate {what}"));
+    tolerate.chain(ignore_advisories.iter().map(|what| format!(" --ignore-advisory {what}"))).collect()
 }
 
 /// Checks a `--tolerate`.

@@ -100,13 +100,19 @@ impl Session {
             Session::Otpqr => (state.otpqr_hash, state.otpqr_predecessor) = of_account(version),
             Session::Reset => (state.reset_hash, state.reset_predecessor) = of_account(version),
             Session::Program(name) => {
-                state.programs.get_mut(name).into_iter().for_each(|known| known.own = version.clone())
+                if let Some(program) = state.programs.get_mut(name) {
+                    program.own = version;
+                }
             }
             Session::Person(name) => {
-                state.programs.get_mut(name).into_iter().for_each(|known| known.person = version.clone())
+                if let Some(program) = state.programs.get_mut(name) {
+                    program.person = version;
+                }
             }
             Session::Approval(owner) => {
-                state.approvals.get_mut(owner).into_iter().for_each(|known| known.version = version.clone());
+                if let Some(approval) = state.approvals.get_mut(owner) {
+                    approval.version = version;
+                }
             }
         }
     }
