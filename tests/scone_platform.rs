@@ -13,7 +13,10 @@ use crate::support::{Outcome, all_ended, copy, is_root, repository, run, run_wit
 use serde_yaml::Value;
 use tempfile::TempDir;
 
+mod contract;
 mod programs;
+
+use contract::Contract;
 
 const MEASUREMENT: &str = "d08b7351eeb8d5c0653d32794218f183ac9c6fa3923b67052752f78a3559de61";
 const IMAGE_ID: &str = "sha256:4e5aaaf3d0d4a5ae0d4ef8a3c2a1c5f2b6d7e8f90a1b2c3d4e5f60718293a4b5";
@@ -25,8 +28,9 @@ const RECORD: &str = r#"#!/bin/bash
 shopt -s nullglob
 here=${0%/bin/*} program=${0##*/}
 calls=("$here"/calls/*)
-call=$here/calls/$(printf %03d "${#calls[@]}")
-mkdir "$call"
+number=${#calls[@]}
+# Another one may run at the same time.
+until call=$here/calls/$(printf %03d "$number") && mkdir "$call" 2>/dev/null || [ ! -d "$here/calls" ]; do number=$((number + 1)); done
 echo "$program" >"$call/program"
 printf '%s\0' "$@" >"$call/args"
 mapfile -d '' -t environment <"/proc/$$/environ"
@@ -49,15 +53,10 @@ for each; do
       echo "$SCONE_CONFIG_ID" >"$call/config-id" ;;
   esac
 done
-before_answer() { :; }
-[ -f "$here/instead-of-$program" ] && . "$here/instead-of-$program"
 "#;
 
-/// A CAS that keeps hash and predecessor of each session, and the documented answers of the command line. That the hash covers
-/// the predecessor is not documented, so there are two.
-const SCONE: &str = r#"
-refuse() { printf 'Error: %s session failed\n' "$1" >&2; shift; printf 'Caused by: %s\n' "$@" >&2; exit 1; }
-http_400="CAS at 'https://cas.example.com:8081/' returned HTTP error status code 400 Bad Request"
+/// What a session's file says. Whether a hash covers the predecessor is not documented.
+const SESSION: &str = r#"
 if [ "$1" = session ] && [ "$2" != read ]; then
   cp -p "$last" "$call/policy"
   name=$(sed -n 's/^name: "\(.*\)"$/\1/p' "$last")
@@ -67,30 +66,48 @@ if [ "$1" = session ] && [ "$2" != read ]; then
 else
   name=$last
 fi
+"#;
+
+/// Answers as the contract has them, or as a test does.
+const ANSWER: &str = r#"
+answer() {
+  local namespace=${SCONE_CONFIG_ID:-$name}
+  namespace=${namespace%%/*}
+  local varying="s#<URL>#https://cas.example.com:8081/#g; s#<CAS>#cas.example.com#g; s#<ENCLAVE>#cas.example.com (port 18765)#g;
+    s#<NAMESPACE>#$namespace#g; s#<HASH>#${hash:-@MEASUREMENT@}#g; s#<KEY>#2nTWZuJbeXgLPEE6TqR1RWaZkkBJKzVUy7t4bxHZAfSRYVhVTf#g; s#<FILE>#$last#g; s#<ID>#$SCONE_CONFIG_ID#g;
+    s#<VERSION>#6.0.7 (2026-07-02 10:28:04)#g; s#<VOLUME>#/root/single_run#g"
+  sed "$varying" "$here/rows/$1.err" >&2
+  sed "$varying" "$here/rows/$1.out"
+  return "$(cat "$here/rows/$1.exits")"
+}
+before_answer() { :; }
+[ -f "$here/instead-of-$program" ] && . "$here/instead-of-$program"
+"#;
+
+/// A CAS that keeps hash and predecessor of each session, and the contract's answers of the command line.
+const SCONE: &str = r#"
 held=$here/cas/${name//\//+}
 active=
 [ ! -f "$held" ] || read -r active <"$held"
 case "$1 $2" in
   '--version ') echo 'scone 6.0.7' ;;
-  'cas attest')
-    echo "CAS $3 at https://$3:8081/ is trustworthy"
-    echo 'Version of attested CAS: 6.0.7 (2026-07-02 10:28:04)' ;;
-  'cas show-identification') echo 2nTWZuJbeXgLPEE6TqR1RWaZkkBJKzVUy7t4bxHZAfSRYVhVTf ;;
+  'cas attest') answer attested ;;
+  'cas show-identification') answer identified ;;
   'session create')
     if [ -f "$held" ]; then
-      [ "$predecessor" != '~' ] || refuse Creating "$http_400" 'Session already exists, please specify predecessor hash'
-      [ "$predecessor" = "$active" ] || refuse Creating "$http_400" 'The predecessor is not the current session'
+      [ "$predecessor" != '~' ] || { answer exists; exit; }
+      [ "$predecessor" = "$active" ] || { answer another-predecessor; exit; }
     else
-      [ "$predecessor" = '~' ] || refuse Creating "$http_400" 'The session to update does not exist'
+      [ "$predecessor" = '~' ] || { answer no-session-to-follow; exit; }
     fi
     printf '%s\n' "$hash" "$predecessor" >"$held"
     before_answer
-    echo "$hash" ;;
+    answer created ;;
   'session verify')
-    [ "$hash" = "$active" ] || refuse Verifying 'The session differs from the active one'
-    echo "$hash" ;;
+    [ "$hash" = "$active" ] || { answer another-version; exit; }
+    answer verified ;;
   'session read')
-    [ -f "$held" ] || exit 2
+    [ -f "$held" ] || { answer gone; exit; }
     printf 'version: "0.3.10"\nname: %s\npredecessor: %s\n' "$name" "$(sed -n '2s/~/null/; 2p' "$held")" ;;
   *) echo "unexpected: $*" >&2; exit 99 ;;
 esac
@@ -102,7 +119,7 @@ case " $* " in
   ' info '*) echo '{"SecurityOptions":["name=seccomp,profile=default"]}' ;;
   ' image inspect '*) echo @IMAGE_ID@ ;;
   ' ps '*) ;;
-  ' run '*' -e=SCONE_HASH '*) echo @MEASUREMENT@ ;;
+  ' run '*' -e=SCONE_HASH '*) answer measured ;;
   ' run '*)
     for arg; do
       case "$arg" in
@@ -146,10 +163,13 @@ impl Host {
         }
         fs::create_dir(host.root()).unwrap();
         copy(&repository().join("templates"), &host.root().join("templates"));
-        let docker = DOCKER.replace("@IMAGE_ID@", IMAGE_ID).replace("@MEASUREMENT@", MEASUREMENT);
-        for (program, answers) in [("scone", SCONE), ("docker", &docker)] {
+        Contract::read().write(&host.home.path().join("rows"));
+        for (program, answers) in [("scone", SCONE), ("docker", DOCKER)] {
             let written = host.home.path().join(program);
-            fs::write(&written, format!("{RECORD}{answers}")).unwrap();
+            let fake = format!("{RECORD}{SESSION}{ANSWER}{answers}")
+                .replace("@IMAGE_ID@", IMAGE_ID)
+                .replace("@MEASUREMENT@", MEASUREMENT);
+            fs::write(&written, fake).unwrap();
             fs::set_permissions(&written, Permissions::from_mode(0o755)).unwrap();
             // A process that another test starts at the same time may inherit the file we wrote, open: it is then "busy".
             // A copy is not.
@@ -438,7 +458,7 @@ fn scone_s_command_line_is_the_named_one_or_on_the_path_or_in_its_image() {
         &format!(
             r#"case " $* " in
   ' image inspect '*' registry.scontain.com/sconecuratedimages/sconecli ') echo {image}; exit ;;
-  ' run '*' --entrypoint=scone {image} '*) while [ "$1" != {image} ]; do shift; done; shift; {SCONE} exit ;;
+  ' run '*' --entrypoint=scone {image} '*) while [ "$1" != {image} ]; do shift; done; shift; last=${{!#}}; {SESSION}{SCONE} exit ;;
 esac"#
         ),
     );
@@ -486,23 +506,6 @@ fn a_scone_that_nobody_supports_any_more_is_named_and_colours_of_old_ones_are_ta
     host.instead_of("scone", r#"before_answer() { printf '\033[32m%s\033[0m\n' "$hash"; exit; }"#);
     host.create().expect(0);
     assert_eq!(host.known("reset_hash").len(), 64);
-}
-
-/// Only the newest command line has an exit code of its own for a session that is not there.
-#[test]
-fn a_session_that_is_not_there_is_told_from_a_cas_that_does_not_answer() {
-    let host = Host::with_account();
-    let answers = |words: &str| {
-        host.instead_of("scone", &format!("[ \"$1 $2\" != 'session read' ] || {{ printf '%s\\n' 'Error: Reading session failed' '{words}' >&2; exit 1; }}"));
-        host.script("doctor", &[]).stdout
-    };
-    let missing =
-        answers("Caused by: CAS at https://cas.example.com:8081/ returned HTTP error status code 404 Not Found");
-    assert!(missing.contains("wrong policies  CAS holds no '"), "{missing}");
-    let silent = answers(
-        "Caused by: CAS at https://cas.example.com:8081/ returned HTTP error status code 503 Service Unavailable",
-    );
-    assert!(!silent.contains("CAS holds no '"), "{silent}");
 }
 
 #[test]
@@ -598,30 +601,6 @@ fn a_cas_with_another_key_than_the_pinned_one_gets_nothing() {
 }
 
 // --- create
-
-#[test]
-fn what_is_no_measurement_is_not_taken_for_one() {
-    let host = Host::new();
-    let prints = |shell: &str| format!("case \" $* \" in *' -e=SCONE_HASH '*) {shell}; exit ;; esac");
-    for shell in [
-        "echo 'OTP_SECRET is not set'",
-        "true",
-        &format!("printf '{MEASUREMENT}\\r\\n'"),
-        &format!("printf 'hello\\n{MEASUREMENT}\\n'"),
-        &format!("echo {MEASUREMENT}00"),
-        &format!("echo {}", MEASUREMENT.to_uppercase()),
-        &format!("echo {MEASUREMENT}; exit 1"),
-        "kill -9 $$",
-    ] {
-        host.instead_of("docker", &prints(shell));
-        host.create().expect(3).saying("measure");
-        host.is_untouched();
-    }
-    host.instead_of("docker", "[ \"$1\" != image ] || { echo 'Error: No such image: otpqr:scone' >&2; exit 1; }");
-    host.create().expect(3).saying("'otpqr:scone'").saying("No such image").saying("make scone SIGNING_KEY=");
-    host.is_untouched();
-    assert_eq!(uploads(host.calls()).len(), 0);
-}
 
 #[test]
 fn an_account_is_created_by_three_uploads_each_recorded_before_the_next() {
@@ -743,7 +722,8 @@ fn cas_is_attested_as_it_was_asked_for_and_anew_only_if_that_changes_or_it_is_no
         (&["--mrenclave", "abc"][..], "64 hex digits"),
         (&["--mrsigner", &one.to_uppercase()], "64 hex digits"),
         (&["--isvsvn", "2"], "--mrsigner"),
-        (&["--mrsigner", one, "--isvprodid", "65536"], "65536"),
+        (&["--mrsigner", one, "--isvsvn", "2"], "--isvprodid"),
+        (&["--mrsigner", one, "--isvprodid", "65536", "--isvsvn", "0"], "65536"),
         (&["--only_for_testing-debug"], "unexpected argument"),
     ] {
         let host = Host::new();
@@ -769,7 +749,10 @@ fn cas_is_attested_as_it_was_asked_for_and_anew_only_if_that_changes_or_it_is_no
             &["-GCS", "--insecure-test-cas", "--mrenclave", one],
             &[&accept_c, &accept_g, &accept_s, &mrenclave, &debug, &ignore],
         ),
-        (&["--insecure-test-cas", "--mrsigner", one], &[&mrsigner, &debug]),
+        (
+            &["--insecure-test-cas", "--mrsigner", one, "--isvprodid", "0", "--isvsvn", "1"],
+            &[&mrsigner, &"--isvprodid=0".to_owned(), &"--isvsvn=1".to_owned(), &debug],
+        ),
     ] {
         let host = Host::new();
         let created = host.script("create", &[&["--cas", "cas.example.com"], asked].concat()).expect(0);
@@ -989,7 +972,7 @@ fn what_another_run_uploaded_is_not_overwritten() {
     let held = host.home.path().join("cas").join(format!("{}+otpqr", host.known("namespace")));
     fs::write(&held, format!("{}\n", "f".repeat(64))).unwrap();
     let before = fs::read(host.state_file()).unwrap();
-    host.script("create", &[]).expect(5).saying("The predecessor is not the current session");
+    host.script("create", &[]).expect(5).saying("The given predecessor is not the active session's hash");
     assert_eq!(fs::read_to_string(&held).unwrap(), format!("{}\n", "f".repeat(64)));
     assert_eq!(fs::read(host.state_file()).unwrap(), before);
 }
@@ -1194,103 +1177,6 @@ fn an_output_that_exists_is_refused_before_anything_is_started_and_stays_as_it_i
     assert!(fs::read_to_string(host.qr_code()).unwrap().ends_with("</svg>\n"));
 }
 
-/// Every refusal that SCONE documents, and what the user must be told.
-#[test]
-fn every_documented_refusal_is_a_refusal_in_scone_s_words() {
-    let headline = "CAS sent an attestation/configuration error: ";
-    let failed = format!("{headline}Failed to retrieve service attestation configuration");
-    let dcap = format!("{headline}DCAP quote verification failed");
-    let report = "Failed to verify DCAP report";
-    let distrusted = "The program enclave is not trustworthy";
-    let none = "None of the required enclave properties are met by the enclave";
-    let not_all = "Not all of the required enclave properties are met by the enclave";
-    let measured = format!(
-        "Unexpected enclave measurement (MRENCLAVE, {MEASUREMENT}) - Expected 3061b9feb7fa67f3815336a085f629a13f04b0a1667c93b14ff35581dc8271e4"
-    );
-    let nested = |lines: &str| frame(&[&dcap, report, &format!("{distrusted}\n    Caused by: {none}\n    {lines}")]);
-    let bare = |line: &str| format!("[SCONE|FATAL] {line}\n{NOTE}{ABORTED}");
-    let frames = [
-        (
-            frame(&[&failed, "An One-time Password is required to access this session"]),
-            "An One-time Password is required",
-        ),
-        (
-            frame(&[&failed, "The given One-time Password is invalid. Please try again."]),
-            "One-time Password is invalid",
-        ),
-        (
-            frame(&[
-                &failed,
-                "A One-time Password was already used within this time-step. Please try again in the next time-step",
-            ]),
-            "was already used within this time-step",
-        ),
-        (nested(&format!("Caused by: {none}\n    Caused by: {measured}")), &measured),
-        (
-            nested(&format!(
-                "Caused by: {not_all}\n    Caused by: {none}\n    Error 1 of 2: {measured}\n    Error 2 of 2: {measured}"
-            )),
-            "Error 2 of 2: Unexpected enclave measurement",
-        ),
-        (
-            frame(&[
-                &format!("{headline}SCONE quote verification failed"),
-                "Failed to verify SCONE remote attestation report",
-                distrusted,
-                &measured,
-            ]),
-            "Unexpected enclave measurement",
-        ),
-        (frame(&[&dcap, report, "The enclave's TCB is not trustworthy"]), "The enclave's TCB is not trustworthy"),
-        (
-            frame(&[
-                &dcap,
-                report,
-                distrusted,
-                "Debug mode is enabled. Enclave protection is turned off, all secrets can be extracted with a debugger",
-            ]),
-            "Debug mode is enabled",
-        ),
-        (
-            frame(&["the supplied tag is not fresh - suspected replay attack"]),
-            "the volume was refused: the supplied tag is not fresh",
-        ),
-        (
-            frame(&["The FSPF tag is not fresh - suspected replay attack"]),
-            "the volume was refused: The FSPF tag is not fresh",
-        ),
-        (
-            bare(
-                "src/shielding/file_content_processor.c:307:_load_chunk(): Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
-            ),
-            "Verification of file chunk 0 (bytes 0 to 4091) of file /root/single_run/once failed.",
-        ),
-    ];
-    let host = Host::with_account();
-    for (words, detail) in frames {
-        host.program_ends("*/otpqr/otpqr", &words, 134);
-        let refused = host.script("gen_qr", &["--no-confirm"]).expect(5).saying(detail);
-        assert!(!refused.text().contains("Aborted"), "{}", refused.stderr);
-        host.has_clean_desk();
-
-        // With a code, which SCONE itself prints.
-        host.program_ends("*@493817", &words, 134);
-        let refused = host.add_auth("493817").expect(5).saying(detail);
-        assert!(!refused.text().contains("493817"), "{}", refused.stderr);
-        host.has_clean_desk();
-    }
-    // What the host or the image lacks is no refusal.
-    for words in
-        ["Could not create enclave: Error opening SGX device", "Cannot sign production enclave: no key provided"]
-    {
-        host.program_ends("*/otpqr/otpqr", &bare(words), 134);
-        host.script("gen_qr", &["--no-confirm"])
-            .expect(3)
-            .saying(&format!("this host cannot run the program: {words}"));
-        host.has_clean_desk();
-    }
-}
-
 /// CAS names the advisories that concern a host; who accepts them is told how. Debug mode is for tests alone.
 #[test]
 fn what_would_let_a_weak_host_pass_is_said_and_what_passes_already_stays() {
@@ -1313,19 +1199,6 @@ fn what_would_let_a_weak_host_pass_is_said_and_what_passes_already_stays() {
     let host = Host::new();
     host.script("create", &["--cas", "cas.example.com", "--insecure-test-cas"]).expect(0);
     refused(&host, debug).saying("/scripts/create.rs' --tolerate debug-mode   # if you accept that");
-}
-
-#[test]
-fn a_cas_that_cannot_be_spoken_to_has_refused_nothing() {
-    let host = Host::with_account();
-    let words =
-        frame(&["Failed to establish an encrypted channel to CAS", "I/O error", "invalid certificate: UnknownIssuer"]);
-    host.program_ends("*/otpqr/otpqr", &words, 134);
-    host.script("gen_qr", &["--no-confirm"]).expect(3).saying("invalid certificate: UnknownIssuer");
-    host.program_ends("*@493817", &words, 134);
-    let failed = host.add_auth("493817").expect(3).saying("invalid certificate: UnknownIssuer");
-    assert!(!failed.text().contains("493817"), "{}", failed.stderr);
-    host.has_clean_desk();
 }
 
 #[test]
@@ -1470,23 +1343,6 @@ fn a_code_is_asked_for_only_when_program_and_volume_are_right() {
     assert!(started.into_iter().all(|config_id| config_id.ends_with("/otpqr/check")));
 }
 
-#[test]
-fn what_cas_says_of_a_code_comes_with_what_to_do() {
-    let host = Host::with_account();
-    let head = "CAS sent an attestation/configuration error: Failed to retrieve service attestation configuration";
-    for (detail, advice) in [
-        ("The given One-time Password is invalid. Please try again.", "that code is wrong"),
-        (
-            "A One-time Password was already used within this time-step. Please try again in the next time-step",
-            "that code was used already, by you or somebody else: wait for the next one",
-        ),
-    ] {
-        host.program_ends("*@493817", &frame(&[head, detail]), 134);
-        host.add_auth("493817").expect(5).saying(advice).saying(detail);
-        host.has_clean_desk();
-    }
-}
-
 // --- roll_forward
 
 /// What a policy's services use of volume, secret and login, and the predecessor it names.
@@ -1616,7 +1472,7 @@ fn a_roll_forward_does_not_overwrite_what_another_run_uploaded() {
     let host = Host::with_account();
     let held = host.home.path().join("cas").join(format!("{}+otpqr", host.known("namespace")));
     fs::write(&held, format!("{}\n", "f".repeat(64))).unwrap();
-    host.script("roll_forward", &["--yes"]).expect(5).saying("The predecessor is not the current session");
+    host.script("roll_forward", &["--yes"]).expect(5).saying("The given predecessor is not the active session's hash");
     assert_eq!(host.state()["pending"], Value::Null, "nothing was begun");
     assert_eq!(fs::read_to_string(&held).unwrap(), format!("{}\n", "f".repeat(64)));
     assert_eq!(uploads(host.calls()).len(), 1);

@@ -63,7 +63,7 @@ fn elf(kind: u8, segments: &[u8]) -> Vec<u8> {
 
 impl Host {
     /// A host with an account and the image `web:1`, in which `/usr/bin/python3` leads to a program that can be converted.
-    fn with_image() -> Host {
+    pub(super) fn with_image() -> Host {
         let host = Host::with_account();
         let home = host.home.path();
         for directory in ["image/usr/bin", "image/app", "ours"] {
@@ -79,7 +79,7 @@ impl Host {
     }
 
     /// The engine answers like this first.
-    fn with_engine(&self, shell: &str) {
+    pub(super) fn with_engine(&self, shell: &str) {
         let ids = [("@NATIVE@", NATIVE), ("@SCONIFIED@", SCONIFIED), ("@READY@", READY), ("@MEASURED@", MEASURED)];
         let engine = ids.into_iter().fold(ENGINE.to_owned(), |engine, (name, id)| engine.replace(name, id));
         let engine = engine.replace("@IMAGE_ID@", IMAGE_ID);

@@ -50,8 +50,8 @@ pub struct Attestation {
     /// CAS's measurement; several may be given, and one of them must be met
     #[arg(long, value_name = "HEX", value_parser = measurement, help_heading = ATTESTATION)]
     pub mrenclave: Vec<String>,
-    /// The hash of the key that signed CAS, in the place of its measurement
-    #[arg(long, value_name = "HEX", value_parser = measurement, help_heading = ATTESTATION)]
+    /// The hash of the key that signed CAS, in the place of SCONE's own; with --isvprodid and --isvsvn
+    #[arg(long, value_name = "HEX", value_parser = measurement, requires_all = ["isvprodid", "isvsvn"], help_heading = ATTESTATION)]
     pub mrsigner: Option<String>,
     /// With --mrsigner: which product of that signer's CAS is
     #[arg(long, value_name = "N", requires = "mrsigner", help_heading = ATTESTATION)]

@@ -5,6 +5,7 @@ use std::fs;
 use crate::account::Account;
 use crate::hint::quoted;
 use crate::policy::{self, DEBUG_MODE};
+use crate::tool::NO_LAS;
 
 /// What switches user namespaces off or takes their use away: the setting, the value that does, and one that does not.
 const RESTRICTIONS: &[(&str, &str, &str)] = &[
@@ -22,6 +23,12 @@ impl Account {
         }
         if ["/dev/sgx_enclave", "SGX device"].iter().any(|words| said.contains(words)) {
             return Some("ls -l /dev/sgx_enclave   # is it there, and yours to use?".to_owned());
+        }
+        if said.contains(NO_LAS) {
+            return Some(
+                "docker network ls   # LAS is in one of them? create.rs --network names it. Else: SCONE_LAS_ADDR"
+                    .to_owned(),
+            );
         }
         if let Some(options) = self.letting_pass(said) {
             return Some(self.script("create", &format!("{options}   # if you accept that")));

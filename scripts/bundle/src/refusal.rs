@@ -1,7 +1,7 @@
 //! What a start that went wrong says: the answers of SCONE's runtime and CAS, of otpqr, and of the host, in one table. Only CAS,
 //! the volume and the once-marker refuse; everything else is something that the host lacks.
 
-use crate::tool::Finished;
+use crate::tool::{Finished, NO_LAS};
 
 /// What a start ran into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +46,7 @@ const WORDS: &[(&str, Answer)] = &[
     ("the volume is in use", Answer::VolumeInUse),
     ("Unexpected enclave measurement", Answer::Measurement),
     ("CAS failed, see its log", Answer::CasFailed),
+    (NO_LAS, Answer::Host),
 ];
 
 /// What SCONE's runtime reports where CAS said no.
@@ -68,7 +69,9 @@ const CODES: &[(i32, Answer)] = &[
 impl Answer {
     /// Judges a start that did not do what it was started for.
     pub fn of(finished: &Finished) -> Answer {
-        if finished.stderr.contains("[SCONE|FATAL]") {
+        // Where there is no enclave, it is the starter that says so.
+        let is_starter = finished.stderr.contains("[SCONE|ERROR]") && Answer::is_of_start(finished);
+        if is_starter || finished.stderr.contains("[SCONE|FATAL]") {
             let reason = finished.reason();
             let known = WORDS.iter().find(|(words, _)| reason.contains(words)).map(|(_, answer)| *answer);
             // The reason behind it may be the network's own.

@@ -200,6 +200,9 @@ pub fn login_name() -> Option<String> {
     set("LOGNAME").or_else(|| set("USER")).or_else(known)
 }
 
+/// SCONE's runtime says so in a warning, and goes on without (reference/scone.md 5.3).
+pub(crate) const NO_LAS: &str = "Unable to connect to LAS";
+
 /// Whether SCONE names one of several causes in this line.
 fn is_numbered(line: &str) -> bool {
     let numbers = line.strip_prefix("Error ").and_then(|rest| rest.split_once(": ")?.0.split_once(" of "));
@@ -220,10 +223,22 @@ impl Finished {
         };
         let last = |prefix: &str| lines().filter_map(|line| line.strip_prefix(prefix)).next_back();
         let cause = |line| str::strip_prefix(line, "Caused by: ").or(is_numbered(line).then_some(line));
-        let complaint = || ["[SCONE|FATAL] ", "docker: ", "scone-sim: error: "].into_iter().find_map(last);
-        let cause = lines().filter_map(cause).next_back().or_else(complaint).or_else(|| lines().next_back());
+        let begins = ["[SCONE|FATAL] ", "[SCONE|ERROR] ", "docker: ", "ERROR: ", "scone-sim: error: "];
+        let complaint = || begins.into_iter().find_map(last);
+        // Whatever CAS says of an enclave that could give no evidence. The code it looks at first.
+        let no_evidence = lines().find_map(|line| line.find(NO_LAS).map(|at| &line[at..]));
+        let innermost = lines().filter_map(cause).next_back();
+        let innermost = innermost.filter(|cause| cause.contains("One-time Password")).or(no_evidence).or(innermost);
+        // What a colon announces stands in a line of its own (`Enclave hash does not match expectation:`).
+        let announced = innermost.filter(|cause| cause.ends_with(':')).and_then(|cause| {
+            lines().skip_while(|line| !line.ends_with(cause)).nth(1).map(|announced| format!("{cause} {announced}"))
+        });
+        let cause = announced.or_else(|| {
+            let cause = innermost.or_else(complaint).or_else(|| lines().next_back());
+            cause.map(str::to_owned)
+        });
         match (cause, self.code) {
-            (Some(cause), _) => cause.to_owned(),
+            (Some(cause), _) => cause,
             (None, Some(code)) => format!("it ended with status {code} and said nothing"),
             (None, None) => "it was ended by a signal".to_owned(),
         }
@@ -281,6 +296,8 @@ mod tests {
         let several =
             "[SCONE|FATAL] failed\n    Caused by: none\n    Error 1 of 2: a\n    Error 2 of 2: b\nNote: more\n";
         assert_eq!(finished(several).reason(), "Error 2 of 2: b");
+        let announced = "Error: failed\nCaused by: Hash does not match expectation:\n1234\n";
+        assert_eq!(finished(announced).reason(), "Hash does not match expectation: 1234");
         assert_eq!(finished("docker: no such image\nSee 'docker run --help'.\n").reason(), "no such image");
         assert_eq!(finished("one\ntwo\n\n").reason(), "two");
         let frame = "[SCONE|FATAL] a.c:1: Could not initialize enclave state: Opening failed\n  Caused by: full\n";

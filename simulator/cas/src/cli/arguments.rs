@@ -291,8 +291,8 @@ pub(super) struct Attest {
     /// As in SCONE; without effect here
     #[arg(short = 'S', long)]
     pub accept_sw_hardening_needed: bool,
-    /// Take a CAS in debug mode, which cannot protect secrets: a software CAS is one
-    #[arg(long = "only_for_testing-debug", requires = "ignore_signer")]
+    /// Take a CAS in debug mode, which cannot protect secrets: a software CAS is one. With --mrsigner, or without a signer
+    #[arg(long = "only_for_testing-debug")]
     pub debug: bool,
     /// Take a CAS that SCONE's makers did not sign: a software CAS is one
     #[arg(long = "only_for_testing-ignore-signer", conflicts_with = "mrsigner")]

@@ -88,6 +88,11 @@ fn verify_audit_log(arguments: VerifyAuditLog, path: &Path, what: &str) -> Resul
     Ok(format!("{} entries, the last one's hash is {hash}", export.count()))
 }
 
+/// As SCONE says it: the hash stands in a line of its own.
+fn mismatch(what: &str, found: &str) -> CliError {
+    CliError::alone(format!("{what} does not match expectation:\n{found}"))
+}
+
 /// Checks what a software CAS can show. It is one of those that SCONE has flags for: in debug mode, and not signed.
 fn attest(arguments: Attest, path: &Path) -> Result<String> {
     let Attest { address, deprecated_mrenclave, cas_key_hash, mut mrenclave, mrsigner, .. } = arguments;
@@ -95,6 +100,11 @@ fn attest(arguments: Attest, path: &Path) -> Result<String> {
     if arguments.ignore_signer && mrenclave.is_empty() && !arguments.trust_any {
         return Err(CliError::alone(
             "With --only_for_testing-ignore-signer, --mrenclave or --only_for_testing-trust-any is needed",
+        ));
+    }
+    if arguments.debug && !arguments.ignore_signer && mrsigner.is_none() {
+        return Err(CliError::alone(
+            "With --only_for_testing-debug, --only_for_testing-ignore-signer or --mrsigner is needed",
         ));
     }
     let config = Config::load(path)?;
@@ -106,7 +116,7 @@ fn attest(arguments: Attest, path: &Path) -> Result<String> {
     };
     let key = peer.key_hash()?;
     if cas_key_hash.as_ref().is_some_and(|expected| *expected != key) {
-        return Err(CliError::new("CAS key hash does not match expectation:", key));
+        return Err(mismatch("CAS key hash", &key));
     }
     if let Some(known) = config.known_key(&peer.address)
         && known != key
@@ -128,7 +138,7 @@ fn attest(arguments: Attest, path: &Path) -> Result<String> {
     if !mrenclave.is_empty() {
         let shown = accepted(&peer, peer.get("/v1/attest")?)?["mrenclave"].as_str().unwrap_or_default().to_owned();
         if !mrenclave.iter().any(|expected| expected.eq_ignore_ascii_case(&shown)) {
-            return Err(CliError::new("Enclave hash does not match expectation:", shown));
+            return Err(mismatch("Enclave hash", &shown));
         }
     }
     if cas_key_hash.is_none() && !arguments.debug {
