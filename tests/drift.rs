@@ -208,22 +208,27 @@ fn scripts_keep_lf_in_every_checkout() {
     assert!(altered.is_empty(), "{altered:#?}");
 }
 
+/// What their code uses is clippy's to deny (`make check`).
 #[test]
-fn otpqr_needs_no_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
-    let metadata = Command::new(env!("CARGO"))
-        .args(["metadata", "--locked", "--format-version=1", "--manifest-path"])
-        .arg(repository().join("otpqr/Cargo.toml"))
-        .output()
-        .unwrap();
-    assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
-    let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
-    let packages = metadata["packages"].as_array().unwrap();
-    assert!(packages.iter().any(|package| package["name"] == "otpqr" && package["rust_version"] == "1.75"));
-    for package in packages {
-        assert_ne!(package["edition"], "2024", "{} needs rustc 1.85", package["name"]);
-        if let Some(needed) = package["rust_version"].as_str() {
-            let minor: u32 = needed.split('.').nth(1).unwrap().parse().unwrap();
-            assert!(needed.starts_with("1.") && minor <= 75, "{} needs rustc {needed}", package["name"]);
+fn no_lock_of_a_confidential_program_needs_a_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
+    for (program, directory) in [("otpqr", "otpqr"), ("permit", "programs/permit"), ("signer", "programs/signer")] {
+        let metadata = Command::new(env!("CARGO"))
+            .args(["metadata", "--locked", "--all-features", "--format-version=1", "--manifest-path"])
+            .arg(repository().join(directory).join("Cargo.toml"))
+            .output()
+            .unwrap();
+        assert!(metadata.status.success(), "{}", String::from_utf8_lossy(&metadata.stderr));
+        let metadata: Value = serde_json::from_slice(&metadata.stdout).unwrap();
+        let packages = metadata["packages"].as_array().unwrap();
+        let locked = read(format!("{directory}/Cargo.lock")).matches("[[package]]").count();
+        assert_eq!(packages.len(), locked, "{program}: all that the lock names");
+        assert!(packages.iter().any(|package| package["name"] == program && package["rust_version"] == "1.75"));
+        for package in packages {
+            assert_ne!(package["edition"], "2024", "{program}: {} needs rustc 1.85", package["name"]);
+            if let Some(needed) = package["rust_version"].as_str() {
+                let minor: u32 = needed.split('.').nth(1).unwrap().parse().unwrap();
+                assert!(needed.starts_with("1.") && minor <= 75, "{program}: {} needs rustc {needed}", package["name"]);
+            }
         }
     }
 }
