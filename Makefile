@@ -75,12 +75,13 @@ image: sim ## the container image otpqr:sim
 
 # The key is shown to the container that signs, and to no build: no layer and no cache has it.
 scone: can-sign sim ## the container image otpqr:scone, signed for production: SIGNING_KEY=FILE ISVPRODID=0 ISVSVN=0
-	docker build --target scone-build $(SCONE_BUILD) --tag otpqr:scone-build .
-	container=$$(docker create --network=none --volume "$(abspath $(SIGNING_KEY)):/run/signing-key.pem:ro" --entrypoint=/bin/sh otpqr:scone-build -ec '$(SCONE_SIGN)') && \
-	  docker start --attach "$$container" && docker commit "$$container" otpqr:scone-signed; signed=$$?; docker rm "$$container" && exit $$signed
-	docker build --target scone $(SCONE_BUILD) --build-arg SCONE_BUILT=otpqr:scone-signed --tag otpqr:scone .
+	docker build --target scone-build $(SCONE_BUILD) --tag $(SCONE_IMAGE)-build .
+	container=$$(docker create --network=none --volume "$(abspath $(SIGNING_KEY)):/run/signing-key.pem:ro" --entrypoint=/bin/sh $(SCONE_IMAGE)-build -ec '$(SCONE_SIGN)') && \
+	  docker start --attach "$$container" && docker commit "$$container" $(SCONE_IMAGE)-signed; signed=$$?; docker rm "$$container" && exit $$signed
+	docker build --target scone $(SCONE_BUILD) --build-arg SCONE_BUILT=$(SCONE_IMAGE)-signed --tag $(SCONE_IMAGE) .
 can-sign:
 	@[ -r "$(SIGNING_KEY)" ] || { echo "name the key that signs: make scone SIGNING_KEY=FILE (a new one: openssl genrsa -3 -out FILE 3072)" >&2; exit 2; }
+SCONE_IMAGE := otpqr:scone
 ISVPRODID := 0
 ISVSVN := 0
 SCONE_BUILD = --file Dockerfile.otpqr $(foreach arg,SCONE_REGISTRY SCONE_CROSSCOMPILER SCONE_BASE,$(if $($(arg)),--build-arg $(arg)=$($(arg))))

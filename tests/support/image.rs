@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::{repository, run, run_with_input, works};
+use super::{copy, repository, run, run_with_input, works};
 
 /// Adds programs of this host, with the libraries that they need. Where a program is a link, the link is added, too.
 pub fn add(image: &Path, programs: &[&str]) {
@@ -109,13 +109,53 @@ pub fn readable(image: &Path) {
     run(readable).expect(0);
 }
 
+/// Adds this host's Rust, and what it takes of this host's C compiler to link programs, static ones, too. Returns where `cargo` is.
+pub fn rust(image: &Path) -> PathBuf {
+    let ask = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        run(command).expect(0).stdout.trim().to_owned()
+    };
+    let sysroot = PathBuf::from(ask("rustc", &["--print", "sysroot"]));
+    let bin = sysroot.join("bin");
+    let cc = which::which("cc").expect("a C compiler").display().to_string();
+    let rustc = ["rustc", "cargo"].map(|name| bin.join(name).display().to_string());
+    add(image, &[&rustc[0], &rustc[1], &cc]);
+    for program in ["collect2", "lto-wrapper", "ld"] {
+        let found = ask(&cc, &[&format!("-print-prog-name={program}")]);
+        add(image, &[&which::which(found).expect("the linker").display().to_string()]);
+    }
+    let of_the_compiler = "crtbeginS.o crtendS.o libgcc.a libgcc_eh.a libgcc_s.so libgcc_s.so.1 liblto_plugin.so";
+    let of_c = "Scrt1.o rcrt1.o crti.o crtn.o libc.a libc.so libdl.a libm.a libm.so libpthread.a librt.a libutil.a";
+    for name in of_the_compiler.split(' ').chain(of_c.split(' ')) {
+        let found = ask(&cc, &[&format!("-print-file-name={name}")]);
+        add(image, &[&found]);
+        // Some are scripts for the linker, which name others.
+        let script = fs::read_to_string(found).unwrap_or_default();
+        for file in script.split_whitespace().filter(|word| Path::new(word).is_file()) {
+            add(image, &[file]);
+        }
+    }
+    let libraries = PathBuf::from(ask("rustc", &["--print", "target-libdir"]));
+    let of_the_target = libraries.parent().expect("a directory");
+    let at = image.join(of_the_target.strip_prefix("/").expect("an absolute path"));
+    fs::create_dir_all(at.parent().expect("a directory")).expect("a directory");
+    copy(of_the_target, &at);
+    bin
+}
+
 /// An image in the engine, gone when this is dropped.
 pub struct Tag(pub String);
 
 impl Tag {
+    /// The name of an image that is still to be made.
+    pub fn new(name: &str) -> Tag {
+        Tag(unique(name))
+    }
+
     /// Imports a directory. `changes`: as a Dockerfile has them.
     pub fn import(directory: &Path, name: &str, changes: &[&str]) -> Tag {
-        let tag = Tag(unique(name));
+        let tag = Tag::new(name);
         tag.replace(directory, changes);
         tag
     }
