@@ -2,7 +2,7 @@
 //! cross compiler that writes down what it was asked for, or compiles for this host, and a signer that writes down with what.
 //! SCONE's own were never seen here.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -40,31 +40,13 @@ mv "target/$HOST" target/x86_64-scone-linux-musl
 const BUILD: &str = "cargo build --release --locked --target=x86_64-scone-linux-musl";
 const RELEASE: &str = "target/x86_64-scone-linux-musl/release";
 
-fn program(path: &Path, script: &str) {
-    fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
-    fs::write(path, script).expect("a program");
-    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("permissions");
-}
-
-/// The files of an image with a shell, in the place of SCONE's, or of the base.
-fn files(programs: &[(&str, &str)]) -> TempDir {
-    let root = tempfile::tempdir().expect("a directory");
-    image::add(root.path(), &["/bin/sh", "/bin/mkdir", "/bin/mv", "/bin/chmod"]);
-    fs::create_dir(root.path().join("root")).expect("a directory");
-    fs::set_permissions(root.path().join("root"), Permissions::from_mode(0o700)).expect("permissions");
-    for (path, script) in programs {
-        program(&root.path().join(path), script);
-    }
-    root
-}
-
 fn stand_in(name: &str, programs: &[(&str, &str)]) -> Tag {
-    Tag::import(files(programs).path(), name, &["ENV PATH=/usr/bin:/bin"])
+    Tag::import(image::of_scripts(programs).path(), name, &["ENV PATH=/usr/bin:/bin"])
 }
 
 /// One with this host's Rust, and the dependencies that the lock files name. Nothing else can be had in it.
 fn compiler() -> Tag {
-    let root = files(&[("usr/bin/scone", COMPILER), ("usr/bin/scone-signer", SIGNER)]);
+    let root = image::of_scripts(&[("usr/bin/scone", COMPILER), ("usr/bin/scone-signer", SIGNER)]);
     let bin = image::rust(root.path());
     let vendored = root.path().join("vendor");
     let mut vendor = Command::new("cargo");

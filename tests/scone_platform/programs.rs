@@ -2,7 +2,8 @@
 //! The vectors are those of SCONE's documentation (docs/on-scone.md); nothing here was ever run against SCONE.
 
 use super::*;
-use crate::support::{Bundle, Platform, User};
+use crate::support::image::{self, Tag};
+use crate::support::{Bundle, Platform, User, docker_is_there};
 
 /// The user's image, what SCONE's tool makes of it, and what is made ready of either.
 const NATIVE: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
@@ -385,6 +386,93 @@ fn a_program_is_converted_and_measured_by_these_argument_vectors() {
     let variables: Vec<_> = environment.iter().map(|(name, value)| format!("{}={}", text(name), text(value))).collect();
     assert_eq!(variables, ["MODE=careful", "PATH=/usr/bin", "PORT=8443"], "SCONE's own are not the program's");
     assert_eq!(text(&person["security"]["attestation"]["mode"]), "hardware");
+}
+
+/// SCONE's tool as far as it is documented: by docker's socket it builds the image `--to` on the image `--base`, with a program that
+/// measures itself in the place of `--binary`. In this one's lies what it was asked for, too.
+const SCONIFY_IMAGE: &str = r#"#!/bin/sh -e
+[ -S /var/run/docker.sock ]
+read -r key </signing-key.pem
+[ "$key" = 'a key' ] || { echo 'Error: that is no key' >&2; exit 1; }
+if (: >>/signing-key.pem) 2>/dev/null; then echo 'Error: the key can be overwritten' >&2; exit 1; fi
+for each; do
+  case "$each" in
+    --to=*) to=${each#*=} ;;
+    --base=*) base=${each#*=} ;;
+    --binary=*) binary=${each#*=} ;;
+  esac
+done
+mkdir /context
+cd /context
+echo "$*" >asked-for
+printf '#!/bin/sh\necho @MEASURED@\n' >program
+chmod 0755 program
+printf 'FROM %s\nENV SCONE_CONFIG_ID=baked/in\nCOPY asked-for /\nCOPY program %s\n' "$base" "$binary" >Dockerfile
+docker build --tag "$to" .
+"#;
+
+/// The only test here with a real engine; what is SCONE's is a stand-in there, too.
+#[test]
+fn a_real_engine_converts_measures_and_makes_ready_as_the_vectors_ask() {
+    if !docker_is_there() {
+        return;
+    }
+    let host = Host::new();
+    fs::remove_file(host.home.path().join("bin/docker")).unwrap();
+    let measures = |measurement: &str| format!("#!/bin/sh\necho {measurement}\n");
+    let ours = image::of_scripts(&[("bin/otpqr", &measures(MEASUREMENT))]);
+    copy(&repository().join("simulator/bin/rootfs/entry"), &ours.path().join("entry"));
+    let ours = Tag::import(ours.path(), "ours", &[]);
+    let native = image::of_scripts(&[]);
+    image::add(native.path(), &["/bin/cat"]);
+    let native = Tag::import(native.path(), "native", &["CMD [\"/bin/cat\"]"]);
+    let tool = image::of_scripts(&[("usr/bin/sconify_image", &SCONIFY_IMAGE.replace("@MEASURED@", MEASURED))]);
+    image::add(tool.path(), &[which::which("docker").unwrap().to_str().unwrap()]);
+    let docker_s = format!("ENV PATH={}:/usr/bin:/bin", which::which("docker").unwrap().parent().unwrap().display());
+    let tool = Tag::import(tool.path(), "sconify", &[&docker_s]);
+
+    host.script("create", &["--cas", "cas.example.com", "--image", &ours.0]).expect(0);
+    assert_eq!(host.known("mrenclave"), MEASUREMENT);
+    let tag = host.tag();
+    let docker = |args: &[&str]| {
+        let mut docker = Command::new("docker");
+        docker.args(args);
+        run(docker)
+    };
+    let gives_up_its_tags = || {
+        for tag in [format!("{tag}.native"), format!("{tag}.sconified")] {
+            docker(&["image", "inspect", "--format", "{{.Id}}", &tag]).saying("No such image");
+        }
+    };
+    let key = host.home.path().join("key.pem");
+    let protect = || {
+        let convert = ["--signing-key", "../key.pem", "--fs-dir", "/app", "--sconify-with", &tool.0];
+        host.script("protect", &[&["web", "--image", &native.0], &convert[..]].concat())
+    };
+    fs::write(&key, "something else\n").unwrap();
+    protect().expect(3).saying(&format!("was not converted by '{}': Error: that is no key", tool.0));
+    gives_up_its_tags();
+    fs::write(&key, "a key\n").unwrap();
+    protect().expect(0);
+    gives_up_its_tags();
+    assert_eq!(fs::read_to_string(&key).unwrap(), "a key\n");
+    assert_eq!(text(&host.program()["mrenclave"]), MEASURED);
+
+    let ready = text(&host.program()["image_id"]);
+    let container = docker(&["create", &ready]).expect(0).stdout;
+    let asked_for = host.home.path().join("asked-for");
+    docker(&["cp", &format!("{}:/asked-for", container.trim()), asked_for.to_str().unwrap()]).expect(0);
+    docker(&["cp", &format!("{}:/entry", container.trim()), host.home.path().to_str().unwrap()]).expect(0);
+    docker(&["rm", container.trim()]).expect(0);
+    let expected = format!(
+        "--from={tag}.native --to={tag}.sconified --base={tag}.native --binary=/usr/bin/cat --command=/usr/bin/cat \
+         --binary-fs --fs-dir=/app --host-path=/etc/hosts --host-path=/etc/resolv.conf --heap=1G --stack=4M --dlopen=1 \
+         --scone-signer=/signing-key.pem --cli={tool} --crosscompiler={tool} --name=web --service-name=program \
+         --disable-session-upload --no-color\n",
+        tool = tool.0
+    );
+    assert_eq!(fs::read_to_string(asked_for).unwrap(), expected);
+    host.script("protect", &["web", "--remove", "--yes"]).expect(0);
 }
 
 #[test]

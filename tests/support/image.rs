@@ -1,10 +1,12 @@
 //! Images of this host's own programs, as a user would have them: unpacked in a directory, and imported into the engine.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+
+use tempfile::TempDir;
 
 use super::{copy, repository, run, run_with_input, works};
 
@@ -107,6 +109,22 @@ pub fn readable(image: &Path) {
     let mut readable = Command::new("chmod");
     readable.args(["-R", "a+rX"]).arg(image);
     run(readable).expect(0);
+}
+
+/// An image with a shell and these scripts, whose `/root` is root's alone, as the usual ones have it.
+pub fn of_scripts(scripts: &[(&str, &str)]) -> TempDir {
+    let root = tempfile::tempdir().expect("a directory");
+    let at = root.path();
+    add(at, &["/bin/sh", "/bin/mkdir", "/bin/mv", "/bin/chmod"]);
+    fs::create_dir(at.join("root")).expect("a directory");
+    fs::set_permissions(at.join("root"), Permissions::from_mode(0o700)).expect("permissions");
+    for (path, script) in scripts {
+        let path = at.join(path);
+        fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
+        fs::write(&path, script).expect("a script");
+        fs::set_permissions(path, Permissions::from_mode(0o755)).expect("permissions");
+    }
+    root
 }
 
 /// Adds this host's Rust, and what it takes of this host's C compiler to link programs, static ones, too. Returns where `cargo` is.

@@ -3,7 +3,7 @@
 //! mounted at its mount points; nothing else of its host.
 //!
 //! Why apart: that tool demands docker's socket, which makes it root on this host. Nothing else is handed the socket.
-//! Source: SCONE's documentation 7.0, pages `ee_sconify_image` and `binary_fs`. Nothing here was ever run: the tool is not public.
+//! Source: SCONE's documentation 7.0, pages `ee_sconify_image` and `binary_fs`. Nothing here was ever run with that tool, which is not public.
 //! Limits: only a program that is linked dynamically and position-independent can be converted; any other one is refused by name.
 
 use std::ffi::OsString;
