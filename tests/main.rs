@@ -3,6 +3,7 @@
 #[macro_use]
 mod support;
 
+mod acceptance;
 mod attacks;
 mod calculator;
 mod doctor;
