@@ -1926,7 +1926,11 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
     ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),
     ("df -h {}   # what is full", "tests/host.rs"),
-    ("ls -l /dev/sgx_enclave   # is it there, and yours to use?", "tests/scone_platform.rs"),
+    ("ls -l /dev/sgx_enclave   # is it there, and yours to use?", "tests/scone_platform/contract.yml"),
+    (
+        "docker network ls   # LAS is in one of them? create.rs --network names it. Else: SCONE_LAS_ADDR",
+        "tests/scone_platform/contract.yml",
+    ),
     ("sudo sysctl --write {name}={allows}   # allows user namespaces", "tests/host.rs"),
     ("tail -n 3 {log}   # says why", "tests/host.rs"),
     ("this host cannot run the program: {reason}", "tests/host.rs"),

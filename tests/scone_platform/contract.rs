@@ -46,6 +46,8 @@ pub struct Row {
     code: i32,
     #[serde(default)]
     says: String,
+    /// What the script advises, on SCONE.
+    hint: Option<String>,
     simulator: Option<String>,
 }
 
@@ -136,7 +138,8 @@ impl Row {
         let is_said = if said.is_empty() { found.contains(&self.says) } else { said == self.says };
         // SCONE prints the code, and what becomes of the enclave.
         let is_quiet = ![CODE, "Aborted"].iter().any(|word| outcome.text().contains(word));
-        let is_right = is_said && is_quiet && outcome.code == Some(self.code);
+        let is_hinted = by == "simulator" || self.hint.iter().all(|hint| found.contains(&format!("\nhint: {hint}\n")));
+        let is_right = is_said && is_quiet && is_hinted && outcome.code == Some(self.code);
         (!is_right).then(|| format!("{} ({by}) ends with {:?}, saying: {said}\n{found}", self.id, outcome.code))
     }
 }
