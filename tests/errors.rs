@@ -1728,6 +1728,13 @@ fn a_grant_that_cannot_be_made_and_a_start_that_nobody_granted() {
     refused(
         "protect",
         "signing",
+        &[&image[..], &["--void-grants"]].concat(),
+        2,
+        "protect: error: nobody grants starts of 'shell': there is nothing that '--void-grants' could void",
+    );
+    refused(
+        "protect",
+        "signing",
         &[&image[..], &["--needs-approval", "signing"]].concat(),
         2,
         "protect: error: nobody approves their own start: name another account than 'signing', or give '--without-code'",

@@ -49,6 +49,8 @@ enum ProtectionError {
     AnotherCount { program: String },
     #[error("nothing says how often '{program}' may be started: give '--starts N' or '--needs-approval ACCOUNT'")]
     NothingToCount { program: String },
+    #[error("nobody grants starts of '{program}': there is nothing that '--void-grants' could void")]
+    NothingToVoid { program: String },
     #[error("nobody approves their own start: name another account than '{account}', or give '--without-code'")]
     OwnApproval { account: String },
     #[error("account '{account}' is not with this account's CAS: it cannot approve anything here")]
@@ -352,6 +354,9 @@ fn permit(
     };
     if approvers.contains_key(&account.name) && !without_code {
         return Err(ProtectionError::OwnApproval { account: account.name.clone() }.into());
+    }
+    if options.void_grants && approvers.is_empty() {
+        return Err(ProtectionError::NothingToVoid { program: name.to_owned() }.into());
     }
     let is_limited = starts.is_some() || !approvers.is_empty();
     let counts_itself = match before {
