@@ -171,11 +171,10 @@ impl Tools {
         Ok(measurement.to_owned())
     }
 
-    /// What changes a SCONE program's measurement, and so is the same when it is measured and when it is started. What it was signed
-    /// with is in the program: nothing is said of that.
+    /// What changes a program's measurement or its start, and so is the same when it is measured and when it is started. What it was
+    /// signed with is in the program: nothing is said of that.
     fn settings(&self) -> &'static [&'static str] {
-        let is_debugged = self.simulator.is_none() && self.is_for_debugging;
-        if is_debugged { &["-e=SCONE_PRODUCTION=0"] } else { &[] }
+        if self.is_for_debugging { self.facts.debugging } else { &[] }
     }
 
     /// What docker is told to have a program in a container print its measurement.

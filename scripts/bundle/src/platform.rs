@@ -55,6 +55,8 @@ pub(crate) struct Facts {
     pub image_missing: &'static str,
     /// What `docker run` needs on this platform alone.
     pub docker: &'static [&'static str],
+    /// What docker is told besides, measuring and starting alike, of programs that are not signed for production.
+    pub debugging: &'static [&'static str],
     /// What the entry of a container becomes, with the program as its argument; empty: the program itself.
     pub runtime: &'static [&'static str],
     /// What stands before a volume's path where the host's side is mounted: nothing on SCONE, whose file shield works on the very
@@ -71,6 +73,8 @@ const SCONE: Facts = Facts {
     image_missing: "make scone SIGNING_KEY=../key.pem",
     // SCONE_MODE=hw: without SGX the program must not start at all. The LAS address is the caller's, if set.
     docker: &["-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR"],
+    // SCONE 6 starts programs for production unless it is told otherwise. Heap and stack are those they were built with.
+    debugging: &["-e=SCONE_PRODUCTION=0"],
     runtime: &[],
     sealed: "",
 };
@@ -82,6 +86,7 @@ const SIM: Facts = Facts {
     engine_missing: "./scripts/create.rs --platform sim-native --account native   # without docker",
     image_missing: "make image",
     docker: &["--network=host", "--read-only", "-e=SCONE_SIM_CAS_KEY"],
+    debugging: &[],
     runtime: &["/scone-run"],
     sealed: "/.sealed",
 };
@@ -93,6 +98,7 @@ const SIM_NATIVE: Facts = Facts {
     engine_missing: "make sim",
     image_missing: "make sim",
     docker: &[],
+    debugging: &[],
     runtime: &[],
     sealed: "/.sealed",
 };
