@@ -271,7 +271,7 @@ fn a_cas_is_attested_as_scones_documents_do_it_as_far_as_software_can_be() {
     let mismatch = attest(&[MRENCLAVE, "-GCS", debug, ignore_signer]);
     mismatch.fails(
         1,
-        "Error: Error during attestation of CAS\nCaused by: Enclave hash does not match expectation:\nCaused by: ",
+        "Error: Error during attestation of CAS\nCaused by: Enclave hash does not match expectation:\n",
     );
     let shown = mismatch.error().trim_end().rsplit_once("Caused by: ").unwrap().1.to_owned();
     is_hash_alone(&format!("{shown}\n"));

@@ -93,20 +93,24 @@ fn mismatch(what: &str, found: &str) -> CliError {
     CliError::alone(format!("{what} does not match expectation:\n{found}"))
 }
 
+/// What SCONE takes together alone.
+fn contradiction(asked: &Attest) -> Option<&'static str> {
+    let Attest { ignore_signer, mrsigner, mrenclave, deprecated_mrenclave, trust_any, debug, .. } = asked;
+    if *ignore_signer && mrenclave.is_empty() && deprecated_mrenclave.is_none() && !trust_any {
+        return Some("With --only_for_testing-ignore-signer, --mrenclave or --only_for_testing-trust-any is needed");
+    }
+    let is_known = *ignore_signer || mrsigner.is_some();
+    let needed = "With --only_for_testing-debug, --only_for_testing-ignore-signer or --mrsigner is needed";
+    (*debug && !is_known).then_some(needed)
+}
+
 /// Checks what a software CAS can show. It is one of those that SCONE has flags for: in debug mode, and not signed.
 fn attest(arguments: Attest, path: &Path) -> Result<String> {
+    if let Some(what) = contradiction(&arguments) {
+        return Err(CliError::alone(what));
+    }
     let Attest { address, deprecated_mrenclave, cas_key_hash, mut mrenclave, mrsigner, .. } = arguments;
     mrenclave.extend(deprecated_mrenclave);
-    if arguments.ignore_signer && mrenclave.is_empty() && !arguments.trust_any {
-        return Err(CliError::alone(
-            "With --only_for_testing-ignore-signer, --mrenclave or --only_for_testing-trust-any is needed",
-        ));
-    }
-    if arguments.debug && !arguments.ignore_signer && mrsigner.is_none() {
-        return Err(CliError::alone(
-            "With --only_for_testing-debug, --only_for_testing-ignore-signer or --mrsigner is needed",
-        ));
-    }
     let config = Config::load(path)?;
     let peer = Peer {
         address: Address::parse(&address)?,
