@@ -8,6 +8,7 @@ use std::thread;
 use regex::Regex;
 use serde::Deserialize;
 
+use super::programs::{CODE, DISPENSED};
 use super::*;
 use crate::support::{Bundle, ByHand, Platform, User};
 
@@ -57,10 +58,6 @@ enum Tag {
     Documented,
     Inferred,
 }
-
-const CODE: &str = "493817";
-/// By a gate.
-const DISPENSED: &str = "271828";
 
 impl Contract {
     pub fn read() -> Contract {
@@ -129,6 +126,12 @@ impl Row {
         (words.next().expect("a script"), words.collect())
     }
 
+    /// What the stand-ins' host has.
+    fn host(&self) -> &'static str {
+        let options = [("--cas", "nothing"), ("--image", "an image")];
+        options.iter().find(|(option, _)| self.script.contains(option)).map_or("an account", |(_, has)| *has)
+    }
+
     /// What is wrong with how the script ended and what it said.
     fn complaint(&self, outcome: &Outcome, by: &str) -> Option<String> {
         let found = varying(&outcome.text(), "");
@@ -186,25 +189,39 @@ fn each(rows: &[&Row], complaint: impl Fn(&Row) -> Option<String> + Sync) {
 #[test]
 fn each_documented_answer_ends_a_script_as_the_contract_says() {
     let contract = Contract::read();
+    // A host that is as it was serves the next one, too.
+    let hosts = Mutex::new(Vec::new());
     let played = |row: &Row, stderr: &str| {
         let (script, args) = row.words();
-        let host = match () {
-            () if args.contains(&"--cas") => Host::new(),
-            () if args.contains(&"--image") => Host::with_image(),
-            () => Host::with_account(),
+        let is_again = |(with, _): &(&str, Host)| *with == row.host();
+        let known = {
+            let mut hosts = hosts.lock().unwrap();
+            hosts.iter().position(is_again).map(|at| hosts.swap_remove(at).1)
         };
+        let host = known.unwrap_or_else(|| match row.host() {
+            "nothing" => Host::new(),
+            "an image" => Host::with_image(),
+            _ => Host::with_account(),
+        });
         fs::write(host.home.path().join(format!("rows/{}.err", row.id)), stderr).unwrap();
-        let before = fs::read_to_string(host.home.path().join("instead-of-docker")).unwrap_or_default();
-        let before = if row.tool() == "docker" { before } else { String::new() };
+        let engine = fs::read_to_string(host.home.path().join("instead-of-docker")).unwrap_or_default();
+        let before = if row.tool() == "docker" { engine.as_str() } else { "" };
         host.instead_of(row.tool(), &format!("{}\n{before}", row.answering()));
+        let state = fs::read(host.state_file()).ok();
         let outcome = run_with_input(host.command(script, &args), CODE);
-        if row.code != 0 {
+        let complaint = row.complaint(&outcome, "stand-ins");
+        if row.code != 0 && complaint.is_none() {
             host.has_clean_desk();
+            if row.asked == "measure" {
+                host.is_untouched();
+            }
+            if fs::read(host.state_file()).ok() == state {
+                host.instead_of("scone", "");
+                host.instead_of("docker", &engine);
+                hosts.lock().unwrap().push((row.host(), host));
+            }
         }
-        if row.asked == "measure" && row.code != 0 {
-            host.is_untouched();
-        }
-        row.complaint(&outcome, "stand-ins")
+        complaint
     };
     each(&contract.rows.iter().collect::<Vec<_>>(), |row| {
         let after = || played(row, &format!("{}{}", row.stderr, contract.after_frame));
@@ -273,6 +290,8 @@ fn the_simulator_says_what_the_contract_says_and_the_scripts_end_the_same() {
             args.splice(at..at + 2, ["--platform", "sim-native"]);
         } else {
             bundle.script("create", &["--platform", "sim-native"]).expect(0);
+        }
+        if script == "add_auth" {
             // A volume that was changed since a copy was made.
             let config_id = format!("{}/otpqr/check", bundle.known("default", &["namespace"]));
             run(bundle.by_hand(&config_id, &ByHand::default())).expect(0);
@@ -312,13 +331,7 @@ fn every_argument_vector_is_pinned() {
     for session in host.names(&host.home.path().join("cas")) {
         fs::remove_file(host.home.path().join("cas").join(session)).unwrap();
     }
-    host.with_engine(&format!(
-        r#"case "$SCONE_CONFIG_ID" in
-  */left_web) echo "granted: 1 of 1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of '${{SCONE_CONFIG_ID%/otpqr/left_web}}/web/default/program'"; exit ;;
-  */gate@{CODE}) echo 'gate: start 1 of 2, start 1 of 1 of grant 1 by '"'bob'" >&2; echo {DISPENSED}; exit ;;
-  */approve@{CODE}) echo "1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of 'a/service'"; exit ;;
-esac"#
-    ));
+    host.with_gate();
     let mut found = "# Written by tests/scone_platform/contract.rs. SCONE_CONFIG_ID is what a program's entry is told through the FIFO.\n".to_owned();
     for line in [
         "create --cas cas.example.com -CS --mrenclave MEASUREMENT",

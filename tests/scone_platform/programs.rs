@@ -12,7 +12,9 @@ const READY: &str = "sha256:3333333333333333333333333333333333333333333333333333
 /// Of a program, in an image that was made ready.
 const MEASURED: &str = "5ea5aaaf3d0d4a5ae0d4ef8a3c2a1c5f2b6d7e8f90a1b2c3d4e5f60718293a4b";
 const TOOL: &str = "registry.scontain.com/sconecuratedimages/sconecli:sconify-image";
-const CODE: &str = "493817";
+pub(super) const CODE: &str = "493817";
+/// By the gate.
+pub(super) const DISPENSED: &str = "271828";
 
 /// An engine that also has the user's image `web:1`: its files are below `image`, ours are below `ours`, and `config` is what
 /// docker says of it. A file `is-scone`: its program is a SCONE program already.
@@ -80,11 +82,22 @@ impl Host {
     }
 
     /// The engine answers like this first.
-    pub(super) fn with_engine(&self, shell: &str) {
+    fn with_engine(&self, shell: &str) {
         let ids = [("@NATIVE@", NATIVE), ("@SCONIFIED@", SCONIFIED), ("@READY@", READY), ("@MEASURED@", MEASURED)];
         let engine = ids.into_iter().fold(ENGINE.to_owned(), |engine, (name, id)| engine.replace(name, id));
         let engine = engine.replace("@IMAGE_ID@", IMAGE_ID);
         self.instead_of("docker", &format!("IMAGE_ID={IMAGE_ID}\n{shell}\n{engine}"));
+    }
+
+    /// The gate says what is left of one of bob's grants, notes one, and dispenses a code.
+    pub(super) fn with_gate(&self) {
+        self.with_engine(&format!(
+            r#"case "$SCONE_CONFIG_ID" in
+  */left_web) echo "granted: 1 of 1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of '${{SCONE_CONFIG_ID%/otpqr/left_web}}/web/default/program'"; exit ;;
+  */gate@{CODE}) echo 'gate: start 1 of 2, start 1 of 1 of grant 1 by '"'bob'" >&2; echo {DISPENSED}; exit ;;
+  */approve@{CODE}) echo "1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of 'a/service'"; exit ;;
+esac"#
+        ));
     }
 
     fn has_program(&self, path: &str, content: &[u8]) {
@@ -667,14 +680,8 @@ fn a_program_with_a_file_s_secret_is_protected_again_for_what_is_tolerated_since
 #[test]
 fn a_gate_is_asked_granted_and_gone_through_by_these_argument_vectors() {
     let host = Host::with_image();
-    let dispensed = "271828";
-    host.with_engine(&format!(
-        r#"case "$SCONE_CONFIG_ID" in
-  */left_web) echo "granted: 1 of 1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of '${{SCONE_CONFIG_ID%/otpqr/left_web}}/web/default/program'"; exit ;;
-  */gate@{CODE}) echo 'gate: start 1 of 2, start 1 of 1 of grant 1 by '"'bob'" >&2; echo {dispensed}; exit ;;
-  */approve@{CODE}) echo "1 start until 2026-11-27T12:00:00Z by 'bob' (grant 1) of 'a/service'"; exit ;;
-esac"#
-    ));
+    host.with_gate();
+    let dispensed = DISPENSED;
     host.script("create", &["--cas", "cas.example.com", "--account", "bob"]).expect(0);
     host.protect(&["--starts", "2", "--needs-approval", "bob"]).expect(0);
     host.forget();

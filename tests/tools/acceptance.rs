@@ -13,6 +13,7 @@ use std::process::{Command, ExitCode, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bundle::container::devices;
 use bundle::interrupt;
 use clap::Parser;
 use phone::Account;
@@ -398,19 +399,12 @@ impl Run {
     fn by_hand(&self, service: &str, program: &str, with_volume: bool) -> Ended {
         let state = self.state();
         let known = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let device = ["sgx_enclave", "sgx/enclave", "isgx"].map(|name| format!("/dev/{name}"));
-        let device = device.iter().find(|device| Path::new(device).exists()).unwrap_or(&device[0]);
         let mut command = Command::new("docker");
         command.args(["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--userns=host"]);
         let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
         command.arg(format!("--user={}:{}", user.0, user.1));
-        command.args([
-            &format!("--device={device}"),
-            "-e=SCONE_MODE=hw",
-            "-e=SCONE_LAS_ADDR",
-            "-e=SCONE_CAS_ADDR",
-            "-e=SCONE_CONFIG_ID",
-        ]);
+        command.args(devices(Path::new("/dev")));
+        command.args(["-e=SCONE_MODE=hw", "-e=SCONE_LAS_ADDR", "-e=SCONE_CAS_ADDR", "-e=SCONE_CONFIG_ID"]);
         if let Some(network) = state["cas"]["network"].as_str() {
             command.arg(format!("--network={network}"));
         }
@@ -464,10 +458,11 @@ impl Run {
         Some(account)
     }
 
+    /// The host's time, or in a rehearsal CAS's, which may be ahead of that.
     fn now(&self) -> u64 {
+        let host = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
         let told = self.args.clock.as_ref().and_then(|clock| fs::read_to_string(clock).ok()?.trim().parse().ok());
-        let host = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        told.unwrap_or_else(host)
+        told.unwrap_or(host).max(host)
     }
 
     /// Waits; returns the time then.
@@ -511,9 +506,10 @@ impl Run {
     fn write(&mut self, whole: bool) -> std::io::Result<()> {
         let version = self.scone(&["--version"]).stdout.trim().to_owned();
         let cas = self.scone(&["cas", "version", &format!("--cas={}", self.args.cas)]).stdout.trim().to_owned();
-        let devices =
-            ["sgx_enclave", "sgx/enclave", "isgx", "sgx_provision", "sgx/provision"].map(|name| format!("/dev/{name}"));
-        let devices: Vec<String> = devices.into_iter().filter(|device| Path::new(device).exists()).collect();
+        let devices = devices(Path::new("/dev"))
+            .into_iter()
+            .filter_map(|option| option.strip_prefix("--device=").map(str::to_owned));
+        let devices: Vec<String> = devices.filter(|device| Path::new(device).exists()).collect();
         let rehearsal = match () {
             () if cas.starts_with("scone-sim") || version.starts_with("scone-sim") => Some("the CAS is the simulator"),
             () if devices.is_empty() => Some("there is no SGX device on this host"),

@@ -418,7 +418,7 @@ pub fn image_name(text: &str) -> Result<String, String> {
 
 /// SGX's devices, as docker is told: the kernel's own, or one of the drivers before it, and the one for DCAP's provisioning if it is
 /// there. If none is, docker says so.
-fn devices(dev: &Path) -> Vec<String> {
+pub fn devices(dev: &Path) -> Vec<String> {
     let there = |names: &[&str]| names.iter().find(|name| dev.join(name).exists()).map(|name| format!("/dev/{name}"));
     let enclave = there(&["sgx_enclave", "sgx/enclave", "sgx/sgx_enclave", "isgx"]);
     let enclave = enclave.unwrap_or_else(|| "/dev/sgx_enclave".to_owned());
