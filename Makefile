@@ -76,7 +76,8 @@ image: sim ## the container image otpqr:sim
 # The key is shown to the container that signs, and to no build: no layer and no cache has it.
 scone: can-sign sim ## the container image otpqr:scone, signed for production: SIGNING_KEY=FILE ISVPRODID=0 ISVSVN=0
 	docker build --target scone-build $(SCONE_BUILD) --tag $(SCONE_IMAGE)-build .
-	container=$$(docker create --network=none --volume "$(abspath $(SIGNING_KEY)):/run/signing-key.pem:ro" --entrypoint=/bin/sh $(SCONE_IMAGE)-build -ec '$(SCONE_SIGN)') && \
+	key=$$(realpath "$(SIGNING_KEY)") && \
+	  container=$$(docker create --network=none --mount "type=bind,\"src=$$key\",dst=/run/signing-key.pem,readonly" --entrypoint=/bin/sh $(SCONE_IMAGE)-build -ec '$(SCONE_SIGN)') && \
 	  docker start --attach "$$container" && docker commit "$$container" $(SCONE_IMAGE)-signed; signed=$$?; docker rm "$$container" && exit $$signed
 	docker build --target scone $(SCONE_BUILD) --build-arg SCONE_BUILT=$(SCONE_IMAGE)-signed --tag $(SCONE_IMAGE) .
 can-sign:
@@ -93,7 +94,8 @@ ISVSVN := 0
 SCONE_BUILD = --file Dockerfile.otpqr $(foreach arg,SCONE_REGISTRY SCONE_CROSSCOMPILER SCONE_BASE,$(if $($(arg)),--build-arg $(arg)=$($(arg))))
 # What can be measured is what it was signed with: nothing is left to variables of whoever starts it.
 SCONE_SIGN = for program in /otpqr/target/*/release/otpqr /programs/permit/target/*/release/gate; do \
-  scone-signer sign --key=/run/signing-key.pem --production --isvprodid=$(ISVPRODID) --isvsvn=$(ISVSVN) "$$program"; done
+  scone-signer sign --key=/run/signing-key.pem --production --isvprodid=$(ISVPRODID) --isvsvn=$(ISVSVN) "$$program"; \
+  scone-signer info --yaml "$$program"; done
 
 # One package a call: built together, cargo would unify their features, and a change of CAS would change the runtime.
 sim: ## the simulator, otpqr, the gate and the entry as static binaries, in simulator/bin

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bundle::account::{self, Account};
-use bundle::cas::{self, Attestation};
+use bundle::cas::{Attestation, Place};
 use bundle::container::{self, OTPQR};
 use bundle::failure::{Concern, Exit, Failure};
 use bundle::platform::Platform;
@@ -57,12 +57,8 @@ struct Args {
     /// Where the program runs and which CAS is used. Recorded at the first run
     #[arg(long, value_enum)]
     platform: Option<Platform>,
-    /// The SCONE CAS, HOST or HOST:PORT. The simulator's is found by itself
-    #[arg(long, value_parser = cas::address)]
-    cas: Option<String>,
-    /// The network of docker's in which programs find the SCONE CAS, and LAS as 'las' [default: SCONE_LAS_ADDR, docker's own]
-    #[arg(long, value_parser = cas::network)]
-    network: Option<String>,
+    #[command(flatten)]
+    place: Place,
     /// Who asks for the code, as the authenticator shows it [default: SCONE OTP]
     #[arg(long, value_parser = policy::label_part)]
     issuer: Option<String>,
@@ -112,6 +108,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     let platform = known.as_ref().map(|state| state.platform).or(args.platform).unwrap_or(Platform::Scone);
     let mut tools = platform.tools(&root, name, args.account.scone.as_deref())?;
     tools.is_for_debugging = args.tolerance.is_for_debugging(known.as_ref());
+    tools.network = args.place.network.clone().or(known.as_ref().and_then(|state| state.cas.network.clone()));
     // Refused before anything is started.
     let (issuer, login) = match &known {
         Some(state) => (state.issuer.clone(), state.login.clone()),
@@ -124,8 +121,7 @@ fn create(args: &Args) -> Result<String, Failure> {
     step(format!("measuring image '{image}'"));
     let mrenclave = tools.measure(&image_id, OTPQR)?;
     let known_cas = known.as_ref().map(|state| (&state.cas, &state.attestation));
-    let (cas, attestation) =
-        tools.attest_named(args.cas.as_deref(), args.network.as_deref(), &args.attestation, known_cas, name)?;
+    let (cas, attestation) = tools.attest_named(&args.place, &args.attestation, known_cas, name)?;
 
     let lock = file.lock()?.passed_on()?;
     let mut state = match known {
@@ -135,8 +131,12 @@ fn create(args: &Args) -> Result<String, Failure> {
             State::new(platform, cas.clone(), issuer, login, namespace)
         }
     };
+    if let Some(parent) = args.parent.as_deref().filter(|parent| *parent != session::parent_of(&state.namespace)) {
+        state.namespace = account::new_namespace(&root, name, Some(parent))?;
+    }
     (state.cas, state.attestation) = (cas, attestation);
     args.tolerance.apply(&mut state);
+    account::warn_of_debugging(&tools);
     if !state.mrenclave.is_empty() && state.mrenclave != mrenclave {
         step(format!("the program changed: measurement '{}' becomes '{mrenclave}'", state.mrenclave));
     }
@@ -153,13 +153,15 @@ fn check_unchanged(args: &Args, state: &State, file: &StateFile) -> Result<(), F
     let account = args.account.account.clone();
     let pairs = [
         ("platform", args.platform.map(|platform| platform.to_string()), state.platform.to_string()),
-        ("CAS", args.cas.clone(), state.cas.address.clone()),
+        ("CAS", args.place.cas.clone(), state.cas.address.clone()),
         ("issuer", args.issuer.clone(), state.issuer.clone()),
         ("login", args.login.clone(), state.login.clone()),
         ("parent", args.parent.clone(), session::parent_of(&state.namespace).to_owned()),
     ];
     for (what, given, known) in pairs {
-        if let Some(given) = given.filter(|given| *given != known) {
+        // Nothing lies below a namespace that CAS never took.
+        let is_settled = what != "parent" || state.namespace_hash.is_some();
+        if let Some(given) = given.filter(|given| *given != known && is_settled) {
             return Err(CreateError::Differs { account, what, known, given }.into());
         }
     }
@@ -184,9 +186,11 @@ fn report(account: &Account, done: &str) -> String {
     let next = hint::pasteable(&account.script("gen_qr", ""));
     let State { issuer, login, platform, cas, namespace, mrenclave, attestation, .. } = &account.state;
     let test = if attestation.insecure_test_cas { " (for tests: whoever runs it can read everything)" } else { "" };
+    let attested = attestation.options();
+    let attested = if attested.is_empty() { attested } else { format!("\n  attested  {attested}") };
     let tolerated = policy::tolerated(&account.state).map_or(String::new(), |what| format!("\n  tolerated  {what}"));
     format!(
-        "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}{test}\n  namespace  {namespace}\n  mrenclave  {mrenclave}{tolerated}\nnext: {next}",
+        "{done}: account '{}' of '{login}' at '{issuer}'\n  platform   {platform}\n  CAS        {}{test}{attested}\n  namespace  {namespace}\n  mrenclave  {mrenclave}{tolerated}\nnext: {next}",
         account.name, cas.address,
     )
 }

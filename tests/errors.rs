@@ -251,7 +251,7 @@ roll_forward: error: a code is needed and there is no terminal to ask on: give '
 create: platform 'sim-native' is software only: a rehearsal that protects nobody from root
 create: measuring image 'simulator/bin/rootfs'
 create: attesting CAS
-create: error: '--cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself
+create: error: '--cas', '--programs-cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself
 ",
     );
     let mut create = host.script_command("create", &["--platform", "sim-native"]);
@@ -1933,6 +1933,12 @@ const EXEMPT: &[(&str, &str)] = &[
     ("the path {place:?} cannot be used: it is not UTF-8 or has control characters; move the bundle", "tests/host.rs"),
     ("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'", "tests/host.rs"),
     ("df -h {}   # what is full", "tests/host.rs"),
+    ("the program is not signed for production: {reason}", "tests/scone_platform/contract.yml"),
+    ("the 'scone' found does not say which version it is: {reason}", "tests/scone_platform/contract.yml"),
+    (
+        "'{directory}' is no directory of its own for the identity of SCONE's command line: set SCONE_CLI_CONFIG",
+        "tests/scone_platform.rs",
+    ),
     ("ls -l /dev/sgx_enclave   # is it there, and yours to use?", "tests/scone_platform/contract.yml"),
     (
         "docker network ls   # LAS is in one of them? create.rs --network names it. Else: SCONE_LAS_ADDR",
@@ -1955,11 +1961,14 @@ const EXEMPT: &[(&str, &str)] = &[
     ),
     ("uname -r   # Linux 5.11 or newer is needed, with seccomp", "tests/host.rs"),
     ("./scripts/{}.rs --root .   # if you trust it", "it is above, as a script says it that was pasted elsewhere"),
-    ("{options}   # if you accept that", "tests/scone_platform.rs"),
+    ("{options}   # {besides}if Intel says the same: these words can be forged", "tests/scone_platform.rs"),
+    ("{options}   # for tests: such an enclave can be read", "tests/scone_platform.rs"),
+    ("{}   # signs ours for production; another: protect.rs --signing-key", "tests/scone_platform/contract.yml"),
+    ("{}   # signs it for production", "tests/scone_platform/contract.yml"),
     ("there is no program '{path}', which {said_by} names as SCONE's command line", "tests/scone_platform.rs"),
     ("'{directory}', for the identity of SCONE's command line, cannot be made: {cause}", "the user's home directory"),
     ("the home directory is not known: set HOME or SCONE_CLI_CONFIG", "the shell sets it"),
-    (" --tolerate none   # once the program is signed for production", "tests/scone_platform.rs"),
+    ("{options}   # once the program is signed for production", "tests/scone_platform.rs"),
     ("   # once it is scanned", "tests/doctor.rs"),
     ("   # writes a file instead", "tests/terminal.rs"),
     ("this program was compiled by rust-script but not started by it, so it may be out of date", "tests/fresh.rs"),

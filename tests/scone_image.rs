@@ -21,6 +21,7 @@ echo "$program: $*" >target/x86_64-scone-linux-musl/release/$program
 "#;
 const SIGNER: &str = r#"#!/bin/sh -e
 last=; for last; do :; done
+[ "$1" != info ] || { echo "info of $last: isv_svn: 3"; exit; }
 [ -w "$last" ]
 read -r key </run/signing-key.pem
 [ "${key#key-}" != "$key" ]
@@ -149,7 +150,7 @@ fn the_image_for_scone_is_built_signed_and_no_layer_has_the_key() {
     let compiler = stand_in("scone/compiler", &[("usr/bin/scone", SCONE), ("usr/bin/scone-signer", SIGNER)]);
     let base = stand_in("scone-base", &[]);
     let directory = tempfile::tempdir().expect("a directory");
-    let key = directory.path().join("key.pem");
+    let key = directory.path().join("my key.pem");
     for builder in Docker::all() {
         let [image, build, signed] = &scone();
         let _ = fs::remove_file(&key);
@@ -158,7 +159,9 @@ fn the_image_for_scone_is_built_signed_and_no_layer_has_the_key() {
         fs::write(&key, "another key\n").expect("a key");
         assert_ne!(make().code, Some(0), "what is not signed is no image");
         fs::write(&key, "key-that-no-layer-has\n").expect("a key");
-        make().expect(0);
+        let said = make().expect(0).stdout;
+        // As what it was signed, for who reads along.
+        assert!(said.contains(&format!("info of /otpqr/{RELEASE}/otpqr: isv_svn: 3\n")), "{said}");
         let sign = "signed: sign --key=/run/signing-key.pem --production --isvprodid=7 --isvsvn=3";
         let expected = format!(
             "otpqr: {BUILD}\n{sign} /otpqr/{RELEASE}/otpqr\n\

@@ -492,6 +492,9 @@ esac"#
         assert!(!rest.iter().any(|arg| arg.contains("docker.sock") || ["-i", "-t", "-it"].contains(&arg.as_str())));
     }
     assert_eq!(cli.len(), 6, "version, attestation, key, three policies");
+    let mut create = host.command("create", &[]);
+    create.env("SCONE_CLI_CONFIG", host.home.path().join("config.json"));
+    run(create).expect(3).saying("is no directory of its own for the identity of SCONE's command line");
     assert_eq!(fs::metadata(&identity).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
@@ -824,6 +827,25 @@ fn programs_find_cas_and_las_in_the_network_that_was_named() {
     assert_eq!(started(&host), [None]);
 }
 
+/// The command line speaks to port 8081 of CAS, programs to 18765, and they may see it under different names.
+#[test]
+fn programs_are_told_the_host_alone_or_what_was_said_of_them() {
+    let told = |host: &Host| {
+        host.script("gen_qr", &["--no-confirm"]).expect(0);
+        let calls = host.calls();
+        fs::remove_file(host.qr_code()).unwrap();
+        host.forget();
+        calls.iter().rfind(|call| call.what() == "docker run").unwrap().environment["SCONE_CAS_ADDR"].clone()
+    };
+    let host = Host::new();
+    host.script("create", &["--cas", "cas.example.com:8081"]).expect(0);
+    assert_eq!(told(&host), "cas.example.com");
+    let uploads = uploads(host.calls());
+    assert!(uploads.iter().all(|call| call.has("--cas=cas.example.com:8081")));
+    host.script("create", &["--programs-cas", "cas.hello-scone"]).expect(0);
+    assert_eq!(told(&host), "cas.hello-scone");
+}
+
 #[test]
 fn what_is_tolerated_is_in_every_policy_with_services_recorded_and_loud() {
     let host = Host::new();
@@ -911,6 +933,14 @@ fn a_namespace_may_lie_below_a_session_of_the_users() {
     host.script("create", &["--parent", "example"]).expect(3).saying("has parent 'example/otp', not 'example'");
     host.script("create", &["--parent", "example/otp"]).expect(0);
     host.script("gen_qr", &["--no-confirm"]).expect(0);
+
+    // As long as CAS took none of it, another one may be named.
+    let host = Host::new();
+    host.instead_of("scone", "[ \"$2\" != create ] || { answer no-parent; exit; }");
+    host.script("create", &["--cas", "cas.example.com", "--parent", "exmaple"]).expect(5);
+    host.as_documented("scone");
+    host.script("create", &["--parent", "example"]).expect(0);
+    assert!(host.known("namespace").starts_with("example/otpqr-"));
 }
 
 #[test]
@@ -1192,13 +1222,22 @@ fn what_would_let_a_weak_host_pass_is_said_and_what_passes_already_stays() {
     host.script("create", &weak).expect(0);
     let create = "/scripts/create.rs' --tolerate outdated-tcb --ignore-advisory INTEL-SA-00001";
     refused(&host, tcb).saying(&format!(
-        "{create} --ignore-advisory INTEL-SA-00161 --ignore-advisory INTEL-SA-00615   # if you accept that"
+        "{create} --ignore-advisory INTEL-SA-00161 --ignore-advisory INTEL-SA-00615   # if Intel says the same: these words can be forged"
     ));
-    assert!(!refused(&host, debug).stderr.contains("hint: "));
+    refused(&host, debug).saying("make scone SIGNING_KEY=../key.pem)   # signs ours for production");
+    // Doctor says it, too.
+    host.program_ends("*/check", &frame(&[dcap, "Failed to verify DCAP report", tcb]), 134);
+    let report = host.script("doctor", &[]).stdout;
+    assert!(report.contains("not trustworthy") && report.contains("--ignore-advisory INTEL-SA-00161"), "{report}");
+    // What stands elsewhere names nothing.
+    let elsewhere = format!("{}Note: see INTEL-SA-00334\n", frame(&["An One-time Password is required"]));
+    host.program_ends("*/otpqr/otpqr", &elsewhere, 134);
+    assert!(!host.script("gen_qr", &["--no-confirm"]).expect(5).stderr.contains("--ignore-advisory"));
 
     let host = Host::new();
     host.script("create", &["--cas", "cas.example.com", "--insecure-test-cas"]).expect(0);
-    refused(&host, debug).saying("/scripts/create.rs' --tolerate debug-mode   # if you accept that");
+    refused(&host, debug)
+        .saying("/scripts/create.rs' --tolerate debug-mode   # for tests: such an enclave can be read");
 }
 
 #[test]

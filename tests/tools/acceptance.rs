@@ -6,6 +6,7 @@
 #[allow(dead_code)]
 mod phone;
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bundle::container::devices;
 use bundle::interrupt;
+use bundle::platform::Platform;
+use bundle::tool::Finished;
 use clap::Parser;
 use phone::Account;
 use serde_yaml::Value;
@@ -232,8 +235,11 @@ impl Run {
         let built = self.tool("docker", &["build", "--quiet", "--tag", &image, "-"], &dockerfile);
         self.expect("a user's image is built", built, 0, "")?;
         let done = self.protected(first, &image);
+        // Also if it went wrong in between.
+        let given_up = self.script("protect", &["web", "--remove", "--yes"], "");
         let removed = self.tool("docker", &["image", "rm", "--force", &image], "");
-        self.expect("the user's image is removed", removed, 0, "").and(done)
+        self.expect("the user's image is removed", removed, 0, "").and(done)?;
+        self.expect("protect.rs --remove", given_up, 0, "")
     }
 
     fn protected(&mut self, first: &Account, image: &str) -> Option<()> {
@@ -253,9 +259,7 @@ impl Run {
         self.expect("start.rs with a code: the program's own words and exit code", started, 11, "is not set")?;
         let code = self.next_code(first);
         let spent = self.start(&code);
-        self.expect("start.rs once more", spent, 5, "the one start is taken")?;
-        let removed = self.script("protect", &["web", "--remove", "--yes"], "");
-        self.expect("protect.rs --remove", removed, 0, "")
+        self.expect("start.rs once more", spent, 5, "the one start is taken")
     }
 
     fn roll_forward(&mut self, first: &Account) -> Option<()> {
@@ -369,9 +373,18 @@ impl Run {
         self.ended(command, input)
     }
 
+    /// SCONE's command line, wherever the scripts find it.
     fn scone(&self, args: &[&str]) -> Ended {
-        let scone = std::env::var("SCONE").ok().filter(|path| !path.is_empty()).unwrap_or_else(|| "scone".to_owned());
-        self.tool(&scone, args, "")
+        let tools = Platform::Scone.tools(self.root.path(), "default", None);
+        let words: Vec<OsString> = args.iter().map(OsString::from).collect();
+        let file = args.last().map(Path::new).filter(|path| path.is_absolute());
+        match tools.and_then(|mut tools| {
+            tools.network = self.state()["cas"]["network"].as_str().map(str::to_owned);
+            tools.scone(&words, file)
+        }) {
+            Ok(Finished { code, stdout, stderr }) => Ended { code, stdout, stderr },
+            Err(failure) => Ended { code: None, stdout: String::new(), stderr: failure.into_finding().0 },
+        }
     }
 
     fn ended(&self, mut command: Command, input: &str) -> Ended {
@@ -546,7 +559,11 @@ impl Run {
         for secret in &self.secrets {
             text = text.replace(secret, "(a secret)");
         }
-        let text = text.replace(&self.args.cas, "CAS").replace(&self.root.path().display().to_string(), "ROOT");
+        let host = self.args.cas.split(':').next().unwrap_or_default();
+        let text = text
+            .replace(&self.args.cas, "CAS")
+            .replace(host, "CAS")
+            .replace(&self.root.path().display().to_string(), "ROOT");
         fs::write(&self.args.report, text)?;
         println!(
             "{right} of {} steps were as expected; the report is '{}'",

@@ -130,9 +130,8 @@ impl Account {
 
     /// Makes sure that the account's CAS is there, and still the one that was pinned. The simulated one is taken where it is now.
     pub fn check_cas(&mut self) -> Result<(), Failure> {
-        if self.state.attestation.insecure_test_cas {
-            step("CAS is one for tests ('--insecure-test-cas'): whoever runs it can read every secret in it");
-        }
+        self.state.attestation.weaknesses().into_iter().for_each(step);
+        warn_of_debugging(&self.tools);
         let known = &self.state.cas;
         if let Some(running) = self.tools.running_simulated_cas()? {
             known.check_same(&running, &self.name)?;
@@ -184,6 +183,9 @@ impl Account {
         let State { platform, cas, issuer, login, tolerate, ignore_advisories, .. } = &self.state;
         let cas = if self.tools.simulator.is_some() { String::new() } else { format!(" --cas {}", cas.address) };
         let network = self.state.cas.network.as_ref().map(|network| format!(" --network {network}"));
+        let host = self.state.cas.address.split(':').next();
+        let elsewhere = Some(self.state.cas.enclave_address.as_str()) != host && self.tools.simulator.is_none();
+        let cas = if elsewhere { format!("{cas} --programs-cas {}", self.state.cas.enclave_address) } else { cas };
         let cas = cas
             + &network.unwrap_or_default()
             + &self.state.attestation.options()
@@ -198,6 +200,13 @@ impl Account {
             format!("mv {kept} {aside}   # if there is no newer copy of it: gives the account up"),
             self.script("create", &create),
         ]
+    }
+}
+
+/// Says what it means that programs need not be signed for production.
+pub fn warn_of_debugging(tools: &Tools) {
+    if tools.is_for_debugging {
+        step("the policies tolerate debug mode: everything in such an enclave can be read");
     }
 }
 
@@ -224,6 +233,7 @@ impl Found {
     pub fn with_tools(self) -> Result<Account, Failure> {
         let mut tools = self.state.platform.tools(&self.root, &self.name, self.scone.as_deref())?;
         tools.is_for_debugging = self.state.tolerate.contains(policy::DEBUG_MODE);
+        tools.network.clone_from(&self.state.cas.network);
         Ok(Account::new(self.root, self.name, self.state, self.file, tools))
     }
 }

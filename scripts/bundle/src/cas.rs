@@ -13,7 +13,9 @@ use crate::tool::Finished;
 
 #[derive(Debug, thiserror::Error)]
 enum CasError {
-    #[error("'--cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself")]
+    #[error(
+        "'--cas', '--programs-cas', '--network' and how CAS is attested are for SCONE: the simulator's is found by itself"
+    )]
     OfSimulator,
     #[error("on platform 'scone' the CAS must be named: '--cas ADDRESS'")]
     NotNamed,
@@ -43,6 +45,28 @@ impl Concern for CasError {
     }
 }
 
+/// Where SCONE's CAS is.
+#[derive(Debug, Default, clap::Args)]
+pub struct Place {
+    /// The SCONE CAS, HOST or HOST:PORT. The simulator's is found by itself
+    #[arg(long, value_parser = address)]
+    pub cas: Option<String>,
+    /// Where programs find it (SCONE_CAS_ADDR), if that is elsewhere [default: the host of --cas, by the port for programs]
+    #[arg(long, value_name = "CAS", value_parser = address)]
+    pub programs_cas: Option<String>,
+    /// The network of docker's in which programs find the SCONE CAS, and LAS as 'las' [default: SCONE_LAS_ADDR, docker's own]
+    #[arg(long, value_parser = network)]
+    pub network: Option<String>,
+}
+
+impl Place {
+    /// A CAS, with what was said of where programs find it.
+    fn applied(&self, cas: Cas) -> Cas {
+        let enclave_address = self.programs_cas.clone().unwrap_or(cas.enclave_address);
+        Cas { enclave_address, network: self.network.clone().or(cas.network), ..cas }
+    }
+}
+
 /// How SCONE's CAS is attested, in the words of `scone cas attest` (reference/scone.md 4.3).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, clap::Args)]
 #[serde(deny_unknown_fields)]
@@ -68,6 +92,10 @@ pub struct Attestation {
     /// Take a CAS whose host needs software to be hardened
     #[arg(long, short = 'S', help_heading = ATTESTATION)]
     pub accept_sw_hardening_needed: bool,
+    /// Take a CAS whose owner may have chosen its database's key, and so can read every secret in it
+    #[arg(long, help_heading = ATTESTATION)]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_cas_owner_secret_access: bool,
     /// A CAS for tests, as SCONE's public ones are: in debug mode, so that whoever runs it can read everything in it. Without
     /// --mrenclave and --mrsigner any CAS is taken
     #[arg(long, help_heading = ATTESTATION)]
@@ -94,6 +122,25 @@ impl Attestation {
         self.common().into_iter().chain(test.map(|(_, flag)| flag.to_owned())).collect()
     }
 
+    /// What weakens it, and how: said in each run.
+    pub fn weaknesses(&self) -> Vec<&'static str> {
+        let all = [
+            (
+                self.insecure_test_cas,
+                "CAS is one for tests ('--insecure-test-cas'): whoever runs it can read every secret in it",
+            ),
+            (
+                self.allow_cas_owner_secret_access,
+                "CAS's owner may read every secret in it ('--allow-cas-owner-secret-access')",
+            ),
+            (
+                self.accept_group_out_of_date && !self.insecure_test_cas,
+                "CAS's host may be out of date ('--accept-group-out-of-date'): SCONE calls that dangerous",
+            ),
+        ];
+        all.into_iter().filter(|(is_so, _)| *is_so).map(|(_, what)| what).collect()
+    }
+
     /// What create.rs is told to record just this.
     pub fn options(&self) -> String {
         let test = self.insecure_test_cas.then(|| "--insecure-test-cas".to_owned());
@@ -106,6 +153,7 @@ impl Attestation {
             (self.accept_configuration_needed, "--accept-configuration-needed"),
             (self.accept_group_out_of_date, "--accept-group-out-of-date"),
             (self.accept_sw_hardening_needed, "--accept-sw-hardening-needed"),
+            (self.allow_cas_owner_secret_access, "--allow-cas-owner-secret-access"),
         ];
         let flags = flags.into_iter().filter(|(is_given, _)| *is_given).map(|(_, flag)| flag.to_owned());
         let mrenclave = self.mrenclave.iter().map(|hex| format!("--mrenclave={hex}"));
@@ -199,19 +247,20 @@ impl Tools {
         }
         let key = self.pinned_key(address)?;
         let address = address.to_owned();
+        // Command line and programs speak to different ports.
+        let host = address.split(':').next().unwrap_or_default().to_owned();
+        let enclave_address = known.map_or(host, |cas| cas.enclave_address.clone());
         let network = known.and_then(|cas| cas.network.clone());
-        Ok(simulated.unwrap_or(Cas { address: address.clone(), enclave_address: address, key, network }))
+        Ok(simulated.unwrap_or(Cas { address, enclave_address, key, network }))
     }
 
     /// Makes the `scone` command line trust an account's CAS before anything is uploaded to it, and pins its key: SCONE's at
     /// `address`, or the simulated one, started if need be. One that the account knows is compared first: a refusal leaves the
     /// command line trusting whom it trusted.
-    /// It is attested as `asked`, or else as it was; one that is pinned is not attested anew. `network`: where programs find it, if
-    /// that was said.
+    /// It is attested as `asked`, or else as it was; one that is pinned is not attested anew.
     pub fn attest_named(
         &self,
-        address: Option<&str>,
-        network: Option<&str>,
+        place: &Place,
         asked: &Attestation,
         known: Option<(&Cas, &Attestation)>,
         account: &str,
@@ -223,16 +272,18 @@ impl Tools {
             let is_same = self.simulator.is_none() && Some(how) == before;
             is_same && self.pinned_key(&known.address).is_ok_and(|key| key == known.key)
         };
-        let in_network = |cas: Cas| Cas { network: network.map(str::to_owned).or(cas.network), ..cas };
         if let Some(known) = known.filter(is_pinned) {
-            return Ok((in_network(known.clone()), how.clone()));
+            return Ok((place.applied(known.clone()), how.clone()));
         }
-        step("attesting CAS");
-        if self.simulator.is_some() && (is_asked || network.is_some()) {
+        match before.filter(|before| *before != how) {
+            None => step("attesting CAS"),
+            Some(before) => step(format!("attesting CAS anew:{}, in the place of:{}", how.options(), before.options())),
+        }
+        if self.simulator.is_some() && (is_asked || place.network.is_some() || place.programs_cas.is_some()) {
             return Err(CasError::OfSimulator.into());
         }
         let simulated = self.start_simulated_cas()?;
-        let address = match (&simulated, address, known) {
+        let address = match (&simulated, place.cas.as_deref(), known) {
             (Some(_), Some(_), None) => return Err(CasError::OfSimulator.into()),
             (Some(cas), _, _) => cas.address.clone(),
             (None, Some(address), _) => address.to_owned(),
@@ -241,12 +292,10 @@ impl Tools {
         };
         let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, account));
         simulated.as_ref().map_or(Ok(()), check)?;
-        if how.insecure_test_cas {
-            step("a CAS for tests ('--insecure-test-cas'): whoever runs it can read every secret in it");
-        }
+        how.weaknesses().into_iter().for_each(step);
         let cas = self.attest(&address, simulated, known, how)?;
         check(&cas)?;
-        Ok((in_network(cas), how.clone()))
+        Ok((place.applied(cas), how.clone()))
     }
 
     /// The hash of the key of the CAS at `address`, as the `scone` command line pinned it when it attested it.
@@ -307,7 +356,7 @@ fn parse(status: &str) -> Result<Cas, Failure> {
 pub fn network(text: &str) -> Result<String, &'static str> {
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let is_valid = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(valid);
-    // What is another container's, or the host's, is no network to find anything in.
+    // What is another container's is no network to find anything in.
     if is_valid && text != "none" { Ok(text.to_owned()) } else { Err("must be the name of a network of docker's") }
 }
 

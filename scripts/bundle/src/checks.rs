@@ -192,15 +192,15 @@ pub fn cas(account: &mut Account) -> Result<Finding, Failure> {
 /// What was weakened: how CAS was attested, and what the policies let pass.
 pub fn weakened(account: &Account) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if account.state.attestation.insecure_test_cas {
-        let finding =
-            format!("'{}' is for tests: whoever runs it can read every secret in it", account.state.cas.address);
-        findings.push(Finding::wrong("CAS", finding, None));
-    }
+    let state::State { attestation, tolerate, ignore_advisories, .. } = &account.state;
+    findings.extend(attestation.weaknesses().into_iter().map(|what| Finding::wrong("CAS", what.to_owned(), None)));
     if let Some(tolerated) = policy::tolerated(&account.state) {
         let finding = format!("they tolerate: {tolerated}");
-        let mend = account.script("create", " --tolerate none   # once the program is signed for production");
-        findings.push(if account.state.tolerate.contains(DEBUG_MODE) {
+        let mut others = tolerate.clone();
+        findings.push(if others.remove(DEBUG_MODE) {
+            let none = if others.is_empty() { " --tolerate none" } else { "" };
+            let options = format!("{none}{}", policy::options(&others, ignore_advisories));
+            let mend = account.script("create", &format!("{options}   # once the program is signed for production"));
             let finding = finding + ": whoever runs the program can read everything in it";
             Finding::wrong("policies", finding, mend)
         } else {

@@ -11,7 +11,7 @@ use crate::container::mount;
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
 use crate::platform::Tools;
-use crate::tool::{Finished, Tool};
+use crate::tool::{Finished, Tool, without_colours};
 
 #[derive(Debug, thiserror::Error)]
 enum CliError {
@@ -19,6 +19,8 @@ enum CliError {
     Missing { path: String, said_by: &'static str },
     #[error("'{directory}', for the identity of SCONE's command line, cannot be made: {cause}")]
     NotMade { directory: String, cause: io::Error },
+    #[error("'{directory}' is no directory of its own for the identity of SCONE's command line: set SCONE_CLI_CONFIG")]
+    NotApart { directory: String },
     #[error("the home directory is not known: set HOME or SCONE_CLI_CONFIG")]
     NoHome,
 }
@@ -79,7 +81,7 @@ impl Cli {
 
 impl Tools {
     /// Runs SCONE's command line. `file`: what its arguments name on this host.
-    pub(crate) fn scone(&self, args: &[OsString], file: Option<&Path>) -> Result<Finished, Failure> {
+    pub fn scone(&self, args: &[OsString], file: Option<&Path>) -> Result<Finished, Failure> {
         let finished = match &self.cli {
             Cli::Program(tool) => tool.run(args, &[])?,
             Cli::Image(image) => self.engine.run(&self.in_image(image, args, file)?, &[])?,
@@ -90,6 +92,11 @@ impl Tools {
     fn in_image(&self, image: &str, args: &[OsString], file: Option<&Path>) -> Result<Vec<OsString>, Failure> {
         let config = config()?;
         let (directory, name) = (config.parent().unwrap_or(Path::new("/")), config.file_name().unwrap_or_default());
+        // All that is in it would be seen.
+        let home = env::var_os("HOME").map(PathBuf::from);
+        if directory == Path::new("/") || home.as_deref().is_some_and(|home| home.starts_with(directory)) {
+            return Err(CliError::NotApart { directory: directory.display().to_string() }.into());
+        }
         let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.map_err(|cause| CliError::NotMade { directory: directory.display().to_string(), cause })?;
         let fixed = ["run", "--rm", "--log-driver=none", "--cap-drop=ALL", "--security-opt=no-new-privileges"];
@@ -97,6 +104,7 @@ impl Tools {
         let mut inside = OsString::from(format!("-e=SCONE_CLI_CONFIG={IDENTITY}/"));
         inside.push(name);
         all.extend([inside, "--userns=host".into(), format!("--user={}", self.user_in_container()?).into()]);
+        all.extend(self.network.iter().map(|network| OsString::from(format!("--network={network}"))));
         all.push(mount(directory, IDENTITY, false));
         all.extend(file.map(|file| mount(file, &file.to_string_lossy(), true)));
         all.extend(["--entrypoint=scone".into(), image.into()]);
@@ -108,31 +116,16 @@ impl Tools {
 /// Whether it says that there is no such session. Only the newest has an exit code of its own for that (reference/scone.md 4.2);
 /// from the others the status of CAS's answer is taken, as they print that of others.
 pub(crate) fn is_not_found(finished: &Finished) -> bool {
-    finished.code == Some(2) || finished.stderr.contains("HTTP error status code 404")
+    // 2 is also what the argument parser ends with.
+    let is_misused = ["error: ", "USAGE:", "Usage:"].iter().any(|words| finished.stderr.contains(words));
+    (finished.code == Some(2) && !is_misused) || finished.stderr.contains("HTTP error status code 404")
 }
 
 /// Where its identity is on this host.
 fn config() -> Result<PathBuf, CliError> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let home = || set("HOME").map(|home| home.join(".cas/config.json"));
-    set("SCONE_CLI_CONFIG").or_else(home).ok_or(CliError::NoHome)
-}
-
-/// Before 6.0.3 what it prints may be coloured, hashes too (reference/scone.md 10).
-fn without_colours(text: &str) -> String {
-    let mut parts = text.split("\u{1b}[");
-    let first = parts.next().unwrap_or_default().to_owned();
-    parts.fold(first, |plain, part| {
-        // Parameters, and one letter.
-        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
-        let mut rest = rest.chars();
-        plain + if rest.next() == Some('m') { rest.as_str() } else { part }
-    })
-}
-
-#[test]
-fn colours_are_taken_away_and_nothing_else() {
-    assert_eq!(without_colours("\u{1b}[1;32mab\u{1b}[0m\n"), "ab\n");
-    assert_eq!(without_colours("a[0mb"), "a[0mb");
-    assert_eq!(without_colours("\u{1b}[2Ja\u{1b}["), "2Ja");
+    // As the command line itself would find it.
+    let config = set("SCONE_CLI_CONFIG").or_else(home).ok_or(CliError::NoHome)?;
+    std::path::absolute(&config).map_err(|cause| CliError::NotMade { directory: config.display().to_string(), cause })
 }

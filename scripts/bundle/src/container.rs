@@ -1,8 +1,9 @@
 //! The image, its measurement, and the start of its program: in a container, or natively by the runtime.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -155,7 +156,9 @@ impl Tools {
         let finished = self.engine.run(&args, &[("SCONE_HASH", "1")])?;
         let id = image_id.to_owned();
         if !finished.success() {
-            return Err(ImageError::NotMeasured { id, reason: finished.reason() }.into());
+            let unsigned = finished.stderr.contains("Cannot sign production enclave");
+            let signing = unsigned.then(|| format!("{}   # signs it for production", self.facts.image_missing));
+            return Err(Failure::from(ImageError::NotMeasured { id, reason: finished.reason() }).hints(signing));
         }
         if finished.stderr.contains("runs in SGX debug mode") && !self.is_for_debugging {
             step(format!(
@@ -206,7 +209,9 @@ impl Tools {
         let args = self.measuring(image_id, executable, &[&named])?;
         let finished = limited(&self.engine, &args, &name, patience)?;
         let printed = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
-        Ok(finished.success() && is_sha256(printed))
+        // One that is not signed for production may say just that: when it is measured, that is told.
+        let is_unsigned = finished.stderr.contains("Cannot sign production enclave");
+        Ok(is_unsigned || (finished.success() && is_sha256(printed)))
     }
 
     /// What a container runs first, the entry apart, and with what.
@@ -417,22 +422,28 @@ pub fn image_name(text: &str) -> Result<String, String> {
 }
 
 /// SGX's devices, as docker is told: the kernel's own, or one of the drivers before it, and the one for DCAP's provisioning if it is
-/// there. If none is, docker says so.
+/// there; with the groups that may use them, for a container has its user's first group alone. If none is, docker says so.
 pub fn devices(dev: &Path) -> Vec<String> {
-    let there = |names: &[&str]| names.iter().find(|name| dev.join(name).exists()).map(|name| format!("/dev/{name}"));
-    let enclave = there(&["sgx_enclave", "sgx/enclave", "sgx/sgx_enclave", "isgx"]);
-    let enclave = enclave.unwrap_or_else(|| "/dev/sgx_enclave".to_owned());
-    let provision = there(&["sgx_provision", "sgx/provision"]);
-    [enclave].into_iter().chain(provision).map(|device| format!("--device={device}")).collect()
+    let there = |names: &[&'static str]| names.iter().find(|name| dev.join(name).exists()).copied();
+    let enclave = there(&["sgx_enclave", "sgx/enclave", "sgx/sgx_enclave", "sgx", "isgx"]).unwrap_or("sgx_enclave");
+    let found = [Some(enclave), there(&["sgx_provision", "sgx/provision"])];
+    let options = found.into_iter().flatten().flat_map(|name| {
+        let group =
+            fs::metadata(dev.join(name)).ok().filter(|found| found.mode() & 0o007 == 0).map(|found| found.gid());
+        let group = group.map(|gid| format!("--group-add={gid}"));
+        [format!("--device=/dev/{name}")].into_iter().chain(group)
+    });
+    options.collect()
 }
 
 #[test]
 fn the_device_is_the_kernel_s_or_an_older_driver_s() {
+    use std::os::unix::fs::PermissionsExt;
     let dev = tempfile::tempdir().unwrap();
     let has = |name: &str| {
         let path = dev.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, "").unwrap();
+        std::fs::write(&path, "").unwrap();
         devices(dev.path()).join(" ")
     };
     assert_eq!(devices(dev.path()), ["--device=/dev/sgx_enclave"]);
@@ -441,6 +452,12 @@ fn the_device_is_the_kernel_s_or_an_older_driver_s() {
     assert_eq!(has("sgx/provision"), "--device=/dev/sgx/enclave --device=/dev/sgx/provision");
     assert_eq!(has("sgx_enclave"), "--device=/dev/sgx_enclave --device=/dev/sgx/provision");
     assert_eq!(has("sgx_provision"), "--device=/dev/sgx_enclave --device=/dev/sgx_provision");
+    // As systemd sets it up.
+    let enclave = dev.path().join("sgx_enclave");
+    fs::set_permissions(&enclave, fs::Permissions::from_mode(0o660)).unwrap();
+    let group = fs::metadata(&enclave).unwrap().gid();
+    let expected = format!("--device=/dev/sgx_enclave --group-add={group} --device=/dev/sgx_provision");
+    assert_eq!(devices(dev.path()).join(" "), expected);
 }
 
 /// Whether a text is a SHA-256 as SCONE writes it.

@@ -39,7 +39,9 @@ pub fn pasteable(command: &str) -> String {
     if ["make ", "docker build "].iter().any(|tool| command.starts_with(tool)) {
         return match root {
             Some(root) if env::current_dir().ok().as_ref() != Some(root) => {
-                format!("(cd {} && {command})", path(root))
+                // What stands behind '#' would take the bracket along.
+                let (command, why) = command.split_at(command.find("   # ").unwrap_or(command.len()));
+                format!("(cd {} && {command}){why}", path(root))
             }
             _ => command.to_owned(),
         };

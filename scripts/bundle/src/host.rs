@@ -5,7 +5,7 @@ use std::fs;
 use crate::account::Account;
 use crate::hint::quoted;
 use crate::policy::{self, DEBUG_MODE};
-use crate::tool::NO_LAS;
+use crate::refusal::lacks_evidence;
 
 /// What switches user namespaces off or takes their use away: the setting, the value that does, and one that does not.
 const RESTRICTIONS: &[(&str, &str, &str)] = &[
@@ -24,14 +24,26 @@ impl Account {
         if ["/dev/sgx_enclave", "SGX device"].iter().any(|words| said.contains(words)) {
             return Some("ls -l /dev/sgx_enclave   # is it there, and yours to use?".to_owned());
         }
-        if said.contains(NO_LAS) {
+        if lacks_evidence(said) {
             return Some(
                 "docker network ls   # LAS is in one of them? create.rs --network names it. Else: SCONE_LAS_ADDR"
                     .to_owned(),
             );
         }
+        if ["Cannot sign production enclave", "Debug mode is enabled"].iter().any(|words| said.contains(words)) {
+            return Some(if self.state.attestation.insecure_test_cas {
+                let tolerated = self.state.tolerate.iter().cloned().chain([DEBUG_MODE.to_owned()]).collect();
+                let options = policy::options(&tolerated, &self.state.ignore_advisories);
+                self.script("create", &format!("{options}   # for tests: such an enclave can be read"))
+            } else {
+                format!(
+                    "{}   # signs ours for production; another: protect.rs --signing-key",
+                    self.tools.facts.image_missing
+                )
+            });
+        }
         if let Some(options) = self.letting_pass(said) {
-            return Some(self.script("create", &format!("{options}   # if you accept that")));
+            return Some(self.script("create", &options));
         }
         if said.contains("seccomp") {
             return Some("uname -r   # Linux 5.11 or newer is needed, with seccomp".to_owned());
@@ -50,23 +62,32 @@ impl Account {
 }
 
 impl Account {
-    /// What lets pass the weaknesses that CAS names. Given anew, all are replaced: so what passes already is given, too.
+    /// What lets pass the weaknesses that CAS names where it distrusts a host. Given anew, all are replaced: so what passes already
+    /// is given, too. An advisory passes only with its category (reference/scone.md 10), and of which it is, only CAS's words tell.
     fn letting_pass(&self, said: &str) -> Option<String> {
+        let said = said.split_once("not trustworthy")?.1;
         let (mut ignored, mut tolerated) = (self.state.ignore_advisories.clone(), self.state.tolerate.clone());
-        let words = said.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-'));
-        ignored.extend(
-            words.filter(|word| word.starts_with("INTEL-SA-") && policy::advisory(word).is_ok()).map(str::to_owned),
-        );
-        // Elsewhere the program is to be signed for production.
-        if self.state.attestation.insecure_test_cas && said.contains("Debug mode is enabled") {
-            tolerated.insert(DEBUG_MODE.to_owned());
-        }
+        let words: Vec<&str> = said.split(|c: char| !(c.is_ascii_alphanumeric() || c == '-')).collect();
+        let advisories = words.iter().filter(|word| word.starts_with("INTEL-SA-") && policy::advisory(word).is_ok());
+        ignored.extend(advisories.map(|word| (*word).to_owned()));
+        let named = words.iter().filter(|word| **word != DEBUG_MODE && policy::is_weakness(word));
+        tolerated.extend(named.map(|word| (*word).to_owned()));
         if (&ignored, &tolerated) == (&self.state.ignore_advisories, &self.state.tolerate) {
             return None;
         }
-        Some(policy::options(&tolerated, &ignored))
+        let has_category = CATEGORIES.iter().any(|category| tolerated.contains(*category));
+        let besides = if ignored.is_empty() || has_category {
+            String::new()
+        } else {
+            format!("with --tolerate {}; ", CATEGORIES.join(" or "))
+        };
+        let options = policy::options(&tolerated, &ignored);
+        Some(format!("{options}   # {besides}if Intel says the same: these words can be forged"))
     }
 }
+
+/// What an advisory may be of, which has to be tolerated besides (SCONE's page on the session language).
+const CATEGORIES: [&str; 3] = ["outdated-tcb", "insecure-configuration", "software-hardening-needed"];
 
 fn allow_user_namespaces() -> String {
     let is_set = |name: &str, to: &str| {

@@ -49,6 +49,8 @@ enum IssueError {
     AnotherStart { reason: String },
     #[error("the program is not the one in the policies: {reason}")]
     AnotherProgram { reason: String },
+    #[error("the program is not signed for production: {reason}")]
+    Unsigned { reason: String },
     #[error("the start was refused: {reason}")]
     Refused { reason: String },
     #[error("the QR code was issued already, and is issued only once")]
@@ -74,7 +76,7 @@ impl Concern for IssueError {
             NoFileName { .. } | NotWritable { .. } | Exists { .. } => Exit::Precondition,
             NotPrepared { .. } | NotPrivate { .. } => Exit::Precondition,
             NoChannel { .. } | CasFailed { .. } | AnotherStart { .. } => Exit::Precondition,
-            Output { .. } | NotStarted { .. } | Host { .. } => Exit::Precondition,
+            Output { .. } | NotStarted { .. } | Host { .. } | Unsigned { .. } => Exit::Precondition,
             Volume { .. } | AnotherProgram { .. } | Refused { .. } | IssuedAlready => Exit::Refused,
             StillRuns { .. } | NotDelivered { .. } | NotDestroyed { .. } => Exit::PartWay,
             Incomplete { .. } | NoQrCode { .. } => Exit::PartWay,
@@ -283,6 +285,7 @@ impl<'a> Output<'a> {
             Answer::VolumeInUse => IssueError::AnotherStart { reason }.into(),
             Answer::Measurement => Failure::from(IssueError::AnotherProgram { reason })
                 .hint(account.script("create", "   # updates the policies")),
+            Answer::Unsigned => Failure::from(IssueError::Unsigned { reason }).hints(helps),
             Answer::Refused | Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes => {
                 Failure::from(IssueError::Refused { reason }).hints(helps)
             }

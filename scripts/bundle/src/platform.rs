@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::cli::Cli;
 use crate::failure::{Concern, Exit, Failure};
-use crate::tool::Tool;
+use crate::tool::{Finished, Tool};
 use crate::{hint, step};
 
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +21,8 @@ enum PlatformError {
     NotFound { tool: &'static str, platform: &'static str },
     #[error("'{tool}' cannot be executed: the file system it is on is mounted 'noexec'")]
     NoExec { tool: String },
+    #[error("the 'scone' found does not say which version it is: {reason}")]
+    NoVersion { reason: String },
     #[error("the 'scone' found says it is '{version}', but the platform is '{platform}'")]
     Another { version: String, platform: &'static str },
 }
@@ -116,6 +118,8 @@ pub struct Tools {
     pub(crate) simulator: Option<Tool>,
     /// The policies tolerate programs that are not signed for production: these are measured and started as such.
     pub is_for_debugging: bool,
+    /// The engine's network in which SCONE's CAS is found, if that was said.
+    pub network: Option<String>,
 }
 
 impl fmt::Display for Platform {
@@ -165,7 +169,7 @@ impl Platform {
         };
         let version = ["--version".into()];
         if let Cli::Program(tool) = &cli {
-            check_version(facts, &tool.run(&version, &[])?.stdout)?;
+            check_version(facts, &tool.run(&version, &[])?)?;
         }
         let simulator = facts.simulator.then(|| find("scone-sim", hint)).transpose()?;
         // Once a run, whatever the number of accounts.
@@ -176,22 +180,26 @@ impl Platform {
             });
         }
         let engine = find(facts.engine, facts.engine_missing)?;
-        let (root, engine_info, is_for_debugging) = (root.to_owned(), OnceCell::new(), false);
-        let tools = Tools { facts, root, cli, engine, engine_info, simulator, is_for_debugging };
+        let (root, engine_info) = (root.to_owned(), OnceCell::new());
+        let (is_for_debugging, network) = (false, None);
+        let tools = Tools { facts, root, cli, engine, engine_info, simulator, is_for_debugging, network };
         if let Cli::Image(_) = &tools.cli {
-            check_version(facts, &tools.scone(&version, None)?.stdout)?;
+            check_version(facts, &tools.scone(&version, None)?)?;
         }
         Ok(tools)
     }
 }
 
 /// Makes sure that the command line is this platform's, and says so if nobody supports it any more.
-fn check_version(facts: &Facts, version: &str) -> Result<(), Failure> {
-    let version = version.trim();
+fn check_version(facts: &Facts, said: &Finished) -> Result<(), Failure> {
+    let version = said.stdout.trim();
+    if !said.success() || version.is_empty() {
+        return Err(PlatformError::NoVersion { reason: said.reason() }.into());
+    }
     if version.starts_with("scone-sim") != facts.simulator {
         return Err(PlatformError::Another { version: version.to_owned(), platform: facts.name }.into());
     }
-    let major = version.split_whitespace().nth(1).and_then(|number| number.split('.').next()?.parse::<u32>().ok());
+    let major = version.split_whitespace().next_back().and_then(|number| number.split('.').next()?.parse::<u32>().ok());
     if major.is_some_and(|major| major < SUPPORTED) && !facts.simulator {
         static SAID: Once = Once::new();
         SAID.call_once(|| step(format!("'{version}' is out of support since 2025-10-31; SCONE 6.0 and newer are not")));

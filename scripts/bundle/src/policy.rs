@@ -154,9 +154,14 @@ pub fn options(tolerate: &BTreeSet<String>, ignore_advisories: &BTreeSet<String>
     tolerate.chain(ignore_advisories.iter().map(|what| format!(" --ignore-advisory {what}"))).collect()
 }
 
+/// Whether policies can tolerate what is called so.
+pub fn is_weakness(name: &str) -> bool {
+    TOLERABLE.contains(&name)
+}
+
 /// Checks a `--tolerate`.
 pub fn tolerable(text: &str) -> Result<String, String> {
-    if TOLERABLE.contains(&text) || text == NOTHING {
+    if is_weakness(text) || text == NOTHING {
         return Ok(text.to_owned());
     }
     Err(format!("must be one of {}, or '{NOTHING}'", TOLERABLE.join(", ")))
@@ -577,8 +582,8 @@ fn explain(account: &Account, session: &Session, refusal: Finished) -> Result<Fa
             return Ok(Failure::from(lost)
                 .hint(account.script("roll_forward", " --cas-wiped   # new secret, new volume, new sessions")));
         }
-        // CAS itself failed, which is no refusal.
-        _ if refusal.stderr.contains("HTTP error status code 5") => {
+        // CAS itself failed, or has too much to do, which is no refusal.
+        _ if ["5", "429"].iter().any(|status| refusal.stderr.contains(&format!("HTTP error status code {status}"))) => {
             let failed = PolicyError::NoAnswer { session: session_name, reason };
             return Ok(Failure::from(failed).hints(account.remedy(&refusal.stderr)));
         }

@@ -17,6 +17,8 @@ pub enum Answer {
     /// CAS cannot work: its disk is full, say.
     CasFailed,
     Measurement,
+    /// It is not signed for production, and is to run so.
+    Unsigned,
     /// Anything else that CAS refuses.
     Refused,
     /// Anything else that SCONE's runtime reports: it lacks something on this host.
@@ -46,7 +48,7 @@ const WORDS: &[(&str, Answer)] = &[
     ("the volume is in use", Answer::VolumeInUse),
     ("Unexpected enclave measurement", Answer::Measurement),
     ("CAS failed, see its log", Answer::CasFailed),
-    (NO_LAS, Answer::Host),
+    ("Cannot sign production enclave", Answer::Unsigned),
 ];
 
 /// What SCONE's runtime reports where CAS said no.
@@ -70,7 +72,8 @@ impl Answer {
     /// Judges a start that did not do what it was started for.
     pub fn of(finished: &Finished) -> Answer {
         // Where there is no enclave, it is the starter that says so.
-        let is_starter = finished.stderr.contains("[SCONE|ERROR]") && Answer::is_of_start(finished);
+        let is_starter = ["[SCONE|ERROR]", "[Error]"].iter().any(|mark| finished.stderr.contains(mark))
+            && Answer::is_of_start(finished);
         if is_starter || finished.stderr.contains("[SCONE|FATAL]") {
             let reason = finished.reason();
             let known = WORDS.iter().find(|(words, _)| reason.contains(words)).map(|(_, answer)| *answer);
@@ -80,7 +83,7 @@ impl Answer {
             return match known {
                 Some(known) => known,
                 None if unreachable => Answer::NoChannelToCas,
-                None if refused => Answer::Refused,
+                None if refused && !lacks_evidence(&finished.stderr) => Answer::Refused,
                 None => Answer::Host,
             };
         }
@@ -102,6 +105,13 @@ impl Answer {
     pub fn is_about_code(self) -> bool {
         matches!(self, Answer::CodeUsed | Answer::CodeInvalid | Answer::TooManyCodes)
     }
+}
+
+/// Whether an enclave reached no LAS, and so had no evidence that CAS could have refused: nothing else is said of why.
+pub fn lacks_evidence(stderr: &str) -> bool {
+    let is_explained = |words: &&str| stderr.contains(*words);
+    let looked_at = ["quote verification failed", "One-time Password"];
+    stderr.contains(NO_LAS) && !WORDS.iter().map(|(words, _)| words).chain(&looked_at).any(is_explained)
 }
 
 #[cfg(test)]

@@ -99,14 +99,14 @@ impl Tool {
     }
 
     /// `environment` is added to the script's own, from which `SCONE_CONFIG_ID` is taken: the `scone` command line is itself a
-    /// SCONE program, and nobody but the one service started here may see a code. With `SCONE_HASH` it would not run at all.
+    /// SCONE program, and nobody but the one service started here may see a code. With `SCONE_HASH` it would not run at all, with `SCONE_VERSION` print more than it is asked for.
     fn expression(&self, args: &[OsString], environment: &[(&str, &str)], streams: Option<Streams>) -> Expression {
         let mut command = duct::cmd(&self.path, args);
         for (name, value) in environment {
             command = command.env(name, value);
         }
         // duct: what is called first is applied last, so this takes away the caller's and not `environment`'s.
-        command = command.env_remove("SCONE_CONFIG_ID").env_remove("SCONE_HASH");
+        command = command.env_remove("SCONE_CONFIG_ID").env_remove("SCONE_HASH").env_remove("SCONE_VERSION");
         let command = match streams {
             None => command.stdin_null().stdout_capture().stderr_capture(),
             Some(streams) => command.stdin_file(streams.stdin).stdout_file(streams.stdout).stderr_file(streams.stderr),
@@ -119,7 +119,7 @@ impl Tool {
         Ok(Finished {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: visible(&mask(&String::from_utf8_lossy(&output.stderr))),
+            stderr: visible(&mask(&without_colours(&String::from_utf8_lossy(&output.stderr)))),
         })
     }
 
@@ -225,10 +225,7 @@ impl Finished {
         let cause = |line| str::strip_prefix(line, "Caused by: ").or(is_numbered(line).then_some(line));
         let begins = ["[SCONE|FATAL] ", "[SCONE|ERROR] ", "docker: ", "ERROR: ", "scone-sim: error: "];
         let complaint = || begins.into_iter().find_map(last);
-        // Whatever CAS says of an enclave that could give no evidence. The code it looks at first.
-        let no_evidence = lines().find_map(|line| line.find(NO_LAS).map(|at| &line[at..]));
         let innermost = lines().filter_map(cause).next_back();
-        let innermost = innermost.filter(|cause| cause.contains("One-time Password")).or(no_evidence).or(innermost);
         // What a colon announces stands in a line of its own (`Enclave hash does not match expectation:`).
         let announced = innermost.filter(|cause| cause.ends_with(':')).and_then(|cause| {
             lines().skip_while(|line| !line.ends_with(cause)).nth(1).map(|announced| format!("{cause} {announced}"))
@@ -237,8 +234,11 @@ impl Finished {
             let cause = innermost.or_else(complaint).or_else(|| lines().next_back());
             cause.map(str::to_owned)
         });
+        // What SCONE advises, but for where the enclave looked for CAS.
+        let notes =
+            lines().filter_map(|line| line.strip_prefix("Note: ")).filter(|note| !note.starts_with("Connecting"));
         match (cause, self.code) {
-            (Some(cause), _) => cause,
+            (Some(cause), _) => notes.fold(cause, |cause, note| format!("{cause} ({note})")),
             (None, Some(code)) => format!("it ended with status {code} and said nothing"),
             (None, None) => "it was ended by a signal".to_owned(),
         }
@@ -249,11 +249,25 @@ impl Finished {
         let reason = self.reason();
         let headline = self.stderr.lines().find_map(|line| line.strip_prefix("[SCONE|FATAL] "));
         let what = headline.map(|line| line.rsplit_once("enclave state: ").map_or(line, |(_, what)| what));
+        let warned = self.stderr.lines().find_map(|line| line.find(NO_LAS).map(|at| &line[at..]));
+        let warned = warned.map_or(String::new(), |warned| format!(" ({warned})"));
         match what {
-            Some(what) if !reason.contains(what) => format!("{what}: {reason}"),
-            _ => reason,
+            Some(what) if !reason.contains(what) => format!("{what}: {reason}{warned}"),
+            _ => reason + &warned,
         }
     }
+}
+
+/// Before SCONE 6.0.3 what its command line prints may be coloured, hashes too (reference/scone.md 10).
+pub(crate) fn without_colours(text: &str) -> String {
+    let mut parts = text.split("\u{1b}[");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |plain, part| {
+        // Parameters, and one letter.
+        let rest = part.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';');
+        let mut rest = rest.chars();
+        plain + if rest.next() == Some('m') { rest.as_str() } else { part }
+    })
 }
 
 /// SCONE's runtime prints `… using service ID session/service@code`.
@@ -288,6 +302,13 @@ mod tests {
     #[test]
     fn what_a_program_says_moves_no_cursor_and_hides_nothing() {
         assert_eq!(visible("a\tb\u{1b}[2Jc\rd\u{202e}e\nf"), "a\tb\u{fffd}[2Jc\u{fffd}d\u{fffd}e\nf");
+    }
+
+    #[test]
+    fn colours_are_taken_away_and_nothing_else() {
+        assert_eq!(without_colours("\u{1b}[1;32mab\u{1b}[0m\n"), "ab\n");
+        assert_eq!(without_colours("a[0mb"), "a[0mb");
+        assert_eq!(without_colours("\u{1b}[2Ja\u{1b}["), "2Ja");
     }
 
     #[test]
