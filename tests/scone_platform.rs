@@ -842,8 +842,15 @@ fn programs_are_told_the_host_alone_or_what_was_said_of_them() {
     assert_eq!(told(&host), "cas.example.com");
     let uploads = uploads(host.calls());
     assert!(uploads.iter().all(|call| call.has("--cas=cas.example.com:8081")));
-    host.script("create", &["--programs-cas", "cas.hello-scone"]).expect(0);
+    host.script("create", &["--programs-cas", "cas.hello-scone", "--network", "scone"]).expect(0);
     assert_eq!(told(&host), "cas.hello-scone");
+    // That stays, also on a CAS that was wiped.
+    for session in host.names(&host.home.path().join("cas")) {
+        fs::remove_file(host.home.path().join("cas").join(session)).unwrap();
+    }
+    host.script("roll_forward", &["--cas-wiped", "--yes"]).expect(0);
+    assert_eq!(told(&host), "cas.hello-scone");
+    assert_eq!(text(&host.state()["cas"]["network"]), "scone");
 }
 
 #[test]

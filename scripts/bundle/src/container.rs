@@ -18,6 +18,7 @@ use crate::failure::{Concern, Exit, Failure};
 use crate::handover::{Handover, give};
 use crate::interrupt;
 use crate::platform::Tools;
+use crate::refusal::UNSIGNED;
 use crate::state::State;
 use crate::step;
 use crate::tool::{Finished, Running, Streams, Tool};
@@ -156,7 +157,7 @@ impl Tools {
         let finished = self.engine.run(&args, &[("SCONE_HASH", "1")])?;
         let id = image_id.to_owned();
         if !finished.success() {
-            let unsigned = finished.stderr.contains("Cannot sign production enclave");
+            let unsigned = finished.stderr.contains(UNSIGNED);
             let signing = unsigned.then(|| format!("{}   # signs it for production", self.facts.image_missing));
             return Err(Failure::from(ImageError::NotMeasured { id, reason: finished.reason() }).hints(signing));
         }
@@ -210,7 +211,7 @@ impl Tools {
         let finished = limited(&self.engine, &args, &name, patience)?;
         let printed = finished.stdout.strip_suffix('\n').unwrap_or(&finished.stdout);
         // One that is not signed for production may say just that: when it is measured, that is told.
-        let is_unsigned = finished.stderr.contains("Cannot sign production enclave");
+        let is_unsigned = finished.stderr.contains(UNSIGNED);
         Ok(is_unsigned || (finished.success() && is_sha256(printed)))
     }
 

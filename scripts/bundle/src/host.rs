@@ -5,7 +5,7 @@ use std::fs;
 use crate::account::Account;
 use crate::hint::quoted;
 use crate::policy::{self, DEBUG_MODE};
-use crate::refusal::lacks_evidence;
+use crate::refusal::{UNSIGNED, lacks_evidence};
 
 /// What switches user namespaces off or takes their use away: the setting, the value that does, and one that does not.
 const RESTRICTIONS: &[(&str, &str, &str)] = &[
@@ -30,7 +30,7 @@ impl Account {
                     .to_owned(),
             );
         }
-        if ["Cannot sign production enclave", "Debug mode is enabled"].iter().any(|words| said.contains(words)) {
+        if [UNSIGNED, "Debug mode is enabled"].iter().any(|words| said.contains(words)) {
             return Some(if self.state.attestation.insecure_test_cas {
                 let tolerated = self.state.tolerate.iter().cloned().chain([DEBUG_MODE.to_owned()]).collect();
                 let options = policy::options(&tolerated, &self.state.ignore_advisories);

@@ -35,6 +35,9 @@ pub enum Answer {
     Ended,
 }
 
+/// What SCONE's runtime says of a program that is not signed, and is to run in production mode.
+pub(crate) const UNSIGNED: &str = "Cannot sign production enclave";
+
 /// SCONE's words behind `[SCONE|FATAL]`, the simulator's where SCONE documents none. The first that is found counts.
 const WORDS: &[(&str, Answer)] = &[
     ("One-time Password was already used", Answer::CodeUsed),
@@ -48,15 +51,14 @@ const WORDS: &[(&str, Answer)] = &[
     ("the volume is in use", Answer::VolumeInUse),
     ("Unexpected enclave measurement", Answer::Measurement),
     ("CAS failed, see its log", Answer::CasFailed),
-    ("Cannot sign production enclave", Answer::Unsigned),
+    (UNSIGNED, Answer::Unsigned),
 ];
 
 /// What SCONE's runtime reports where CAS said no.
 const REFUSALS: &[&str] = &["Attestation failed", "CAS did not take the volume's new tag"];
 
 /// What SCONE's runtime reports where the program never ran.
-const NOT_STARTED: &[&str] =
-    &["Could not initialize enclave state", "Could not create enclave", "Cannot sign production enclave"];
+const NOT_STARTED: &[&str] = &["Could not initialize enclave state", "Could not create enclave", UNSIGNED];
 
 /// otpqr's exit codes, and docker's own.
 const CODES: &[(i32, Answer)] = &[

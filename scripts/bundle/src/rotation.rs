@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::account::Account;
+use crate::cas::Cas;
 use crate::code::{Presentation, Source};
 use crate::failure::{Concern, Exit, Failure};
 use crate::hint;
@@ -412,8 +413,14 @@ impl Rotation {
         let old_label = self.account.state.label();
         // Asked before the command line trusts that CAS, and can ask it what it holds.
         self.confirm(format!("Trust the CAS at '{address}', and upload account '{}' anew to it?", self.account.name))?;
-        self.account.state.cas =
-            self.account.tools.attest(&address, simulated, None, &self.account.state.attestation)?;
+        let cas = self.account.tools.attest(&address, simulated, None, &self.account.state.attestation)?;
+        self.account.state.cas = if self.account.tools.simulator.is_some() {
+            cas
+        } else {
+            // Where programs find it was said.
+            let State { cas: Cas { enclave_address, network, .. }, .. } = self.account.state.clone();
+            Cas { enclave_address, network, ..cas }
+        };
         let lock = self.account.lock()?.passed_on()?;
         self.check_wiped()?;
         discard(&self.account, &lock)?;
