@@ -108,7 +108,7 @@ fn an_account_s_life_on_scone_is_rehearsed_and_its_report_says_that_it_is_a_rehe
     // Not any CAS: what is wrong ends it, and is in the report.
     let (refused, report) = rehearsal.make(&format!("--mrenclave {}", "0".repeat(64)));
     assert_ne!(refused.code, Some(0));
-    assert!(report.contains("\n1 of 2 steps were as expected. It stopped at"), "{report}");
+    assert!(report.contains("\n1 of 2 steps were as expected. Something was wrong"), "{report}");
     assert!(report.contains("| **wrong** | create.rs attests CAS"), "{report}");
     assert!(report.contains("Enclave hash does not match expectation"), "{report}");
 

@@ -126,20 +126,25 @@ struct Run {
 const TIME_STEP: u64 = 30;
 
 impl Run {
-    /// `None`: it could not go on.
+    /// `None`: something was wrong, or it could not go on.
     fn life(&mut self) -> Option<()> {
         let templates = repository().join("templates");
         let copied = Ended::of(Command::new("cp").arg("-a").args([&templates, self.root.path()]).output());
         self.expect("the policies' templates are at hand", copied, 0, "")?;
         self.create()?;
         let first = self.issue()?;
-        // First: a gate goes by this host's clock, whatever CAS's is.
-        self.program(&first)?;
-        self.attack_the_volume()?;
-        self.attack_the_program()?;
-        self.codes(&first)?;
-        self.roll_forward(&first)?;
-        self.what_is_left_open()
+        // What is wrong in one does not keep the others from telling. First: a gate goes by this host's clock, whatever CAS's is.
+        let chapters: [fn(&mut Run, &Account) -> Option<()>; 6] = [
+            Run::program,
+            Run::attack_the_volume,
+            Run::attack_the_program,
+            Run::codes,
+            Run::roll_forward,
+            Run::what_is_left_open,
+        ];
+        let done =
+            chapters.into_iter().map(|chapter| if interrupt::is_interrupted() { None } else { chapter(self, &first) });
+        done.fold(Some(()), |all, each| all.and(each))
     }
 
     fn create(&mut self) -> Option<()> {
@@ -163,29 +168,31 @@ impl Run {
         Some(account)
     }
 
-    fn attack_the_volume(&mut self) -> Option<()> {
+    fn attack_the_volume(&mut self, _: &Account) -> Option<()> {
         self.copy_volume("genuine")?;
-        for (what, deed) in [
-            ("its files deleted", "rm -rf \"$1\"/* && : \"$2\""),
-            ("a copy from before the once-marker put back", "rm -rf \"$1\" && cp -a \"$2\" \"$1\""),
-        ] {
-            let volume = self.volume();
-            let older = self.root.path().join("before-the-marker");
-            let done = Ended::of(Command::new("sh").args(["-c", deed, "sh"]).args([&volume, &older]).output());
-            self.expect(&format!("the volume: {what}"), done, 0, "")?;
-            let refused = self.script("gen_qr", &["--no-confirm", "--output", "stolen.svg"], "");
-            self.found.push((format!("The runtime's words, the volume with {what}"), refused.words()));
-            self.expect("gen_qr.rs is refused", refused, 5, "the volume was refused")?;
-            self.expect_absent("stolen.svg")?;
-        }
-        let volume = self.volume();
+        let deleted = self.attack_by("its files deleted", "rm -rf \"$1\"/* && : \"$2\"", "genuine");
         let back = "rm -rf \"$1\" && cp -a \"$2\" \"$1\"";
-        let genuine = self.root.path().join("genuine");
-        let done = Ended::of(Command::new("sh").args(["-c", back, "sh"]).args([&volume, &genuine]).output());
-        self.expect("the volume is put back", done, 0, "")
+        let older = self.attack_by("a copy from before the once-marker put back", back, "before-the-marker");
+        let restored = self.deed("the volume is put back", back, "genuine");
+        restored.and(deleted).and(older)
     }
 
-    fn attack_the_program(&mut self) -> Option<()> {
+    fn attack_by(&mut self, what: &str, deed: &str, copy: &str) -> Option<()> {
+        self.deed(&format!("the volume: {what}"), deed, copy)?;
+        let refused = self.script("gen_qr", &["--no-confirm", "--output", "stolen.svg"], "");
+        self.found.push((format!("The runtime's words, the volume with {what}"), refused.words()));
+        let is_absent = self.expect_absent("stolen.svg");
+        self.expect("gen_qr.rs is refused", refused, 5, "the volume was refused").and(is_absent)
+    }
+
+    /// What a shell does with the volume, `$1`, and a copy of it, `$2`.
+    fn deed(&mut self, what: &str, deed: &str, copy: &str) -> Option<()> {
+        let (volume, copy) = (self.volume(), self.root.path().join(copy));
+        let done = Ended::of(Command::new("sh").args(["-c", deed, "sh"]).args([&volume, &copy]).output());
+        self.expect(what, done, 0, "")
+    }
+
+    fn attack_the_program(&mut self, _: &Account) -> Option<()> {
         let another = self.by_hand("otpqr/otpqr", "/bin/gate", true);
         self.refused(
             "another program of the image, by hand, under otpqr's policy",
@@ -286,7 +293,7 @@ impl Run {
     }
 
     /// On a session of its own, below the account's namespace.
-    fn what_is_left_open(&mut self) -> Option<()> {
+    fn what_is_left_open(&mut self, _: &Account) -> Option<()> {
         let name = format!("{}/acceptance", self.namespace());
         let file = self.root.path().join("probe.yml").display().to_string();
         let cas = format!("--cas={}", self.args.cas);
@@ -530,7 +537,7 @@ impl Run {
         };
         let title = rehearsal.map_or("Acceptance on SCONE".to_owned(), |why| format!("REHEARSAL: {why}"));
         let right = self.steps.iter().filter(|step| step.is_right).count();
-        let ended = if whole { "It went to its end" } else { "It stopped at what is wrong below, or was interrupted" };
+        let ended = if whole { "It went to its end" } else { "Something was wrong, or it was interrupted" };
         let mut text = format!("# {title}\n\n{right} of {} steps were as expected. {ended}.\n\n", self.steps.len());
         let tool = |run: &Run, name: &str, args: &[&str]| run.tool(name, args, "").stdout.trim().to_owned();
         let git = ["-C", env!("CARGO_MANIFEST_DIR"), "describe", "--always", "--dirty"];
