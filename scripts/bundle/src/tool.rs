@@ -314,11 +314,12 @@ mod tests {
     #[test]
     fn the_reason_is_the_innermost_cause_else_the_first_complaint_else_the_last_line() {
         assert_eq!(finished("[SCONE|FATAL] failed\n  Caused by: a\n  Caused by: b\nmore\n").reason(), "b");
-        let several =
-            "[SCONE|FATAL] failed\n    Caused by: none\n    Error 1 of 2: a\n    Error 2 of 2: b\nNote: more\n";
+        let several = "[SCONE|FATAL] failed\n    Caused by: none\n    Error 1 of 2: a\n    Error 2 of 2: b\nNote: Connecting to CAS\n";
         assert_eq!(finished(several).reason(), "Error 2 of 2: b");
         let announced = "Error: failed\nCaused by: Hash does not match expectation:\n1234\n";
         assert_eq!(finished(announced).reason(), "Hash does not match expectation: 1234");
+        let advised = "[SCONE|FATAL] failed\n  Caused by: weak\nNote: Do that\nNote: Connecting to CAS at a\n";
+        assert_eq!(finished(advised).reason(), "weak (Do that)");
         assert_eq!(finished("docker: no such image\nSee 'docker run --help'.\n").reason(), "no such image");
         assert_eq!(finished("one\ntwo\n\n").reason(), "two");
         let frame = "[SCONE|FATAL] a.c:1: Could not initialize enclave state: Opening failed\n  Caused by: full\n";
