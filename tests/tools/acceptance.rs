@@ -142,9 +142,11 @@ impl Run {
             Run::roll_forward,
             Run::what_is_left_open,
         ];
-        let done =
-            chapters.into_iter().map(|chapter| if interrupt::is_interrupted() { None } else { chapter(self, &first) });
-        done.fold(Some(()), |all, each| all.and(each))
+        let mut done = Some(());
+        for chapter in chapters.into_iter().take_while(|_| !interrupt::is_interrupted()) {
+            done = chapter(self, &first).and(done);
+        }
+        done.filter(|()| !interrupt::is_interrupted())
     }
 
     fn create(&mut self) -> Option<()> {
