@@ -804,6 +804,40 @@ fn cas_is_attested_as_it_was_asked_for_and_anew_only_if_that_changes_or_it_is_no
 }
 
 #[test]
+fn what_weakens_is_said_in_each_run_and_by_doctor() {
+    for (options, words) in [
+        (&["--insecure-test-cas"][..], "whoever runs it can read every secret in it"),
+        (&["-G"], "SCONE calls that dangerous"),
+        (&["--allow-cas-owner-secret-access"], "CAS's owner may read every secret in it"),
+        (&["--tolerate", "debug-mode"], "everything in such an enclave can be read"),
+    ] {
+        let host = Host::new();
+        host.script("create", &[&["--cas", "cas.example.com"], options].concat()).expect(0).saying(words);
+        host.script("create", &[]).expect(0).saying(words);
+        host.script("gen_qr", &["--no-confirm"]).expect(0).saying(words);
+        let report = host.script("doctor", &[]).stdout;
+        assert!(
+            report
+                .lines()
+                .any(|line| line.starts_with("wrong ") && (line.contains("can read") || line.contains(words))),
+            "{report}"
+        );
+    }
+    // What does not weaken is not said.
+    let host = Host::new();
+    let production = ["--cas", "cas.example.com", "-CS", "--mrenclave", MEASUREMENT];
+    let created = host.script("create", &production).expect(0);
+    assert!(!created.stderr.contains("read") && !created.stderr.contains("dangerous"), "{created:?}");
+    assert!(
+        created
+            .stdout
+            .contains("\n  attested   --accept-configuration-needed --accept-sw-hardening-needed --mrenclave=")
+    );
+    let anew = host.script("create", &["--mrenclave", &"0".repeat(64)]).expect(0);
+    anew.saying("attesting CAS anew: --mrenclave=000").saying("in the place of: --accept-configuration-needed");
+}
+
+#[test]
 fn programs_find_cas_and_las_in_the_network_that_was_named() {
     let started = |host: &Host| -> Vec<Option<String>> {
         let runs = host.calls().into_iter().filter(|call| call.what() == "docker run");

@@ -272,6 +272,7 @@ impl Tools {
             let is_same = self.simulator.is_none() && Some(how) == before;
             is_same && self.pinned_key(&known.address).is_ok_and(|key| key == known.key)
         };
+        how.weaknesses().into_iter().for_each(step);
         if let Some(known) = known.filter(is_pinned) {
             return Ok((place.applied(known.clone()), how.clone()));
         }
@@ -292,7 +293,6 @@ impl Tools {
         };
         let check = |found: &Cas| known.map_or(Ok(()), |known| known.check_same(found, account));
         simulated.as_ref().map_or(Ok(()), check)?;
-        how.weaknesses().into_iter().for_each(step);
         let cas = self.attest(&address, simulated, known, how)?;
         check(&cas)?;
         Ok((place.applied(cas), how.clone()))
