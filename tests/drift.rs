@@ -208,6 +208,16 @@ fn scripts_keep_lf_in_every_checkout() {
     assert!(altered.is_empty(), "{altered:#?}");
 }
 
+/// SCONE below 6.0 is out of support (docs/reference/scone.md 10).
+#[test]
+fn the_cross_compiler_is_pinned_to_a_version_that_is_supported() {
+    let dockerfile = read("Dockerfile.otpqr");
+    let pinned = dockerfile.lines().find_map(|line| line.strip_prefix("ARG SCONE_CROSSCOMPILER=")).unwrap();
+    let (_, version) = pinned.rsplit_once(':').unwrap();
+    let numbers: Vec<u32> = version.split('.').map(|number| number.parse().unwrap()).collect();
+    assert!(numbers.len() == 3 && numbers[0] >= 6, "{pinned}");
+}
+
 /// What their code uses is clippy's to deny (`make check`).
 #[test]
 fn no_lock_of_a_confidential_program_needs_a_rustc_newer_than_the_one_of_scone_s_cross_compiler() {
