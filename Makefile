@@ -12,7 +12,7 @@ SEPARATOR := $(shell printf '\037')
 sim bin programs: export CARGO_ENCODED_RUSTFLAGS := -Ctarget-feature=+crt-static$(SEPARATOR)--remap-path-prefix=$(or $(CARGO_HOME),$(HOME)/.cargo)=cargo$(SEPARATOR)--remap-path-prefix=$(CURDIR)=otpqr
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test attacks soak bench bench-run fuzz check image scone can-sign scone-acceptance sim programs can-link-statically rust-script warm bin clean
+.PHONY: help demo test attacks soak bench bench-run fuzz check image scone can-sign scone-acceptance can-attest sim programs can-link-statically rust-script warm bin clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -84,9 +84,10 @@ can-sign:
 	@[ -r "$(SIGNING_KEY)" ] || { echo "name the key that signs: make scone SIGNING_KEY=FILE (a new one: openssl genrsa -3 -out FILE 3072)" >&2; exit 2; }
 SCONE_IMAGE := otpqr:scone
 
-scone-acceptance: warm ## an account's life on a SCONE CAS, and a report: CAS=ADDRESS CREATE='-CS --mrenclave HEX' REPORT=acceptance-report.md
-	@[ -n "$(CAS)" ] || { echo "name the CAS: make scone-acceptance CAS=ADDRESS (and how it is attested: CREATE='-CS --mrenclave HEX')" >&2; exit 2; }
+scone-acceptance: can-attest warm ## an account's life on a SCONE CAS, and a report: CAS=ADDRESS CREATE='-CS --mrenclave HEX' REPORT=acceptance-report.md
 	cargo run --locked --quiet --example acceptance -- --cas "$(CAS)" --image $(SCONE_IMAGE) --report "$(REPORT)" $(if $(CLOCK),--clock "$(CLOCK)") -- $(CREATE)
+can-attest:
+	@[ -n "$(CAS)" ] || { echo "name the CAS: make scone-acceptance CAS=ADDRESS (and how it is attested: CREATE='-CS --mrenclave HEX')" >&2; exit 2; }
 REPORT := acceptance-report.md
 
 ISVPRODID := 0
